@@ -1,0 +1,60 @@
+//! Read, write and replay Linux IMA measurement lists.
+//!
+//! A *measurement list* is what the Linux kernel's Integrity Measurement Architecture shows in
+//! `/sys/kernel/security/ima/binary_runtime_measurements`: one [`Record`] after the other, no
+//! header, no count. This crate knows what a record is and what records prove:
+//!
+//! - [`Record`] borrows one record from a slice, [`RecordBuf`] owns one, [`Decoder`] cuts a stream
+//!   of bytes into records, whatever the chunks it arrives in;
+//! - [`Record::template_digest`] computes the digest of any [`Bank`] from the template data;
+//! - [`Record::write_ascii`] and [`Record::write_binary`] give, byte for byte, what the kernel's
+//!   file of a bank holds;
+//! - [`Replay`] folds records into a PCR value, [`PrefixSearch`] finds how many records lead to
+//!   given PCR values.
+//!
+//! It does no I/O and knows nothing about where records come from.
+//!
+//! ```
+//! use ima_log::{Bank, Decoder, Extend, Format, RecordBuf, Replay};
+//!
+//! let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[b"#!/bin/sh\n"]), b"/usr/bin/true");
+//! let mut decoder = Decoder::new(Format::native(Bank::Sha1));
+//! decoder.feed(record.as_bytes());
+//!
+//! let mut pcr = Replay::new(Bank::Sha256, Extend::Own);
+//! while let Some(record) = decoder.next_record()? {
+//!     assert_eq!(record.event_name(), Some(&b"/usr/bin/true"[..]));
+//!     pcr.extend(&record);
+//! }
+//! decoder.finish()?;
+//! println!("PCR 10: {}", pcr.value());
+//! # Ok::<(), ima_log::ParseError>(())
+//! ```
+//!
+//! Sources: the kernel's `Documentation/security/IMA-templates.rst`; TCG PC Client Platform
+//! Firmware Profile (PCR use); TPM 2.0 Library Part 3, `TPM2_PCR_Extend`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod ascii;
+mod build;
+mod decoder;
+mod digest;
+mod error;
+mod record;
+mod replay;
+mod template;
+
+pub use build::RecordBuf;
+pub use decoder::Decoder;
+pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
+pub use error::{ParseError, ParseErrorKind};
+pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
+pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
+pub use template::{Field, FieldKind, Fields, Template};
+
+/// The PCR that IMA extends unless a policy rule says otherwise
+/// (`CONFIG_IMA_MEASURE_PCR_IDX`, default 10).
+pub const IMA_PCR: u32 = 10;

@@ -1,0 +1,303 @@
+use alloc::vec::Vec;
+
+use crate::{Bank, Digest, Fields, ParseErrorKind, Template, template};
+
+/// The longest template name taken, in bytes. The kernel builds names of at most 15 field ids of
+/// at most 16 characters with a separator between them.
+pub const MAX_NAME: usize = 15 * 17;
+
+/// The largest template data taken, in bytes. The kernel sets no limit; its largest fields are
+/// kexec command lines, keys and signatures of a few KiB, so this leaves room and still keeps a
+/// lying length from claiming memory.
+pub const MAX_TEMPLATE_DATA: usize = 16 << 20;
+
+/// The byte order of the integers in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endian {
+    /// Least significant byte first: x86, Arm, RISC-V, POWER LE; anything with `ima_canonical_fmt`.
+    Little,
+    /// Most significant byte first: s390x and other big-endian kernels.
+    Big,
+}
+
+/// What must be known about a binary list to read it, since nothing in it tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Format {
+    /// Which bank's file it is: the width of the template digests. `binary_runtime_measurements`
+    /// is the sha1 form.
+    pub bank: Bank,
+    /// The byte order.
+    pub endian: Endian,
+}
+
+/// One record of a measurement list, borrowed from its binary form.
+///
+/// In a record only the template data is protected by the PCR; the PCR index, the template's name
+/// and the printed digest are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    bytes: &'a [u8],
+    format: Format,
+    pcr: u32,
+    template: Template<'a>,
+    data: &'a [u8],
+}
+
+impl Endian {
+    /// This machine's byte order, which is the byte order of its kernel's lists.
+    pub const fn native() -> Endian {
+        if cfg!(target_endian = "big") { Endian::Big } else { Endian::Little }
+    }
+
+    /// Tells the byte order from the beginning of a list: its first four bytes are a PCR index,
+    /// and a TPM has no PCR that is the same small number in both orders. `None` if there are
+    /// fewer than four bytes or the index is no PCR of a TPM (0 to 23) in either order.
+    pub fn detect(list: &[u8]) -> Option<Endian> {
+        let first = list.first_chunk::<4>()?;
+        [Endian::Little, Endian::Big].into_iter().find(|endian| endian.u32(*first) < 24)
+    }
+
+    /// Reads an integer.
+    pub const fn u32(self, bytes: [u8; 4]) -> u32 {
+        match self {
+            Endian::Little => u32::from_le_bytes(bytes),
+            Endian::Big => u32::from_be_bytes(bytes),
+        }
+    }
+
+    /// Writes an integer.
+    pub const fn bytes(self, value: u32) -> [u8; 4] {
+        match self {
+            Endian::Little => value.to_le_bytes(),
+            Endian::Big => value.to_be_bytes(),
+        }
+    }
+}
+
+impl Format {
+    /// The file of `bank` as this machine's kernel writes it.
+    pub const fn native(bank: Bank) -> Format {
+        Format { bank, endian: Endian::native() }
+    }
+}
+
+impl<'a> Record<'a> {
+    /// Reads the record that `list` begins with. `Ok(None)` means that it is cut off where `list`
+    /// ends: give more bytes, or if there are none, the list is truncated (a [`crate::Decoder`]
+    /// does this for you). Constant time but for the template `ima`, whose digest is checked.
+    ///
+    /// # Errors
+    /// [`ParseErrorKind`] when no continuation of `list` can be a record.
+    pub fn parse_prefix(
+        list: &'a [u8],
+        format: Format,
+    ) -> Result<Option<Record<'a>>, ParseErrorKind> {
+        let mut cursor = Cursor { rest: list, endian: format.endian };
+        let Some(pcr) = cursor.u32() else { return Ok(None) };
+        let Some(printed) = cursor.take(format.bank.size()) else { return Ok(None) };
+        let Some(name_len) = cursor.u32() else { return Ok(None) };
+        if !(1..=MAX_NAME as u32).contains(&name_len) {
+            return Err(ParseErrorKind::NameLength(name_len));
+        }
+        let Some(name) = cursor.take(name_len as usize) else { return Ok(None) };
+        if !name.iter().all(u8::is_ascii_graphic) {
+            return Err(ParseErrorKind::NameBytes);
+        }
+        let template = Template::from_name(name);
+
+        let data = if template == Template::Ima {
+            template::ima_data(cursor.rest, printed, format)?
+        } else {
+            match cursor.u32() {
+                Some(len) if len as usize > MAX_TEMPLATE_DATA => {
+                    return Err(ParseErrorKind::DataLength(len));
+                }
+                Some(len) => cursor.take(len as usize),
+                None => None,
+            }
+        };
+        let Some(data) = data else { return Ok(None) };
+        if template != Template::Ima {
+            template.check_data(data, format.endian)?;
+        }
+        // `data` is a subslice of `list` at its very end of the record.
+        let len = data.as_ptr().addr() - list.as_ptr().addr() + data.len();
+        Ok(Some(Record { bytes: &list[..len], format, pcr, template, data }))
+    }
+
+    /// The whole record as it stands in the list.
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The form this record was read in.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The PCR this record says it extended. Not authenticated.
+    pub fn pcr(&self) -> u32 {
+        self.pcr
+    }
+
+    /// The template. Not authenticated.
+    pub fn template(&self) -> Template<'a> {
+        self.template
+    }
+
+    /// The template data: for `ima` the file digest and the name as serialized, for all others the
+    /// fields, each behind its length.
+    pub fn template_data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// The fields of the template data.
+    pub fn fields(&self) -> Fields<'a> {
+        Fields::new(self.template, self.data, self.format.endian)
+    }
+
+    /// The name of what was measured (fields `n`, `n-ng`) without its terminating NUL: mostly a
+    /// path, of any bytes.
+    pub fn event_name(&self) -> Option<&'a [u8]> {
+        template::event_name(self.fields())
+    }
+
+    /// The digest as the list has it, in the form's bank. Not authenticated; see
+    /// [`Record::template_digest`].
+    pub fn printed_digest(&self) -> Digest {
+        // The bounds were checked by `parse_prefix`.
+        Digest::from_slice(self.format.bank, &self.bytes[4..4 + self.format.bank.size()])
+            .unwrap_or(Digest::zero(self.format.bank))
+    }
+
+    /// Whether this record marks a violation: its printed digest is all zeros, and the PCR was
+    /// extended with all ones.
+    pub fn is_violation(&self) -> bool {
+        self.bytes[4..4 + self.format.bank.size()].iter().all(|byte| *byte == 0)
+    }
+
+    /// The template digest in `bank`, computed from the template data; zeros for a violation.
+    /// Linear in the template data. This is the work the kernel does when it measures.
+    pub fn template_digest(&self, bank: Bank) -> Digest {
+        if self.is_violation() {
+            return Digest::zero(bank);
+        }
+        self.data_digest(bank)
+    }
+
+    /// Whether the printed digest is the one of the template data. A violation's is not compared.
+    /// A list of a bank that the kernel extends with zero-padded SHA-1 shows that digest instead
+    /// of its own; both are right.
+    pub fn digest_is_right(&self) -> bool {
+        if self.is_violation() {
+            return true;
+        }
+        let printed = self.printed_digest();
+        let bank = self.format.bank;
+        printed == self.data_digest(bank)
+            || (bank != Bank::Sha1 && printed == self.data_digest(Bank::Sha1).padded_to(bank))
+    }
+
+    /// Appends this record as the kernel's binary file of `bank` holds it. In the form's own bank
+    /// the bytes are kept as they are; otherwise the digest is computed.
+    pub fn write_binary(&self, bank: Bank, out: &mut Vec<u8>) {
+        if bank == self.format.bank {
+            out.extend_from_slice(self.bytes);
+            return;
+        }
+        out.extend_from_slice(&self.bytes[..4]);
+        out.extend_from_slice(self.template_digest(bank).as_bytes());
+        out.extend_from_slice(&self.bytes[4 + self.format.bank.size()..]);
+    }
+
+    fn data_digest(&self, bank: Bank) -> Digest {
+        if self.template == Template::Ima {
+            template::ima_digest(bank, self.data, self.format.endian)
+        } else {
+            bank.hash(&[self.data])
+        }
+    }
+}
+
+/// Takes integers and slices off the front, `None` at the end.
+pub(crate) struct Cursor<'a> {
+    pub(crate) rest: &'a [u8],
+    pub(crate) endian: Endian,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        let (head, rest) = self.rest.split_first_chunk::<4>()?;
+        self.rest = rest;
+        Some(self.endian.u32(*head))
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some(head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RecordBuf;
+
+    fn sample() -> RecordBuf {
+        RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[b"file"]), b"/bin/sh")
+    }
+
+    #[test]
+    fn every_truncation_is_incomplete() {
+        let record = sample();
+        let bytes = record.as_bytes();
+        for len in 0..bytes.len() {
+            assert_eq!(Record::parse_prefix(&bytes[..len], record.format()), Ok(None), "{len}");
+        }
+        let parsed = Record::parse_prefix(bytes, record.format()).unwrap().unwrap();
+        assert_eq!(parsed.as_bytes(), bytes);
+    }
+
+    #[test]
+    fn lying_lengths_are_refused_before_anything_is_read() {
+        let mut bytes = sample().into_bytes();
+        bytes[24..28].copy_from_slice(&u32::MAX.to_ne_bytes());
+        assert_eq!(
+            Record::parse_prefix(&bytes, Format::native(Bank::Sha1)),
+            Err(ParseErrorKind::NameLength(u32::MAX))
+        );
+        let mut bytes = sample().into_bytes();
+        bytes[34..38].copy_from_slice(&u32::MAX.to_ne_bytes());
+        assert_eq!(
+            Record::parse_prefix(&bytes, Format::native(Bank::Sha1)),
+            Err(ParseErrorKind::DataLength(u32::MAX))
+        );
+        let mut bytes = sample().into_bytes();
+        bytes[38..42].copy_from_slice(&1000u32.to_ne_bytes());
+        assert!(matches!(
+            Record::parse_prefix(&bytes, Format::native(Bank::Sha1)),
+            Err(ParseErrorKind::FieldLength { field: 0, claimed: 1000, .. })
+        ));
+    }
+
+    #[test]
+    fn byte_order_is_told_by_the_first_pcr() {
+        assert_eq!(Endian::detect(&[10, 0, 0, 0]), Some(Endian::Little));
+        assert_eq!(Endian::detect(&[0, 0, 0, 10]), Some(Endian::Big));
+        assert_eq!(Endian::detect(&[0, 0, 0]), None);
+        assert_eq!(Endian::detect(b"10 a"), None);
+    }
+
+    #[test]
+    fn other_banks_are_computed() {
+        let record = sample();
+        let mut sha256 = alloc::vec::Vec::new();
+        record.record().write_binary(Bank::Sha256, &mut sha256);
+        let parsed = Record::parse_prefix(&sha256, Format::native(Bank::Sha256)).unwrap().unwrap();
+        assert!(parsed.digest_is_right());
+        let mut sha1 = alloc::vec::Vec::new();
+        parsed.write_binary(Bank::Sha1, &mut sha1);
+        assert_eq!(sha1, record.as_bytes());
+    }
+}

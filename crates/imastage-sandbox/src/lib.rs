@@ -1,0 +1,1 @@
+//! IMA in user space: the embedded list behind a FUSE securityfs.

@@ -1,0 +1,1 @@
+//! The kernel's measurement list as a client sees it.

@@ -1,0 +1,1 @@
+//! TPM: PCR read and extend, attestation key, quote; swtpm.

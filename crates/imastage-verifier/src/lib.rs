@@ -1,0 +1,1 @@
+//! Appraisal of evidence: quote and records to a verdict and a resume token.
