@@ -15,6 +15,42 @@ pub struct Decoder {
     offset: u64,
 }
 
+/// The records of a list that is wholly in memory, in order. Ends after the first error.
+#[derive(Clone, Debug)]
+pub struct Records<'a> {
+    list: &'a [u8],
+    format: Format,
+    records: u64,
+    offset: usize,
+}
+
+impl<'a> Records<'a> {
+    /// The records of `list`.
+    pub fn new(list: &'a [u8], format: Format) -> Records<'a> {
+        Records { list, format, records: 0, offset: 0 }
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, ParseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.list.get(self.offset..).filter(|rest| !rest.is_empty())?;
+        let kind = match Record::parse_prefix(rest, self.format) {
+            Ok(Some(record)) => {
+                self.records += 1;
+                self.offset += record.as_bytes().len();
+                return Some(Ok(record));
+            }
+            Ok(None) => truncated(rest.len()),
+            Err(kind) => kind,
+        };
+        let error = ParseError { record: self.records, offset: self.offset as u64, kind };
+        self.offset = self.list.len();
+        Some(Err(error))
+    }
+}
+
 impl Decoder {
     /// A decoder at the beginning of a list.
     pub fn new(format: Format) -> Decoder {
@@ -51,11 +87,10 @@ impl Decoder {
     /// # Errors
     /// [`ParseErrorKind::Truncated`] when it ended inside a record.
     pub fn finish(&self) -> Result<(), ParseError> {
-        let found = (self.buffer.len() - self.start) as u64;
-        if found == 0 {
-            return Ok(());
+        match self.pending().len() {
+            0 => Ok(()),
+            found => Err(self.error(truncated(found))),
         }
-        Err(self.error(ParseErrorKind::Truncated { needed: found + 1, found }))
     }
 
     /// How many records came out so far.
@@ -76,6 +111,11 @@ impl Decoder {
     fn error(&self, kind: ParseErrorKind) -> ParseError {
         ParseError { record: self.records, offset: self.offset, kind }
     }
+}
+
+/// What a list of which `found` bytes are left, too few for a record, suffers from.
+fn truncated(found: usize) -> ParseErrorKind {
+    ParseErrorKind::Truncated { needed: found as u64 + 1, found: found as u64 }
 }
 
 #[cfg(test)]
@@ -112,13 +152,17 @@ mod tests {
         decoder.feed(&first);
         decoder.feed(&first[..7]);
         while decoder.next_record().unwrap().is_some() {}
-        assert_eq!(
-            decoder.finish(),
-            Err(ParseError {
-                record: 1,
-                offset: first.len() as u64,
-                kind: ParseErrorKind::Truncated { needed: 8, found: 7 }
-            })
-        );
+        let expected = ParseError {
+            record: 1,
+            offset: first.len() as u64,
+            kind: ParseErrorKind::Truncated { needed: 8, found: 7 },
+        };
+        assert_eq!(decoder.finish(), Err(expected.clone()));
+
+        let list = [&first[..], &first[..7]].concat();
+        let mut records = Records::new(&list, Format::native(Bank::Sha1));
+        assert_eq!(records.next().unwrap().unwrap().as_bytes(), first);
+        assert_eq!(records.next(), Some(Err(expected)));
+        assert_eq!(records.next(), None);
     }
 }

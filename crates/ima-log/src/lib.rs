@@ -4,8 +4,9 @@
 //! `/sys/kernel/security/ima/binary_runtime_measurements`: one [`Record`] after the other, no
 //! header, no count. This crate knows what a record is and what records prove:
 //!
-//! - [`Record`] borrows one record from a slice, [`RecordBuf`] owns one, [`Decoder`] cuts a stream
-//!   of bytes into records, whatever the chunks it arrives in;
+//! - [`Record`] borrows one record from a slice, [`RecordBuf`] owns one, [`Records`] walks
+//!   a list in memory, [`Decoder`] cuts a stream of bytes into records, whatever the chunks it
+//!   arrives in;
 //! - [`Record::template_digest`] computes the digest of any [`Bank`] from the template data;
 //! - [`Record::write_ascii`] and [`Record::write_binary`] give, byte for byte, what the kernel's
 //!   file of a bank holds;
@@ -48,7 +49,7 @@ mod replay;
 mod template;
 
 pub use build::RecordBuf;
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Records};
 pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
 pub use error::{ParseError, ParseErrorKind};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};

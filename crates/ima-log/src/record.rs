@@ -75,6 +75,25 @@ impl Endian {
 }
 
 impl Format {
+    /// Tells bank and byte order from the beginning of a list: the form in which its first record
+    /// parses and has the digest of its data. Needs the whole first record; `None` if no form
+    /// fits. A first record that is a violation, or was altered, fits by its shape alone.
+    pub fn detect(list: &[u8]) -> Option<Format> {
+        let forms = [Endian::Little, Endian::Big]
+            .into_iter()
+            .flat_map(|endian| Bank::ALL.map(|bank| Format { bank, endian }));
+        let fitting = |format: &Format| match Record::parse_prefix(list, *format) {
+            Ok(Some(record)) if record.pcr() < 24 => Some(record),
+            _ => None,
+        };
+        forms
+            .clone()
+            .find(|format| {
+                fitting(format).is_some_and(|r| !r.is_violation() && r.digest_is_right())
+            })
+            .or_else(|| forms.clone().find(|format| fitting(format).is_some()))
+    }
+
     /// The file of `bank` as this machine's kernel writes it.
     pub const fn native(bank: Bank) -> Format {
         Format { bank, endian: Endian::native() }
@@ -287,6 +306,21 @@ mod tests {
         assert_eq!(Endian::detect(&[0, 0, 0, 10]), Some(Endian::Big));
         assert_eq!(Endian::detect(&[0, 0, 0]), None);
         assert_eq!(Endian::detect(b"10 a"), None);
+    }
+
+    #[test]
+    fn the_form_is_told_by_the_first_record() {
+        for bank in Bank::ALL {
+            let mut list = alloc::vec::Vec::new();
+            sample().record().write_binary(bank, &mut list);
+            assert_eq!(Format::detect(&list), Some(Format::native(bank)));
+            let violation = RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v");
+            let mut list = alloc::vec::Vec::new();
+            violation.record().write_binary(bank, &mut list);
+            assert_eq!(Format::detect(&list), Some(Format::native(bank)));
+        }
+        assert_eq!(Format::detect(b"10 91f34b5c671d73504b274a919661cf80dab1e127 ima-ng"), None);
+        assert_eq!(Format::detect(b""), None);
     }
 
     #[test]
