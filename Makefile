@@ -1,0 +1,34 @@
+# What CONTRIBUTING.md and README.md call; each works from a fresh clone on Debian 12 with Rust.
+
+CARGO ?= cargo
+CARGO_DENY_VERSION := 0.20.2
+
+.PHONY: help run test lint bench deny-tool
+
+help:
+	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
+	@echo "make test   run every test"
+	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
+	@echo "make bench  measure"
+
+run:
+	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
+	$(CARGO) build --release --locked -p imastage
+	target/release/imastage demo
+
+test:
+	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools
+	$(CARGO) test --workspace --locked
+
+lint: deny-tool
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+deny-tool:
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION)
+
+bench:
+	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
+	$(CARGO) bench --workspace --locked
