@@ -1,1 +1,47 @@
-//! The doors of the measurement list: file names, who may open what, request grammar, errno.
+//! The doors of the measurement list: what its files are called, who may open which when, and what
+//! can be asked through them.
+//!
+//! Linux shows IMA's measurement list as files in `/sys/kernel/security/integrity/ima`, and since
+//! 7.2 shortens it on request: whoever holds one of them open for writing can stage the list and
+//! delete records. This crate is that interface without the list behind it:
+//!
+//! - [`FileName`] names the files, [`directory`] lists them;
+//! - [`Doors`] decides who may open: many readers or one writer, over all files together;
+//! - [`Request`] is what one write asks for;
+//! - [`Errno`] is how a refusal is told.
+//!
+//! All are plain state machines that allocate nothing and depend on nothing, so that a kernel
+//! module can use the very same code. That is also why a [`Bank`] is here nothing but its
+//! `TPM_ALG_ID`: the number is what the kernel has for each bank of the TPM, the names follow from
+//! it, and whoever knows more about banks converts by it.
+//!
+//! ```
+//! use ima_securityfs::{Access, Caller, Doors, Errno, FileName, Part, Request};
+//!
+//! let file = FileName::parse(b"binary_runtime_measurements_sha1_staged", &[]).unwrap();
+//! let mut doors = Doors::new();
+//! let (service, agent) = (Caller { thread: 1, admin: true }, Caller { thread: 2, admin: true });
+//! let open = doors.open(Access::Write, service)?;
+//! assert_eq!(doors.open(Access::Read, agent).unwrap_err(), Errno::EBUSY);
+//!
+//! let part = file.part().unwrap();
+//! assert_eq!(part, Part::Staged);
+//! assert_eq!(Request::parse(b"A\n", part, false)?, Request::Stage);
+//! doors.release(open);
+//! # Ok::<(), Errno>(())
+//! ```
+//!
+//! Source: the kernel's documentation of exporting and deleting IMA's measurement list, and what
+//! Linux 7.2's code was seen to do (`tests/observed-7.2.tsv`).
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod doors;
+mod errno;
+mod file_name;
+mod request;
+
+pub use doors::{Access, Caller, Doors, Open};
+pub use errno::Errno;
+pub use file_name::{Bank, FileName, Form, Kind, Part, directory};
+pub use request::Request;
