@@ -1,1 +1,53 @@
 //! The IMA measurement list: append, stage, delete.
+//!
+//! The kernel keeps every record of a measurement from boot on. Since Linux 7.2 user space can take
+//! records over: *stage* the list, read what was staged, *delete* it; or delete the first N. This
+//! crate is that list, made so that no part of it ever waits for an amount of work that grows with
+//! the list:
+//!
+//! - [`List`] is the list, without a lock. Records are packed as they stand in the binary sha1 form,
+//!   a few hundred or thousand to a segment; deleting takes whole segments out and leaves their
+//!   freeing to whoever drops [`Removed`];
+//! - [`Chunk`] is a piece of the list as it was at one moment, taken without copying whole
+//!   segments. Other forms (ASCII, other banks) are computed from it, outside any lock;
+//! - [`SharedList`] (feature `std`) is the list for many threads.
+//!
+//! Digests of deleted records are kept, as in the kernel, so that nothing is recorded twice
+//! ([`Duplicates`] has the other choices).
+//!
+//! ```
+//! use ima_list::{AppendError, List, Options, Part};
+//! use ima_log::{Bank, RecordBuf};
+//!
+//! let mut list = List::new(Options::default());
+//! let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[b"#!/bin/sh\n"]), b"/usr/bin/true");
+//! let key = record.record().template_digest(Bank::Sha256);
+//! list.append(&record, &key)?;
+//! assert_eq!(list.append(&record, &key), Err(AppendError::Duplicate));
+//!
+//! list.stage()?;
+//! let chunk = list.snapshot(Part::Staged, 0, 1 << 16);
+//! assert_eq!(chunk.slices().collect::<Vec<_>>(), [record.as_bytes()]);
+//! let removed = list.delete_staged()?;
+//! assert_eq!(removed.records(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+mod chain;
+mod digests;
+mod list;
+#[cfg(feature = "std")]
+mod shared;
+
+pub use chain::Chunk;
+pub use list::{
+    AppendError, Counts, DeleteError, Duplicates, List, Options, Part, Removed, StageError,
+};
+#[cfg(feature = "std")]
+pub use shared::SharedList;

@@ -1,0 +1,373 @@
+use core::mem;
+
+use ima_log::{Digest, RecordBuf};
+
+use crate::{Chunk, chain::Chain, digests::DigestSet};
+
+/// A measurement list, for one thread at a time.
+///
+/// No operation takes time that grows with the list. [`Removed`] is where memory is freed: drop it
+/// where nobody waits.
+#[derive(Debug)]
+pub struct List {
+    current: Chain,
+    staged: Chain,
+    digests: DigestSet,
+    duplicates: Duplicates,
+    suspended: bool,
+    total: u64,
+    violations: u64,
+    freed_bytes: u64,
+}
+
+/// A part of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// The records since the list was last staged, without those that were deleted.
+    Current,
+    /// The records that were staged and not yet deleted. No record is ever added to these.
+    Staged,
+}
+
+/// How a list behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// What becomes of records that are there already.
+    pub duplicates: Duplicates,
+}
+
+/// What becomes of records that are there already: same digest, same PCR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duplicates {
+    /// They are refused, even when the first one was deleted (the kernel's default).
+    #[default]
+    Detect,
+    /// They are refused, but deleting the staged records forgets all digests, those of current
+    /// records too (boot parameter `ima_flush_htable`, with which the kernel deletes only what was
+    /// staged).
+    Flush,
+    /// They are added (`CONFIG_IMA_DISABLE_HTABLE`).
+    Off,
+}
+
+/// How much there is and was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records in the current part.
+    pub current: u64,
+    /// Records in the staged part.
+    pub staged: u64,
+    /// Records that were ever added.
+    pub total: u64,
+    /// Violations that were ever added.
+    pub violations: u64,
+    /// Bytes of the records in both parts, in the sha1 form.
+    pub held_bytes: u64,
+    /// Bytes of the records that were deleted, in the sha1 form.
+    pub freed_bytes: u64,
+}
+
+/// Records that were taken out of a list, with their memory: it is freed when this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping this frees memory: do it when the list is unlocked"]
+pub struct Removed {
+    records: Chain,
+    _digests: DigestSet,
+}
+
+/// Why a record was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The list is suspended (in the kernel ENODEV).
+    #[error("no record is added to a suspended list: the machine is going down")]
+    Suspended,
+    /// A record with this digest and PCR is or was in the list (in the kernel EEXIST).
+    #[error("a record with this digest and PCR was added before")]
+    Duplicate,
+}
+
+/// Why nothing was staged. The first that applies, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StageError {
+    /// Records are staged already (EEXIST).
+    #[error("records are staged already; delete them first")]
+    Pending,
+    /// There are no current records (ENOENT).
+    #[error("there are no records to stage")]
+    Empty,
+    /// The list is suspended (EACCES).
+    #[error("nothing is staged from a suspended list: the machine is going down")]
+    Suspended,
+}
+
+/// Why nothing was deleted. The first that applies, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeleteError {
+    /// No records are staged (ENOENT).
+    #[error("no records are staged")]
+    Empty,
+    /// There are fewer current records than were to be deleted (ENOENT).
+    #[error("{asked} records cannot be deleted where there are {found}")]
+    TooMany {
+        /// How many were to be deleted.
+        asked: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// The list is suspended (ESTALE): its records may come back in the next kernel.
+    #[error("nothing is deleted from a suspended list: the machine is going down")]
+    Suspended,
+}
+
+impl List {
+    /// An empty list. Allocates nothing.
+    pub fn new(options: Options) -> List {
+        List {
+            current: Chain::default(),
+            staged: Chain::default(),
+            digests: DigestSet::default(),
+            duplicates: options.duplicates,
+            suspended: false,
+            total: 0,
+            violations: 0,
+            freed_bytes: 0,
+        }
+    }
+
+    /// Adds a record. `key` is its template digest in the hash that tells duplicates apart, the
+    /// IMA default hash; at least SHA-256, if measurements are not to be suppressed by collisions.
+    /// A violation has no digest of its own and is always added.
+    ///
+    /// # Errors
+    /// [`AppendError`], in the order of its variants.
+    pub fn append(&mut self, record: &RecordBuf, key: &Digest) -> Result<(), AppendError> {
+        if self.suspended {
+            return Err(AppendError::Suspended);
+        }
+        let (pcr, violation) = head(record);
+        if violation {
+            self.violations += 1;
+        } else if self.duplicates != Duplicates::Off && !self.digests.insert(key, pcr) {
+            return Err(AppendError::Duplicate);
+        }
+        self.current.push(record.as_bytes());
+        self.total += 1;
+        Ok(())
+    }
+
+    /// Makes all current records the staged ones (`A`), and says how many they are.
+    ///
+    /// # Errors
+    /// [`StageError`], in the order of its variants. Nothing has changed then.
+    pub fn stage(&mut self) -> Result<u64, StageError> {
+        if self.staged.records() > 0 {
+            return Err(StageError::Pending);
+        }
+        if self.current.records() == 0 {
+            return Err(StageError::Empty);
+        }
+        if self.suspended {
+            return Err(StageError::Suspended);
+        }
+        self.staged = mem::take(&mut self.current);
+        Ok(self.staged.records())
+    }
+
+    /// Deletes the staged records (`D`).
+    ///
+    /// # Errors
+    /// [`DeleteError`], in the order of its variants. Nothing has changed then.
+    pub fn delete_staged(&mut self) -> Result<Removed, DeleteError> {
+        if self.staged.records() == 0 {
+            return Err(DeleteError::Empty);
+        }
+        if self.suspended {
+            return Err(DeleteError::Suspended);
+        }
+        let digests = match self.duplicates {
+            Duplicates::Flush => mem::take(&mut self.digests),
+            Duplicates::Detect | Duplicates::Off => DigestSet::default(),
+        };
+        let records = mem::take(&mut self.staged);
+        Ok(self.removed(records, digests))
+    }
+
+    /// Deletes the first `n` current records (`N`), whether records are staged or not: those are
+    /// older.
+    ///
+    /// # Errors
+    /// [`DeleteError`], in the order of its variants. Nothing has changed then.
+    pub fn delete_first(&mut self, n: u64) -> Result<Removed, DeleteError> {
+        let found = self.current.records();
+        if found < n {
+            return Err(DeleteError::TooMany { asked: n, found });
+        }
+        if self.suspended {
+            return Err(DeleteError::Suspended);
+        }
+        let records = self.current.cut(n);
+        Ok(self.removed(records, DigestSet::default()))
+    }
+
+    /// Refuses all change from now on, as a kernel does that is going down.
+    pub fn suspend(&mut self) {
+        self.suspended = true;
+    }
+
+    /// Takes records of a part from the `from`-th on, first 0: as many as are whole in `max_bytes`,
+    /// but at least one if there is one. Copies at most `max_bytes` (or that one record).
+    pub fn snapshot(&self, part: Part, from: u64, max_bytes: usize) -> Chunk {
+        self.part(part).snapshot(from, max_bytes)
+    }
+
+    /// How many records a part holds.
+    pub fn count(&self, part: Part) -> u64 {
+        self.part(part).records()
+    }
+
+    /// The size of a part's records in bytes, in the sha1 form.
+    pub fn size(&self, part: Part) -> u64 {
+        self.part(part).size()
+    }
+
+    /// How much there is and was.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            current: self.current.records(),
+            staged: self.staged.records(),
+            total: self.total,
+            violations: self.violations,
+            held_bytes: self.current.size() + self.staged.size(),
+            freed_bytes: self.freed_bytes,
+        }
+    }
+
+    fn part(&self, part: Part) -> &Chain {
+        match part {
+            Part::Current => &self.current,
+            Part::Staged => &self.staged,
+        }
+    }
+
+    fn removed(&mut self, records: Chain, digests: DigestSet) -> Removed {
+        self.freed_bytes += records.size();
+        Removed { records, _digests: digests }
+    }
+}
+
+impl Removed {
+    /// How many records these are.
+    pub fn records(&self) -> u64 {
+        self.records.records()
+    }
+
+    /// Their size in bytes, in the sha1 form.
+    pub fn bytes(&self) -> u64 {
+        self.records.size()
+    }
+}
+
+/// A record's PCR, and whether it is a violation. Both stand at its beginning, so that a record
+/// need not be parsed while the list is locked.
+fn head(record: &RecordBuf) -> (u32, bool) {
+    let bytes = record.as_bytes();
+    let format = record.format();
+    let pcr = bytes.first_chunk().map_or(0, |pcr| format.endian.u32(*pcr));
+    let mut digest = bytes.iter().skip(4).take(format.bank.size());
+    (pcr, digest.all(|byte| *byte == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ima_log::Bank;
+
+    fn add(list: &mut List, name: &[u8]) -> Result<(), AppendError> {
+        let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[name]), name);
+        list.append(&record, &record.record().template_digest(Bank::Sha256))
+    }
+
+    fn list_of(records: u8) -> List {
+        let mut list = List::new(Options::default());
+        for i in 0..records {
+            add(&mut list, &[b'a' + i]).unwrap();
+        }
+        list
+    }
+
+    #[test]
+    fn what_is_missing_is_said_before_that_the_list_is_suspended() {
+        let mut list = List::new(Options::default());
+        list.suspend();
+        assert_eq!(list.stage(), Err(StageError::Empty));
+        assert_eq!(list.delete_staged().unwrap_err(), DeleteError::Empty);
+        assert_eq!(list.delete_first(1).unwrap_err(), DeleteError::TooMany { asked: 1, found: 0 });
+    }
+
+    #[test]
+    fn a_suspended_list_refuses_everything_and_keeps_its_records() {
+        let mut list = list_of(3);
+        list.suspend();
+        assert_eq!(list.stage(), Err(StageError::Suspended));
+        assert_eq!(list.delete_first(3).unwrap_err(), DeleteError::Suspended);
+        assert_eq!(add(&mut list, b"new"), Err(AppendError::Suspended));
+        assert_eq!(add(&mut list, b"a"), Err(AppendError::Suspended));
+        assert_eq!(list.count(Part::Current), 3);
+
+        let mut list = list_of(3);
+        list.stage().unwrap();
+        list.suspend();
+        assert_eq!(list.stage(), Err(StageError::Pending));
+        assert_eq!(list.delete_staged().unwrap_err(), DeleteError::Suspended);
+        assert_eq!(list.count(Part::Staged), 3);
+    }
+
+    #[test]
+    fn staged_records_are_deleted_before_more_are_staged() {
+        let mut list = list_of(3);
+        assert_eq!(list.stage(), Ok(3));
+        assert_eq!(list.stage(), Err(StageError::Pending));
+        add(&mut list, b"new").unwrap();
+        assert_eq!(list.stage(), Err(StageError::Pending));
+        assert_eq!(list.delete_staged().unwrap().records(), 3);
+        assert_eq!(list.stage(), Ok(1));
+    }
+
+    #[test]
+    fn violations_are_never_duplicates_and_are_not_detected_by_digest() {
+        let mut list = List::new(Options::default());
+        let violation = RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v");
+        for _ in 0..3 {
+            list.append(&violation, &Digest::zero(Bank::Sha256)).unwrap();
+        }
+        let counts = list.counts();
+        assert_eq!((counts.current, counts.total, counts.violations), (3, 3, 3));
+    }
+
+    #[test]
+    fn equal_digests_of_different_pcrs_are_no_duplicates() {
+        let mut list = List::new(Options::default());
+        for pcr in [10, 11] {
+            let record = RecordBuf::ima_ng(pcr, &Bank::Sha256.hash(&[]), b"a");
+            let key = record.record().template_digest(Bank::Sha256);
+            assert_eq!(list.append(&record, &key), Ok(()));
+            assert_eq!(list.append(&record, &key), Err(AppendError::Duplicate));
+        }
+    }
+
+    #[test]
+    fn a_record_longer_than_a_segment_stands_alone() {
+        let mut list = List::new(Options::default());
+        let long = alloc::vec![b'x'; 3 << 20];
+        for name in [b"a", &long[..], b"b"] {
+            add(&mut list, name).unwrap();
+        }
+        let chunk = list.snapshot(Part::Current, 1, 10);
+        assert_eq!(chunk.records(), 1);
+        assert!(chunk.slices().next().unwrap().len() > long.len());
+        assert_eq!(list.snapshot(Part::Current, 0, usize::MAX).records(), 3);
+        assert_eq!(list.delete_first(2).unwrap().records(), 2);
+        assert_eq!(list.snapshot(Part::Current, 0, 0).records(), 1);
+        assert_eq!(list.snapshot(Part::Current, 1, 0).records(), 0);
+    }
+}
