@@ -1,0 +1,88 @@
+use std::{fmt, io, path::PathBuf};
+
+use crate::Holders;
+
+/// Something asked of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `A`.
+    Stage,
+    /// `D`.
+    DeleteStaged,
+    /// `N`.
+    DeleteFirst(u64),
+}
+
+/// Why a list could not be held, read or shortened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// Someone else has one of the list's files open (EBUSY). Try again later.
+    #[error("{}: the list is in use by {holders}; it can be staged when they close it", path.display())]
+    Busy {
+        /// The file that could not be opened.
+        path: PathBuf,
+        /// Who has the list's files open, as far as this process may see.
+        holders: Holders,
+    },
+    /// A permission is missing (EPERM, EACCES).
+    #[error("{}: {why}", path.display())]
+    NotPermitted {
+        /// The file that could not be opened.
+        path: PathBuf,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// The file is not there.
+    #[error(
+        "{}: not there; is this the directory of IMA's files, and does its kernel have \
+         CONFIG_IMA_STAGING (Linux 7.2 or later)?",
+        path.display()
+    )]
+    Missing {
+        /// The file that is not there.
+        path: PathBuf,
+    },
+    /// `A` while records are staged (EEXIST). They are older than all current ones: read and
+    /// delete them first.
+    #[error("records are staged already")]
+    Pending,
+    /// Nothing to stage or delete, or fewer than were to be deleted (ENOENT).
+    #[error("{0}: there are no such records")]
+    Nothing(Request),
+    /// The machine is going down (EACCES for `A`, ESTALE for `D` and `N`). The records stay, and
+    /// may come back after a kexec.
+    #[error("{0}: refused, the machine is going down; the records stay in the kernel")]
+    GoingDown(Request),
+    /// `D` could not allocate a new hash table (ENOMEM); the staged records are lost to the kernel
+    /// all the same.
+    #[error("D: the kernel had no memory for its new hash table; the staged records are gone")]
+    NoMemory,
+    /// The kernel knows no such request on this file (EINVAL).
+    #[error(
+        "{0}: refused as invalid; does the kernel run with ima_flush_htable, which rules out \
+         deleting N records?"
+    )]
+    Refused(Request),
+    /// Anything else the system says.
+    #[error("{}: {doing}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for Request {
+    /// As it is written to the file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Request::Stage => f.write_str("A"),
+            Request::DeleteStaged => f.write_str("D"),
+            Request::DeleteFirst(n) => write!(f, "{n}"),
+        }
+    }
+}

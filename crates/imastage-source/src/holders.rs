@@ -1,0 +1,72 @@
+use std::{
+    fmt, fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// A process that has one of the list's files open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name (`/proc/PID/comm`).
+    pub name: String,
+    /// Which of its descriptors.
+    pub fd: u32,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// Who has the list's files open. May be empty: without root, other users' descriptors are hidden.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders(pub Vec<Holder>);
+
+impl Holders {
+    /// Looks through `/proc` for descriptors on the files of `dir`. Linear in the descriptors open
+    /// on the machine.
+    pub fn find(dir: &Path) -> Holders {
+        let mut holders = Vec::new();
+        let Ok(dir_meta) = fs::metadata(dir) else { return Holders(holders) };
+        let Ok(processes) = fs::read_dir("/proc") else { return Holders(holders) };
+        for process in processes.flatten() {
+            let Some(pid) = number(&process.file_name()) else { continue };
+            // Not allowed to look, or gone meanwhile: skip.
+            let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+            for fd in fds.flatten() {
+                let Ok(path) = fs::read_link(fd.path()) else { continue };
+                let is_list = path
+                    .file_name()
+                    .is_some_and(|name| name.to_string_lossy().contains("_runtime_measurements"));
+                // Compare by device: the same directory can be reached by several paths.
+                if is_list && fs::metadata(fd.path()).is_ok_and(|m| m.dev() == dir_meta.dev()) {
+                    let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                    holders.push(Holder {
+                        pid,
+                        name: name.trim_end().to_owned(),
+                        fd: number(&fd.file_name()).unwrap_or_default(),
+                        path,
+                    });
+                }
+            }
+        }
+        Holders(holders)
+    }
+}
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("a process that cannot be seen from here (try as root)");
+        }
+        for (i, holder) in self.0.iter().enumerate() {
+            let Holder { pid, name, fd, .. } = holder;
+            let separator = if i == 0 { "" } else { ", " };
+            write!(f, "{separator}{name} (pid {pid}, fd {fd})")?;
+        }
+        Ok(())
+    }
+}
+
+fn number(name: &std::ffi::OsStr) -> Option<u32> {
+    name.to_str()?.parse().ok()
+}
