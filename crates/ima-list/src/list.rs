@@ -2,7 +2,11 @@ use core::mem;
 
 use ima_log::{Digest, RecordBuf};
 
-use crate::{Chunk, chain::Chain, digests::DigestSet};
+use crate::{
+    Chunk,
+    chain::{Chain, Room},
+    digests::DigestSet,
+};
 
 /// A measurement list, for one thread at a time.
 ///
@@ -198,6 +202,11 @@ impl List {
     /// # Errors
     /// [`DeleteError`], in the order of its variants. Nothing has changed then.
     pub fn delete_first(&mut self, n: u64) -> Result<Removed, DeleteError> {
+        self.delete_first_into(Room::default(), n)
+    }
+
+    /// As [`List::delete_first`], with memory that was allocated before the list was locked.
+    pub(crate) fn delete_first_into(&mut self, room: Room, n: u64) -> Result<Removed, DeleteError> {
         let found = self.current.records();
         if found < n {
             return Err(DeleteError::TooMany { asked: n, found });
@@ -205,8 +214,14 @@ impl List {
         if self.suspended {
             return Err(DeleteError::Suspended);
         }
-        let records = self.current.cut(n);
+        let records = self.current.cut(n, room);
         Ok(self.removed(records, DigestSet::default()))
+    }
+
+    /// How many segments the [`Room`] must have room for now.
+    #[cfg(feature = "std")]
+    pub(crate) fn room(&self) -> usize {
+        self.current.room()
     }
 
     /// Refuses all change from now on, as a kernel does that is going down.
@@ -369,5 +384,14 @@ mod tests {
         assert_eq!(list.delete_first(2).unwrap().records(), 2);
         assert_eq!(list.snapshot(Part::Current, 0, 0).records(), 1);
         assert_eq!(list.snapshot(Part::Current, 1, 0).records(), 0);
+    }
+    #[test]
+    fn records_added_after_all_were_deleted_are_found() {
+        let mut list = list_of(3);
+        assert_eq!(list.delete_first(3).unwrap().records(), 3);
+        add(&mut list, b"new").unwrap();
+        let chunk = list.snapshot(Part::Current, 0, 0);
+        assert_eq!(chunk.records(), 1);
+        assert_eq!(chunk.slices().map(<[u8]>::len).sum::<usize>() as u64, list.size(Part::Current));
     }
 }

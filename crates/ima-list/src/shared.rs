@@ -2,7 +2,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ima_log::{Digest, RecordBuf};
 
-use crate::{AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError};
+use crate::{
+    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError, chain::Room,
+};
 
 /// A list for many threads.
 ///
@@ -62,7 +64,10 @@ impl SharedList {
     /// # Errors
     /// [`DeleteError`].
     pub fn delete_first(&self, n: u64) -> Result<Removed, DeleteError> {
-        self.lock().delete_first(n)
+        // An allocator may take its time. If the list outgrows this meanwhile, it allocates again.
+        let segments = self.lock().room();
+        let room = Room::for_segments(segments + 1);
+        self.lock().delete_first_into(room, n)
     }
 
     /// [`List::suspend`].
