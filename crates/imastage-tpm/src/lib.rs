@@ -1,1 +1,21 @@
-//! TPM: PCR read and extend, attestation key, quote; swtpm.
+//! A TPM: PCRs, an attestation key, quotes.
+//!
+//! [`Tpm`] is one connection to a TPM 2.0, [`Swtpm`] runs a software one, [`SharedTpm`] lets many
+//! processes use one connection.
+//!
+//! Source: TPM 2.0 Library specification, Part 2 (structures) and Part 3 (commands).
+#![forbid(unsafe_code)]
+
+mod error;
+mod key;
+mod shared;
+mod swtpm;
+mod tpm;
+mod transport;
+
+pub use error::TpmError;
+pub use key::{AttestationKey, KeyKind};
+pub use shared::SharedTpm;
+pub use swtpm::Swtpm;
+pub use tpm::{ClockInfo, PcrSelection, Quote, Tpm};
+pub use transport::{Endpoint, EndpointError};

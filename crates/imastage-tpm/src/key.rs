@@ -1,0 +1,140 @@
+use p256::pkcs8::{EncodePublicKey, LineEnding};
+use rsa::BoxedUint;
+use tpm2_protocol::{
+    basic::{TpmHandle, TpmUint16, TpmUint32},
+    data::{
+        Tpm2bPublic, TpmAlgId, TpmEccCurve, TpmRh, TpmaObject, TpmsEccParms, TpmsEccPoint,
+        TpmsRsaParms, TpmsSchemeHash, TpmtEccScheme, TpmtPublic, TpmtRsaScheme, TpmtSymDefObject,
+        TpmuAsymScheme, TpmuPublicId, TpmuPublicParms,
+    },
+    frame::{TpmCreatePrimaryCommand, TpmCreatePrimaryResponse},
+};
+
+use crate::{
+    Tpm, TpmError,
+    tpm::{malformed, password},
+};
+
+/// What kind of key signs quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// NIST P-256, ECDSA with SHA-256.
+    EccP256,
+    /// RSA 2048, RSASSA (PKCS #1 v1.5) with SHA-256. Making it takes software TPMs a second.
+    Rsa2048,
+}
+
+/// A restricted signing key in the TPM's memory: it signs nothing but what the TPM itself says.
+#[derive(Debug)]
+pub struct AttestationKey {
+    handle: TpmHandle,
+    public_pem: String,
+}
+
+impl AttestationKey {
+    /// The public half as SubjectPublicKeyInfo in PEM, as `tpm2_readpublic -f pem` writes it.
+    pub fn public_pem(&self) -> &str {
+        &self.public_pem
+    }
+
+    pub(crate) fn handle(&self) -> TpmHandle {
+        self.handle
+    }
+}
+
+impl Tpm {
+    /// Makes an attestation key in the endorsement hierarchy. It is a primary key of a fixed
+    /// template: the same TPM makes the same key each time, until its endorsement seed is changed.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn attestation_key(&mut self, kind: KeyKind) -> Result<AttestationKey, TpmError> {
+        const WHAT: &str = "TPM2_CreatePrimary";
+        let command = TpmCreatePrimaryCommand {
+            in_public: Tpm2bPublic { inner: template(kind) },
+            handles: [TpmHandle::from(TpmRh::Endorsement as u32)],
+            ..Default::default()
+        };
+        let response: TpmCreatePrimaryResponse = self.ask(WHAT, &command, &[password()])?;
+        let [handle] = response.handles;
+        match pem(&response.out_public.inner) {
+            Ok(public_pem) => Ok(AttestationKey { handle, public_pem }),
+            Err(why) => {
+                self.flush_handle(handle)?;
+                Err(malformed(WHAT, &why))
+            }
+        }
+    }
+}
+
+fn template(kind: KeyKind) -> TpmtPublic {
+    let sha256 = TpmuAsymScheme::Hash(TpmsSchemeHash { hash_alg: TpmAlgId::Sha256 });
+    let (object_type, parameters, unique) = match kind {
+        KeyKind::EccP256 => (
+            TpmAlgId::Ecc,
+            TpmuPublicParms::Ecc(TpmsEccParms {
+                symmetric: TpmtSymDefObject::default(),
+                scheme: TpmtEccScheme { scheme: TpmAlgId::Ecdsa, details: sha256 },
+                curve_id: TpmEccCurve::NistP256,
+                kdf: Default::default(),
+            }),
+            TpmuPublicId::Ecc(TpmsEccPoint::default()),
+        ),
+        KeyKind::Rsa2048 => (
+            TpmAlgId::Rsa,
+            TpmuPublicParms::Rsa(TpmsRsaParms {
+                symmetric: TpmtSymDefObject::default(),
+                scheme: TpmtRsaScheme { scheme: TpmAlgId::Rsassa, details: sha256 },
+                key_bits: TpmUint16::from(2048),
+                exponent: TpmUint32::from(0),
+            }),
+            TpmuPublicId::Rsa(Default::default()),
+        ),
+    };
+    TpmtPublic {
+        object_type,
+        name_alg: TpmAlgId::Sha256,
+        object_attributes: TpmaObject::FIXED_TPM
+            | TpmaObject::FIXED_PARENT
+            | TpmaObject::SENSITIVE_DATA_ORIGIN
+            | TpmaObject::USER_WITH_AUTH
+            | TpmaObject::NO_DA
+            | TpmaObject::RESTRICTED
+            | TpmaObject::SIGN_ENCRYPT,
+        auth_policy: Default::default(),
+        parameters,
+        unique,
+    }
+}
+
+/// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in PEM.
+fn pem(public: &TpmtPublic) -> Result<String, String> {
+    match &public.unique {
+        TpmuPublicId::Ecc(point) => {
+            let (x, y) = (coordinate(&point.x)?, coordinate(&point.y)?);
+            let point = p256::Sec1Point::from_affine_coordinates(&x.into(), &y.into(), false);
+            let key = p256::PublicKey::from_sec1_bytes(point.as_bytes())
+                .map_err(|error| format!("the key is no point of P-256: {error}"))?;
+            key.to_public_key_pem(LineEnding::LF).map_err(|error| error.to_string())
+        }
+        TpmuPublicId::Rsa(modulus) => {
+            let modulus = BoxedUint::from_be_slice(modulus, 2048).map_err(|e| e.to_string())?;
+            // 0 in the template stands for this one (Part 2, TPMS_RSA_PARMS).
+            let exponent = BoxedUint::from(65537u32);
+            let key = rsa::PublicKey::new(modulus, exponent).map_err(|e| e.to_string())?;
+            key.to_public_key_pem(LineEnding::LF).map_err(|error| error.to_string())
+        }
+        _ => Err("the key is of another kind than was asked for".to_owned()),
+    }
+}
+
+/// A TPM may leave leading zeros out.
+fn coordinate(bytes: &[u8]) -> Result<[u8; 32], String> {
+    let mut coordinate = [0; 32];
+    let start = 32usize.checked_sub(bytes.len());
+    match start {
+        Some(start) => coordinate[start..].copy_from_slice(bytes),
+        None => return Err(format!("a coordinate of {} bytes", bytes.len())),
+    }
+    Ok(coordinate)
+}
