@@ -1,1 +1,51 @@
 //! Appraisal of evidence: quote and records to a verdict and a resume token.
+//!
+//! The verifier's side of remote attestation (RFC 9334). It shares no state with the attested machine
+//! and takes every byte from there as hostile:
+//!
+//! - [`UnverifiedQuote::verify`] makes of bytes, a trusted [`PublicKey`] and the nonce one gave a
+//!   [`VerifiedQuote`];
+//! - [`Appraiser`] finds the records of the measurement list that the quote covers, and says why there
+//!   are none;
+//! - [`Token`] is what the verifier keeps, so that the next round needs only the records since;
+//! - [`PcrValues`] are the values of other quoted PCRs, from the files tools write.
+//!
+//! ```no_run
+//! use ima_log::{Bank, Format, Records};
+//! use imastage_verifier::{Appraiser, PcrValues, PublicKey, UnverifiedQuote};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let key = PublicKey::from_pem(&std::fs::read_to_string("ak.pub.pem")?)?;
+//! let (message, signature) = (std::fs::read("quote.msg")?, std::fs::read("quote.sig")?);
+//! let quote = UnverifiedQuote { message: &message, signature: &signature };
+//! let quote = quote.verify(&key, b"the nonce I gave")?;
+//!
+//! let mut appraiser = Appraiser::new(quote, PcrValues::default(), None)?;
+//! for record in Records::new(&std::fs::read("binary")?, Format::native(Bank::Sha1)) {
+//!     appraiser.push(&record?);
+//! }
+//! let appraisal = appraiser.finish();
+//! match appraisal.reason {
+//!     None => println!("{} records are proven", appraisal.records),
+//!     Some(reason) => println!("{reason}"),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Sources: TPM 2.0 Library Part 2 (`TPMS_ATTEST`, `TPMT_SIGNATURE`) and Part 3 (`TPM2_Quote`).
+#![forbid(unsafe_code)]
+
+mod appraise;
+mod error;
+mod key;
+mod pcrs;
+mod quote;
+mod token;
+
+pub use appraise::{Appraisal, Appraiser, Verdict};
+pub use error::{AppraisalError, Moved, Reason, ValuesGiven};
+pub use key::{KeyError, PublicKey};
+pub use pcrs::{LineProblem, PcrFileError, PcrValues};
+pub use quote::{ClockInfo, PcrSelection, QuoteError, UnverifiedQuote, VerifiedQuote};
+pub use token::{BankState, Token, TokenError};
