@@ -64,6 +64,16 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Whether [`Decoder::next_record`] would give a record.
+    ///
+    /// # Errors
+    /// As [`Decoder::next_record`].
+    pub fn has_record(&self) -> Result<bool, ParseError> {
+        Record::parse_prefix(self.pending(), self.format)
+            .map(|record| record.is_some())
+            .map_err(|kind| self.error(kind))
+    }
+
     /// The next whole record; `None` when more bytes are needed.
     ///
     /// # Errors

@@ -269,16 +269,9 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// The first name field, without the NUL that `n-ng` ends with.
-pub(crate) fn event_name(fields: Fields<'_>) -> Option<&[u8]> {
-    for field in fields {
-        match field.kind {
-            Some(FieldKind::N | FieldKind::NNg) => {
-                return Some(field.bytes.strip_suffix(&[0]).unwrap_or(field.bytes));
-            }
-            _ => {}
-        }
-    }
-    None
+pub(crate) fn event_name(mut fields: Fields<'_>) -> Option<&[u8]> {
+    let name = fields.find(|field| matches!(field.kind, Some(FieldKind::N | FieldKind::NNg)))?;
+    Some(name.bytes.strip_suffix(&[0]).unwrap_or(name.bytes))
 }
 
 /// Cuts the data of template `ima` off the front of `rest`: a digest of 20 bytes, or 16 where the

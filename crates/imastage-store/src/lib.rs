@@ -1,1 +1,25 @@
 //! The durable record of an epoch.
+//!
+//! A [`Store`] keeps every record of an epoch (from one TPM reset to the next) for good, verbatim,
+//! in files that evmctl can read. [`Store::append`] and [`Store::commit`] add to it: when `commit`
+//! returns, the records survive a power cut, and may be deleted from the kernel. [`Reader`] reads
+//! from any index, beside the writer. [`check`] reads all of it again and says what is wrong where.
+//!
+//! The files are described byte by byte in `docs/store-format.md`.
+#![forbid(unsafe_code)]
+
+mod check;
+mod commits;
+mod epoch;
+mod error;
+mod files;
+mod notes;
+mod reader;
+mod store;
+
+pub use check::{CheckReport, Damage, check};
+pub use epoch::{Epoch, EpochId};
+pub use error::StoreError;
+pub use notes::{Note, notes};
+pub use reader::{Cursor, Reader};
+pub use store::{Recovery, Store};
