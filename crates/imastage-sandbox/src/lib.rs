@@ -1,1 +1,18 @@
-//! IMA in user space: the embedded list behind a FUSE securityfs.
+//! IMA in user space: a measurement list behind a FUSE mount that looks like securityfs.
+//!
+//! A [`Sandbox`] measures real files (on request, and as root every program that is executed),
+//! keeps their records in the list that `ima-list` is, extends PCR 10 of a TPM with them in list
+//! order, and serves securityfs's files through FUSE: for development, for tests, and for machines
+//! whose kernel cannot stage.
+#![forbid(unsafe_code)]
+
+mod caller;
+pub mod control;
+mod exec_watch;
+mod filesystem;
+mod ima;
+mod reading;
+mod sandbox;
+
+pub use ima::{HASH, Ima, Outcome};
+pub use sandbox::{Config, Sandbox, SandboxError, TpmChoice, tpm_of};

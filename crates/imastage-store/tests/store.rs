@@ -1,4 +1,5 @@
 //! The store on a real file system: what it keeps, what a crash leaves, what damage is found.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::{
     fs,

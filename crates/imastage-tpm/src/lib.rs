@@ -17,5 +17,5 @@ pub use error::TpmError;
 pub use key::{AttestationKey, KeyKind};
 pub use shared::SharedTpm;
 pub use swtpm::Swtpm;
-pub use tpm::{ClockInfo, PcrSelection, Quote, Tpm};
+pub use tpm::{ClockInfo, PcrSelection, PcrValue, Quote, Tpm};
 pub use transport::{Endpoint, EndpointError};

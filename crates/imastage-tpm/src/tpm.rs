@@ -36,6 +36,9 @@ pub struct PcrSelection {
     pub pcrs: u32,
 }
 
+/// A bank, a PCR's number, its value.
+pub type PcrValue = (Bank, u32, Digest);
+
 /// A quote as tpm2-tools writes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quote {
@@ -111,10 +114,7 @@ impl Tpm {
     ///
     /// # Errors
     /// [`TpmError`].
-    pub fn pcr_values(
-        &mut self,
-        selection: &[PcrSelection],
-    ) -> Result<Vec<(Bank, u32, Digest)>, TpmError> {
+    pub fn pcr_values(&mut self, selection: &[PcrSelection]) -> Result<Vec<PcrValue>, TpmError> {
         const TRIES: usize = 10;
         for _ in 0..TRIES {
             if let Some(values) = self.try_pcr_values(selection)? {
@@ -128,7 +128,7 @@ impl Tpm {
     fn try_pcr_values(
         &mut self,
         selection: &[PcrSelection],
-    ) -> Result<Option<Vec<(Bank, u32, Digest)>>, TpmError> {
+    ) -> Result<Option<Vec<PcrValue>>, TpmError> {
         let mut left = selection.to_vec();
         let mut values = Vec::new();
         let mut counter = None;

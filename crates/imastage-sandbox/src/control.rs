@@ -1,0 +1,207 @@
+//! Asking a running sandbox, through a socket in its run directory.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use serde::{Deserialize, Serialize};
+use walkdir::WalkDir;
+
+use crate::{Ima, Outcome};
+
+/// The link in a sandbox's mount that leads to its run directory. It is not listed: a directory
+/// listing shows securityfs's files and nothing else.
+pub const RUN_LINK: &str = ".imastage-sandbox";
+
+/// What is asked of a sandbox; one JSON line on its control socket.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "request")]
+pub enum Command {
+    /// Measure these files, and all files below these directories.
+    Measure {
+        /// Absolute paths.
+        paths: Vec<PathBuf>,
+    },
+    /// Tell the state.
+    Status,
+}
+
+/// What a sandbox answers; JSON lines, the last one being [`Answer::Done`] or [`Answer::Failed`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub enum Answer {
+    /// So far.
+    Progress(Measured),
+    /// All of it.
+    Done(Measured),
+    /// The state.
+    Status(Status),
+    /// It could not be done.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Files that made a record.
+    pub added: u64,
+    /// Files that were known already.
+    pub known: u64,
+    /// Files that could not be read; the first few with the reason.
+    pub unreadable: u64,
+    /// The first few of the files that could not be read, and why.
+    pub examples: Vec<String>,
+}
+
+/// The state of a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Every record the list ever held.
+    pub total: u64,
+    /// Records in the current list.
+    pub current: u64,
+    /// Records in the staged list.
+    pub staged: u64,
+    /// Violations measured.
+    pub violations: u64,
+    /// Bytes of records that were let go (sha1 form).
+    pub freed_bytes: u64,
+    /// Bytes of records in the list (sha1 form).
+    pub held_bytes: u64,
+    /// Records that did not extend the TPM because it failed.
+    pub failed_extends: u64,
+}
+
+/// Asks the sandbox behind `mount`, calling `progress` as it goes.
+///
+/// # Errors
+/// [`io::Error`] if there is no sandbox, or it says that it cannot.
+pub fn ask(
+    mount: &Path,
+    command: &Command,
+    progress: &mut dyn FnMut(&Measured),
+) -> io::Result<Answer> {
+    let socket = mount.join(RUN_LINK).join("control.sock");
+    let mut stream = UnixStream::connect(&socket).map_err(|error| {
+        let text = format!("{}: no sandbox answers there: {error}", mount.display());
+        io::Error::new(error.kind(), text)
+    })?;
+    let mut line = serde_json::to_vec(command)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line?)? {
+            Answer::Progress(measured) => progress(&measured),
+            Answer::Failed { why } => return Err(io::Error::other(why)),
+            answer => return Ok(answer),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended before it answered"))
+}
+
+/// Serves the control socket. Ends with the process.
+pub(crate) fn serve(ima: Arc<Ima>, listener: UnixListener) -> io::Result<()> {
+    let accept = move || {
+        for stream in listener.incoming().flatten() {
+            let ima = Arc::clone(&ima);
+            let spawned = thread::Builder::new().name("control".into()).spawn(move || {
+                if let Err(error) = answer(&ima, stream) {
+                    tracing::debug!(%error, "a client of the control socket left");
+                }
+            });
+            if let Err(error) = spawned {
+                tracing::error!(%error, "no thread for a client of the control socket");
+            }
+        }
+    };
+    thread::Builder::new().name("control-accept".into()).spawn(accept).map(drop)
+}
+
+fn answer(ima: &Ima, stream: UnixStream) -> io::Result<()> {
+    /// Room for a few thousand paths; more come in more requests.
+    const LONGEST_COMMAND: u64 = 1 << 20;
+    let mut line = String::new();
+    BufReader::new(stream.try_clone()?).take(LONGEST_COMMAND).read_line(&mut line)?;
+    let mut out = stream;
+    let mut reply = |answer: &Answer| -> io::Result<()> {
+        let mut line = serde_json::to_vec(answer)?;
+        line.push(b'\n');
+        out.write_all(&line)
+    };
+    match serde_json::from_str(&line) {
+        Ok(Command::Measure { paths }) => {
+            let measured =
+                measure(ima, &paths, &mut |so_far| reply(&Answer::Progress(so_far.clone())))?;
+            reply(&Answer::Done(measured))
+        }
+        Ok(Command::Status) => reply(&Answer::Status(status(ima))),
+        Err(error) => reply(&Answer::Failed { why: format!("not a command: {error}") }),
+    }
+}
+
+fn measure(
+    ima: &Ima,
+    paths: &[PathBuf],
+    progress: &mut dyn FnMut(&Measured) -> io::Result<()>,
+) -> io::Result<Measured> {
+    const EXAMPLES: usize = 5;
+    const PROGRESS_EVERY: u64 = 100;
+    let mut measured = Measured::default();
+    let unreadable = |measured: &mut Measured, why: String| {
+        measured.unreadable += 1;
+        if measured.examples.len() < EXAMPLES {
+            measured.examples.push(why);
+        }
+    };
+    for path in paths {
+        for entry in WalkDir::new(path).sort_by_file_name() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    unreadable(&mut measured, error.to_string());
+                    continue;
+                }
+            };
+            if !entry.file_type().is_file() {
+                continue;
+            }
+            match ima.measure_path(entry.path()) {
+                Ok(Outcome::Added) => measured.added += 1,
+                Ok(Outcome::Known) => measured.known += 1,
+                Ok(Outcome::Refused) => {
+                    return Err(io::Error::other("the list takes no more records"));
+                }
+                Err(error) => {
+                    unreadable(&mut measured, format!("{}: {error}", entry.path().display()));
+                }
+            }
+            if (measured.added + measured.known) % PROGRESS_EVERY == 0 {
+                progress(&measured)?;
+            }
+        }
+    }
+    Ok(measured)
+}
+
+fn status(ima: &Ima) -> Status {
+    let counts = ima.list().counts();
+    Status {
+        pid: std::process::id(),
+        total: counts.total,
+        current: counts.current,
+        staged: counts.staged,
+        violations: counts.violations,
+        freed_bytes: counts.freed_bytes,
+        held_bytes: counts.held_bytes,
+        failed_extends: ima.failed_extends(),
+    }
+}

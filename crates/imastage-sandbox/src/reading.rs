@@ -1,0 +1,211 @@
+//! How an open file of securityfs reads: by page, from a record index of its own.
+
+use ima_list::SharedList;
+use ima_log::{Bank, Format, Record, Records};
+use ima_securityfs::{FileName, Form, Kind, Part};
+
+/// The reading side of one open file.
+///
+/// It remembers which record comes next and what is left of those that were rendered, as the
+/// kernel's does. What the list does meanwhile goes unnoticed: after a stage or a deletion the index
+/// points at other records, until a seek makes the file begin anew.
+pub(crate) struct Reading {
+    form: Form,
+    bank: Bank,
+    part: Part,
+    /// The record to be rendered next, counted from the beginning of the part.
+    next: u64,
+    /// Rendered and not yet read.
+    rendered: Vec<u8>,
+    /// How much of `rendered` was read.
+    start: usize,
+    /// The offset in the part's text that `rendered[start]` stands at.
+    offset: u64,
+    /// Where the descriptor reads next in the part's text.
+    position: u64,
+    /// The offset that FUSE gives the descriptor's next read or write, unless it is moved. FUSE
+    /// moves it with every write, securityfs does not.
+    descriptor: u64,
+}
+
+/// The kernel renders about a page at a time: as many whole records as fit, or one that is larger.
+const PAGE: usize = 4096;
+
+impl Reading {
+    /// Of a file that shows records, at its beginning; `None` of any other.
+    pub(crate) fn of(file: FileName) -> Option<Reading> {
+        let file = match file.kind() {
+            Kind::Symlink(target) => target,
+            Kind::File { .. } => file,
+        };
+        let FileName::Measurements { form, bank: Some(bank), part } = file else { return None };
+        let bank = Bank::from_tpm_alg(bank.0)?;
+        Some(Reading {
+            form,
+            bank,
+            part,
+            next: 0,
+            rendered: Vec::new(),
+            start: 0,
+            offset: 0,
+            position: 0,
+            descriptor: 0,
+        })
+    }
+
+    /// The part that the file shows.
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Notes that something was written at FUSE's `offset`.
+    pub(crate) fn written(&mut self, offset: u64, len: usize) {
+        self.arrive(offset);
+        self.descriptor = offset + len as u64;
+    }
+
+    /// The next bytes at FUSE's `offset`, at most `size`; empty at the end. Constant time for one
+    /// who reads on, linear in the offset for one who jumps.
+    pub(crate) fn read(&mut self, list: &SharedList, offset: u64, size: usize) -> &[u8] {
+        self.arrive(offset);
+        if self.position != self.offset {
+            self.next = 0;
+            self.rendered.clear();
+            self.start = 0;
+            self.offset = 0;
+            while self.offset < self.position && self.fill(list) {
+                let left = (self.rendered.len() - self.start) as u64;
+                let skipped = left.min(self.position - self.offset);
+                self.start += skipped as usize;
+                self.offset += skipped;
+            }
+        }
+        if self.offset == self.position {
+            self.fill(list);
+        }
+        let read = self.start..self.rendered.len().min(self.start + size);
+        self.start = read.end;
+        self.offset += read.len() as u64;
+        self.position += read.len() as u64;
+        self.descriptor = offset + read.len() as u64;
+        &self.rendered[read]
+    }
+
+    /// An offset that was not to be expected is a seek.
+    fn arrive(&mut self, offset: u64) {
+        if offset != self.descriptor {
+            self.position = offset;
+        }
+    }
+
+    /// Sees to it that something is rendered; `false` at the end.
+    fn fill(&mut self, list: &SharedList) -> bool {
+        if self.start < self.rendered.len() {
+            return true;
+        }
+        self.rendered.clear();
+        self.start = 0;
+        let part = match self.part {
+            Part::Current => ima_list::Part::Current,
+            Part::Staged => ima_list::Part::Staged,
+        };
+        let chunk = list.snapshot(part, self.next, PAGE);
+        let records = chunk
+            .slices()
+            .flat_map(|slice| Records::new(slice, Format::native(Bank::Sha1)))
+            .map_while(Result::ok);
+        for record in records {
+            let before = self.rendered.len();
+            self.render(&record);
+            if before > 0 && self.rendered.len() > PAGE {
+                self.rendered.truncate(before);
+                break;
+            }
+            self.next += 1;
+        }
+        !self.rendered.is_empty()
+    }
+
+    fn render(&mut self, record: &Record<'_>) {
+        match self.form {
+            Form::Ascii => record.write_ascii(self.bank, &mut self.rendered),
+            Form::Binary => record.write_binary(self.bank, &mut self.rendered),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ima_list::Options;
+    use ima_log::RecordBuf;
+
+    fn add(list: &SharedList, name: &str) -> RecordBuf {
+        let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), name.as_bytes());
+        let key = record.record().template_digest(Bank::Sha256);
+        list.append(&record, &key, || {}).unwrap();
+        record
+    }
+
+    fn open(part: Part) -> Reading {
+        let bank = Some(ima_securityfs::Bank::SHA1);
+        Reading::of(FileName::Measurements { form: Form::Binary, bank, part }).unwrap()
+    }
+
+    fn read_all(reading: &mut Reading, list: &SharedList, mut offset: u64) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let some = reading.read(list, offset, 1 << 20);
+            if some.is_empty() {
+                return all;
+            }
+            assert!(some.len() <= PAGE);
+            all.extend_from_slice(some);
+            offset += some.len() as u64;
+        }
+    }
+
+    #[test]
+    fn reads_by_page_and_sees_growth() {
+        let list = SharedList::new(Options::default());
+        let mut expected = Vec::new();
+        let mut reading = open(Part::Current);
+        for i in 0..100 {
+            expected.extend(add(&list, &format!("/file/{i}")).into_bytes());
+        }
+        assert_eq!(read_all(&mut reading, &list, 0), expected);
+        let more = add(&list, "/more");
+        assert_eq!(read_all(&mut reading, &list, expected.len() as u64), more.as_bytes());
+    }
+
+    #[test]
+    fn any_offset_can_be_read_in_any_size() {
+        let list = SharedList::new(Options::default());
+        let mut expected = Vec::new();
+        for i in 0..60 {
+            expected.extend(add(&list, &format!("/file/{i}")).into_bytes());
+        }
+        let mut reading = open(Part::Current);
+        for offset in (0..expected.len()).rev().step_by(37) {
+            let got = reading.read(&list, offset as u64, 10).to_vec();
+            assert_eq!(got, expected[offset..expected.len().min(offset + got.len())]);
+            assert!(!got.is_empty());
+        }
+        assert!(reading.read(&list, expected.len() as u64 + 5, 10).is_empty());
+    }
+
+    #[test]
+    fn a_second_batch_reads_as_empty_until_a_seek() {
+        // Seen on real kernels: section "fd" of the observed cases.
+        let list = SharedList::new(Options::default());
+        let mut reading = open(Part::Staged);
+        (0..3).for_each(|i| drop(add(&list, &format!("first {i}"))));
+        list.stage().unwrap();
+        let first = read_all(&mut reading, &list, 0);
+        drop(list.delete_staged().unwrap());
+        (0..3).for_each(|i| drop(add(&list, &format!("other {i}"))));
+        list.stage().unwrap();
+        assert!(reading.read(&list, first.len() as u64, 4096).is_empty());
+        assert_eq!(read_all(&mut reading, &list, 0).len(), first.len());
+    }
+}

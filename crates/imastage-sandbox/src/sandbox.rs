@@ -1,0 +1,272 @@
+use std::{
+    fmt, fs, io,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use fuser::{BackgroundSession, MountOption, SessionACL};
+use ima_list::{Options, SharedList};
+use imastage_tpm::{Endpoint, SharedTpm, Swtpm, Tpm, TpmError};
+use tempfile::TempDir;
+
+use crate::{
+    Ima,
+    control::{self, RUN_LINK},
+    exec_watch,
+    filesystem::Directory,
+};
+
+/// What a sandbox is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where its files are: made if it is not there, and must be empty.
+    pub mount: PathBuf,
+    /// The TPM it extends.
+    pub tpm: TpmChoice,
+}
+
+/// The TPM that a sandbox extends.
+#[derive(Clone, Debug)]
+pub enum TpmChoice {
+    /// None: boot_aggregate is zero and no PCR can be compared.
+    None,
+    /// A new swtpm, which ends with the sandbox.
+    Swtpm,
+    /// One that is there.
+    At(Endpoint),
+}
+
+/// IMA in user space, running. Dropping it ends it.
+pub struct Sandbox {
+    ima: Arc<Ima>,
+    /// The FUSE session; `None` if there is only the link to the run directory.
+    session: Option<BackgroundSession>,
+    mount: PathBuf,
+    watching: Result<(), String>,
+    endpoint: Option<Endpoint>,
+    swtpm: Option<Swtpm>,
+    run_dir: TempDir,
+}
+
+/// Why a sandbox could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A directory or socket could not be made.
+    #[error("{}: {error}", path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The TPM does not do what it should.
+    #[error("{0}")]
+    Tpm(#[from] TpmError),
+    /// FUSE cannot be had.
+    #[error(
+        "{}: cannot mount through FUSE: {error}; it needs /dev/fuse, and without root fusermount3 \
+         (apt-get install fuse3)",
+        path.display()
+    )]
+    Fuse {
+        /// Where it was to be mounted.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl FromStr for TpmChoice {
+    type Err = <Endpoint as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(TpmChoice::None),
+            "swtpm" => Ok(TpmChoice::Swtpm),
+            _ => text.parse().map(TpmChoice::At),
+        }
+    }
+}
+
+impl fmt::Display for TpmChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TpmChoice::None => f.write_str("none"),
+            TpmChoice::Swtpm => f.write_str("swtpm"),
+            TpmChoice::At(endpoint) => endpoint.fmt(f),
+        }
+    }
+}
+
+impl Sandbox {
+    /// Starts IMA with an empty list and mounts its files.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing is left behind.
+    pub fn start(config: &Config) -> Result<Sandbox, SandboxError> {
+        let mut sandbox = Sandbox::boot(config)?;
+        let at = |error| SandboxError::Fuse { path: config.mount.clone(), error };
+        let directory = Directory::new(Arc::clone(&sandbox.ima), sandbox.run_dir.path().to_owned());
+        let mut options = fuser::Config::default();
+        options.mount_options = vec![
+            MountOption::FSName("imastage-sandbox".into()),
+            MountOption::DefaultPermissions,
+            MountOption::NoExec,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+        ];
+        if rustix::process::geteuid().is_root() {
+            // Others are kept out by the modes of the files, as in securityfs.
+            options.acl = SessionACL::All;
+        }
+        let session = fuser::spawn_mount(directory, &config.mount, &options).map_err(at)?;
+        sandbox.session = Some(session);
+        Ok(sandbox)
+    }
+
+    /// Starts IMA without a mount, for a list in this process. `config.mount` then holds nothing
+    /// but the link by which [`control::ask`] finds it.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn start_unmounted(config: &Config) -> Result<Sandbox, SandboxError> {
+        let sandbox = Sandbox::boot(config)?;
+        let link = config.mount.join(RUN_LINK);
+        // One that died may have left it.
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(sandbox.run_dir.path(), &link)
+            .map_err(|error| SandboxError::Path { path: link, error })?;
+        Ok(sandbox)
+    }
+
+    /// The list itself.
+    pub fn list(&self) -> Arc<SharedList> {
+        Arc::clone(self.ima.list())
+    }
+
+    /// Where others reach the TPM that is extended.
+    pub fn tpm_endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_ref()
+    }
+
+    /// Whether programs are measured as they are executed, or why not.
+    pub fn watches_programs(&self) -> Result<(), &str> {
+        self.watching.as_ref().map(|()| ()).map_err(String::as_str)
+    }
+
+    /// Unmounts and ends.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn boot(config: &Config) -> Result<Sandbox, SandboxError> {
+        prepare(&config.mount)?;
+        let run_dir = run_dir()?;
+        let (tpm, swtpm) = match &config.tpm {
+            TpmChoice::None => (None, None),
+            TpmChoice::Swtpm => {
+                let (swtpm, tpm) = Swtpm::start(&run_dir.path().join("swtpm"))?;
+                (Some(SharedTpm::new(tpm)), Some(swtpm))
+            }
+            TpmChoice::At(endpoint) => (Some(SharedTpm::new(Tpm::connect(endpoint)?)), None),
+        };
+        let endpoint = match &tpm {
+            None => None,
+            Some(tpm) => {
+                let path = run_dir.path().join("tpm.sock");
+                tpm.serve(listen(&path)?)
+                    .map_err(|error| SandboxError::Path { path: path.clone(), error })?;
+                Some(Endpoint::Unix(path))
+            }
+        };
+        let ima = Arc::new(Ima::boot(Options::default(), tpm)?);
+        let socket = run_dir.path().join("control.sock");
+        control::serve(Arc::clone(&ima), listen(&socket)?)
+            .map_err(|error| SandboxError::Path { path: socket, error })?;
+        let watching = exec_watch::start(Arc::clone(&ima));
+        if let Err(why) = &watching {
+            tracing::info!(why, "programs are not measured as they are executed");
+        }
+        Ok(Sandbox {
+            ima,
+            session: None,
+            mount: config.mount.clone(),
+            watching,
+            endpoint,
+            swtpm,
+            run_dir,
+        })
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        match self.session.take() {
+            Some(session) => {
+                if let Err(error) = session.umount_and_join() {
+                    tracing::warn!(%error, "still in use: detached instead of unmounted");
+                    detach(&self.mount);
+                }
+            }
+            None => {
+                // If it is gone already, all the better.
+                let _ = fs::remove_file(self.mount.join(RUN_LINK));
+            }
+        }
+        drop(self.swtpm.take());
+    }
+}
+
+/// The TPM of the sandbox whose files are in `mount`; `None` if it has none, or if these are not a
+/// sandbox's files.
+pub fn tpm_of(mount: &Path) -> Option<Endpoint> {
+    let path = fs::read_link(mount.join(RUN_LINK)).ok()?.join("tpm.sock");
+    path.exists().then_some(Endpoint::Unix(path))
+}
+
+/// Makes the mount point. One that a killed sandbox left is unmounted.
+fn prepare(mount: &Path) -> Result<(), SandboxError> {
+    let at = |error| SandboxError::Path { path: mount.to_owned(), error };
+    if let Err(error) = fs::metadata(mount)
+        && error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
+    {
+        detach(mount);
+    }
+    fs::create_dir_all(mount).map_err(at)?;
+    let mut entries = fs::read_dir(mount).map_err(at)?;
+    if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != RUN_LINK)) {
+        return Err(at(io::Error::other("there are files in it; give an empty directory")));
+    }
+    Ok(())
+}
+
+fn detach(mount: &Path) {
+    let unmounted = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
+    if unmounted.is_err() {
+        // Without root only the setuid helper may.
+        let helper = std::process::Command::new("fusermount3").arg("-uz").arg(mount).status();
+        if !helper.is_ok_and(|status| status.success()) {
+            tracing::warn!("{} is still mounted", mount.display());
+        }
+    }
+}
+
+/// A directory for sockets and swtpm's state, removed when the sandbox ends. Its path is short
+/// enough for a socket's name.
+fn run_dir() -> Result<TempDir, SandboxError> {
+    let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None if rustix::process::geteuid().is_root() => PathBuf::from("/run"),
+        None => std::env::temp_dir(),
+    };
+    tempfile::Builder::new()
+        .prefix("imastage-")
+        .tempdir_in(&base)
+        .map_err(|error| SandboxError::Path { path: base, error })
+}
+
+fn listen(path: &Path) -> Result<UnixListener, SandboxError> {
+    UnixListener::bind(path).map_err(|error| SandboxError::Path { path: path.to_owned(), error })
+}

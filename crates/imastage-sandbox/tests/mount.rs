@@ -1,0 +1,343 @@
+//! A mounted sandbox, through the file system as any client sees it.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use ima_log::{Bank, Format, PrefixSearch, Records};
+use imastage_sandbox::{
+    Config, Sandbox, TpmChoice,
+    control::{Answer, Command as Ask, Measured, ask},
+    tpm_of,
+};
+use imastage_tpm::Tpm;
+use tempfile::TempDir;
+
+struct Mounted {
+    sandbox: Option<Sandbox>,
+    dir: TempDir,
+}
+
+impl Mounted {
+    /// `None`, loudly, where FUSE cannot be had.
+    fn new(tpm: TpmChoice) -> Option<Mounted> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { mount: dir.path().join("ima"), tpm };
+        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+            eprintln!("SKIPPED: /dev/fuse: {error}");
+            return None;
+        }
+        let sandbox = Sandbox::start(&config).unwrap();
+        Some(Mounted { sandbox: Some(sandbox), dir })
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.dir.path().join("ima")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.mount().join(name)
+    }
+
+    fn measure(&self, paths: &[PathBuf]) -> Measured {
+        let ask_for = Ask::Measure { paths: paths.to_vec() };
+        match ask(&self.mount(), &ask_for, &mut |_| {}).unwrap() {
+            Answer::Done(measured) => measured,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// New files with contents of their own, measured.
+    fn add(&self, names: &[&str]) {
+        let paths: Vec<PathBuf> = names
+            .iter()
+            .map(|name| {
+                let path = self.dir.path().join(name);
+                fs::write(&path, name).unwrap();
+                path
+            })
+            .collect();
+        assert_eq!(self.measure(&paths).added, names.len() as u64);
+    }
+
+    fn count(&self) -> u64 {
+        let text = fs::read_to_string(self.file("runtime_measurements_count")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    fn records(&self, name: &str) -> Vec<String> {
+        let list = fs::read(self.file(name)).unwrap();
+        Records::new(&list, Format::native(Bank::Sha1))
+            .map(|record| {
+                let name = record.unwrap().event_name().unwrap().to_vec();
+                let name = String::from_utf8(name).unwrap();
+                name.rsplit('/').next().unwrap().to_owned()
+            })
+            .collect()
+    }
+
+    fn request(&self, name: &str, request: &str) -> Result<(), i32> {
+        let mut file = File::options().write(true).open(self.file(name)).map_err(raw)?;
+        let written = file.write(request.as_bytes()).map_err(raw)?;
+        assert_eq!(written, request.len());
+        Ok(())
+    }
+}
+
+fn raw(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap()
+}
+
+const EBUSY: i32 = 16;
+const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
+const ENOENT: i32 = 2;
+
+const CURRENT: &str = "binary_runtime_measurements";
+const STAGED: &str = "binary_runtime_measurements_staged";
+
+#[test]
+fn looks_like_securityfs() {
+    let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
+    let mut names: Vec<String> = fs::read_dir(mounted.mount())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "ascii_runtime_measurements",
+            "ascii_runtime_measurements_sha1",
+            "ascii_runtime_measurements_sha1_staged",
+            "ascii_runtime_measurements_staged",
+            "binary_runtime_measurements",
+            "binary_runtime_measurements_sha1",
+            "binary_runtime_measurements_sha1_staged",
+            "binary_runtime_measurements_staged",
+            "runtime_measurements_count",
+            "violations",
+        ]
+    );
+    let link = fs::read_link(mounted.file(STAGED)).unwrap();
+    assert_eq!(link, Path::new("binary_runtime_measurements_sha1_staged"));
+    let meta = fs::metadata(mounted.file(STAGED)).unwrap();
+    assert!(meta.file_type().is_file() && !meta.file_type().is_fifo());
+    assert_eq!((meta.permissions().mode() & 0o7777, meta.size()), (0o660, 0));
+    let count = fs::metadata(mounted.file("violations")).unwrap();
+    assert_eq!(count.permissions().mode() & 0o7777, 0o440);
+    assert_eq!(fs::read_to_string(mounted.file("violations")).unwrap(), "0\n");
+    assert_eq!(tpm_of(&mounted.mount()), None);
+
+    let group = 12345;
+    std::os::unix::fs::chown(mounted.file(CURRENT), None, Some(group)).unwrap_or_else(|error| {
+        // Only root may give files to any group.
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    });
+    assert_eq!(fs::remove_file(mounted.file("violations")).map_err(raw), Err(38));
+}
+
+#[test]
+fn stages_deletes_and_refuses_as_the_kernel_does() {
+    let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
+    // Programs that others execute meanwhile are measured too: begin with an empty list.
+    assert!(mounted.records(CURRENT).contains(&"boot_aggregate".to_owned()));
+    let ours = |name: &str| -> Vec<String> {
+        let all = mounted.records(name);
+        all.into_iter().filter(|name| name.starts_with("test-")).collect()
+    };
+    mounted.add(&["test-a", "test-b"]);
+    assert_eq!(mounted.request(STAGED, "D\n"), Err(ENOENT));
+    mounted.request(STAGED, "A\n").unwrap();
+    assert_eq!(mounted.request(STAGED, "A\n"), Err(EEXIST));
+    assert_eq!(ours(STAGED), ["test-a", "test-b"]);
+    assert!(ours(CURRENT).is_empty());
+    mounted.add(&["test-c"]);
+    assert_eq!(ours(STAGED), ["test-a", "test-b"]);
+    assert_eq!(ours(CURRENT), ["test-c"]);
+    mounted.request(STAGED, "D\n").unwrap();
+    assert!(mounted.records(STAGED).is_empty());
+    assert_eq!(ours(CURRENT), ["test-c"]);
+
+    assert_eq!(mounted.request(CURRENT, "1000000\n"), Err(ENOENT));
+    let count = mounted.count();
+    mounted.request(CURRENT, &format!("{count}\n")).unwrap();
+    assert!(ours(CURRENT).is_empty());
+    for (file, request) in [
+        (CURRENT, "A\n"),
+        (CURRENT, "0\n"),
+        (CURRENT, "5"),
+        (STAGED, "5\n"),
+        (STAGED, "A"),
+        (STAGED, "a\n"),
+    ] {
+        assert_eq!(mounted.request(file, request), Err(EINVAL), "{request:?} on {file}");
+    }
+    // A file measured again without a change is not recorded again.
+    assert_eq!(mounted.measure(&[mounted.dir.path().join("test-a")]).known, 1);
+}
+
+#[test]
+fn one_writer_or_many_readers() {
+    let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
+    let read = |name: &str| File::open(mounted.file(name)).map_err(raw);
+    let write =
+        |name: &str| File::options().read(true).write(true).open(mounted.file(name)).map_err(raw);
+    let reader = read(CURRENT).unwrap();
+    let other = read(STAGED).unwrap();
+    assert_eq!(write(STAGED).err(), Some(EBUSY));
+    drop(reader);
+    assert_eq!(write(STAGED).err(), Some(EBUSY));
+    drop(other);
+
+    let mut writer = write(STAGED).unwrap();
+    assert_eq!(read(CURRENT).err(), Some(EBUSY));
+    // This thread may open more for writing, others may not.
+    let second = write(CURRENT).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(write(CURRENT).err(), Some(EBUSY)));
+    });
+    drop(second);
+    assert_eq!(read(CURRENT).err(), Some(EBUSY));
+
+    // One transaction on one descriptor.
+    mounted.add(&["test-x"]);
+    writer.write_all(b"A\n").unwrap();
+    let mut bytes = Vec::new();
+    writer.read_to_end(&mut bytes).unwrap();
+    assert!(String::from_utf8_lossy(&bytes).contains("test-x"));
+    writer.rewind().unwrap();
+    let mut again = Vec::new();
+    writer.read_to_end(&mut again).unwrap();
+    assert_eq!(again, bytes);
+    writer.write_all(b"D\n").unwrap();
+    drop(writer);
+    read(CURRENT).unwrap();
+}
+
+#[test]
+fn a_shell_can_work_with_it() {
+    let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
+    mounted.add(&["test-shell"]);
+    let script = r#"
+        cd "$1"
+        exec 3<>ascii_runtime_measurements_staged
+        echo A >&3 && cat <&3 && echo D >&3
+        exec 3>&-
+        cat ascii_runtime_measurements_sha1_staged
+        echo 1 >binary_runtime_measurements 2>/dev/null || cat runtime_measurements_count"#;
+    let output =
+        Command::new("sh").args(["-e", "-c", script, "sh"]).arg(mounted.mount()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.starts_with("10 ") && text.contains(" ima-ng sha256:"), "{text}");
+    assert_eq!(text.matches("test-shell").count(), 1, "{text}");
+}
+
+#[test]
+fn every_record_extends_the_tpm_in_list_order() {
+    let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
+    let endpoint = tpm_of(&mounted.mount()).unwrap();
+    assert_eq!(mounted.sandbox.as_ref().unwrap().tpm_endpoint(), Some(&endpoint));
+    let mut tpm = Tpm::connect(&endpoint).unwrap();
+    // Many at once: their order is whatever it is, but the same in list and TPM.
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let mounted = &mounted;
+            scope.spawn(move || {
+                for i in 0..50 {
+                    mounted.add(&[&format!("test-{thread}-{i}")]);
+                }
+            });
+        }
+    });
+    let pcrs: Vec<_> = Bank::ALL.map(|bank| (bank, tpm.pcr_read(bank, 10).unwrap())).into();
+    let list = fs::read(mounted.file(CURRENT)).unwrap();
+    let mut search = PrefixSearch::default();
+    for (bank, pcr) in &pcrs {
+        search.add_bank(*bank, Some(*pcr));
+    }
+    for record in Records::new(&list, Format::native(Bank::Sha1)) {
+        search.push(&record.unwrap());
+    }
+    // Read after the PCRs, the list is never behind them.
+    assert!(search.common_match().is_some_and(|records| records >= 201), "{search:?}");
+
+    // Each bank has its files, and evmctl agrees.
+    let sha256 = fs::read(mounted.file("binary_runtime_measurements_sha256")).unwrap();
+    let mut computed = Vec::new();
+    for record in Records::new(&list, Format::native(Bank::Sha1)) {
+        record.unwrap().write_binary(Bank::Sha256, &mut computed);
+    }
+    assert!(sha256.starts_with(&computed));
+    let ascii = fs::read(mounted.file("ascii_runtime_measurements_sha512")).unwrap();
+    assert!(ascii.len() > list.len());
+    evmctl_agrees(&mounted, &mut tpm);
+}
+
+fn evmctl_agrees(mounted: &Mounted, tpm: &mut Tpm) {
+    if Command::new("evmctl").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: evmctl is missing (apt-get install ima-evm-utils)");
+        return;
+    }
+    let pcrs = mounted.dir.path().join("pcrs");
+    let lines: String = (0..24)
+        .map(|pcr| format!("PCR-{pcr:02}: {}\n", tpm.pcr_read(Bank::Sha256, pcr).unwrap()))
+        .collect();
+    fs::write(&pcrs, lines).unwrap();
+    let output = Command::new("evmctl")
+        .args(["ima_measurement", "--pcrs"])
+        .arg(format!("sha256,{}", pcrs.display()))
+        .arg(mounted.file(CURRENT))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn executed_programs_are_measured_as_root() {
+    let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
+    if let Err(why) = mounted.sandbox.as_ref().unwrap().watches_programs() {
+        assert!(!rustix::process::geteuid().is_root() || why.contains("fanotify"), "{why}");
+        eprintln!("SKIPPED: {why}");
+        return;
+    }
+    let program = mounted.dir.path().join("test-program");
+    fs::copy("/bin/true", &program).unwrap();
+    // Another thread's fork may hold the copy open for writing for a moment.
+    for _ in 0..100 {
+        match Command::new(&program).status() {
+            Ok(status) => {
+                assert!(status.success());
+                break;
+            }
+            Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
+    for _ in 0..500 {
+        if mounted.records(CURRENT).iter().any(|name| name == "test-program") {
+            return;
+        }
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("not measured: {:?}", mounted.records(CURRENT));
+}
+
+#[test]
+fn it_unmounts_when_it_ends_and_says_what_stands_in_its_way() {
+    let Some(mut mounted) = Mounted::new(TpmChoice::None) else { return };
+    mounted.sandbox.take().unwrap().stop();
+    assert!(fs::read_dir(mounted.mount()).unwrap().next().is_none());
+    fs::write(mounted.file("something"), "").unwrap();
+    let config = Config { mount: mounted.mount(), tpm: TpmChoice::None };
+    let error = Sandbox::start(&config).err().unwrap().to_string();
+    assert!(error.contains("give an empty directory"), "{error}");
+    let error = ask(&mounted.mount(), &Ask::Status, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("no sandbox answers"), "{error}");
+}
