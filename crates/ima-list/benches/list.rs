@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ima_list::{List, Options, Part, SharedList};
+use ima_list::{Options, Part, SharedList};
 use ima_log::{Bank, Digest, RecordBuf};
 
 const MOST: u64 = 1_000_000;
@@ -28,7 +28,7 @@ fn main() {
     let bytes: usize = records.iter().map(|(record, _)| record.as_bytes().len()).sum();
     println!("records of {:.0} bytes on average\n", bytes as f64 / records.len() as f64);
 
-    println!("list held, caches cold (median of rounds); an append on average");
+    println!("A, D, N with cold caches, median of rounds; an append on average");
     println!("   records       A       D  N=half   N=all  append");
     for (size, rounds) in [(1_000, 101), (10_000, 51), (100_000, 21), (MOST as usize, 9)] {
         row(&records[..size], rounds);
@@ -55,10 +55,10 @@ fn record(i: u64) -> (RecordBuf, Digest) {
     (record, key)
 }
 
-fn filled(records: &[(RecordBuf, Digest)]) -> List {
-    let mut list = List::new(Options::default());
+fn filled(records: &[(RecordBuf, Digest)]) -> SharedList {
+    let list = SharedList::new(Options::default());
     for (record, key) in records {
-        list.append(record, key).unwrap();
+        list.append(record, key, || {}).unwrap();
     }
     list
 }
@@ -82,7 +82,7 @@ fn row(records: &[(RecordBuf, Digest)], rounds: usize) {
     let mut other = vec![0u8; 64 << 20];
     let mut cold = || other.iter_mut().step_by(64).for_each(|byte| *byte = black_box(*byte) + 1);
     for _ in 0..rounds {
-        let (time, mut list) = timed(|| filled(records));
+        let (time, list) = timed(|| filled(records));
         appends.push(time / size as u32);
         cold();
         let (time, _) = timed(|| list.stage().unwrap());
@@ -92,7 +92,7 @@ fn row(records: &[(RecordBuf, Digest)], rounds: usize) {
         held[1].push(time);
         drop(removed);
 
-        let mut list = filled(records);
+        let list = filled(records);
         cold();
         let (time, removed) = timed(|| list.delete_first(half).unwrap());
         held[2].push(time);
@@ -109,11 +109,11 @@ fn row(records: &[(RecordBuf, Digest)], rounds: usize) {
 
 fn memory(size: u64) {
     let before = rss();
-    let mut list = List::new(Options::default());
+    let list = SharedList::new(Options::default());
     for (record, key) in (0..size).map(record) {
-        list.append(&record, &key).unwrap();
+        list.append(&record, &key, || {}).unwrap();
     }
-    let held = rss() - before - list.size(Part::Current) as i64;
+    let held = rss() - before - list.counts().held_bytes as i64;
     list.stage().unwrap();
     drop(list.delete_staged().unwrap());
     let deleted = rss() - before;
@@ -125,11 +125,8 @@ fn memory(size: u64) {
 /// thousand requests.
 fn beside(records: &[(RecordBuf, Digest)], deleting: bool) {
     const REQUESTS: u64 = 1_000;
-    let list = SharedList::new(Options::default());
     let (old, new) = records.split_at(MOST as usize);
-    for (record, key) in old {
-        list.append(record, key, || {}).unwrap();
-    }
+    let list = filled(old);
     let start = Barrier::new(2);
     let (mut times, during) = thread::scope(|scope| {
         let deleter = scope.spawn(|| {

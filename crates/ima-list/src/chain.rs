@@ -1,13 +1,15 @@
-use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
+use alloc::{sync::Arc, vec::Vec};
 use core::{mem, ops::Range};
+
+use crate::segments::{Position, Room, Sealed, Segment, Segments};
 
 /// Records one behind the other, packed into segments: what a part of the list is made of.
 ///
 /// Only the last segment, the open one, is written to. The others are sealed, so that they can be
-/// shared with readers and let go as a whole.
+/// shared with readers and let go as a whole. Each has at most [`LARGEST`] bytes, or one record.
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
-    sealed: VecDeque<Sealed>,
+    sealed: Segments,
     open: Segment,
     open_at: Position,
     /// The first record that is not deleted. May be inside a segment, which then stays.
@@ -22,31 +24,6 @@ pub struct Chunk {
     pieces: Vec<Piece>,
     records: u64,
 }
-
-/// Counted from the chain's first record and byte ever.
-#[derive(Clone, Copy, Debug, Default)]
-struct Position {
-    records: u64,
-    bytes: u64,
-}
-
-#[derive(Debug)]
-struct Sealed {
-    at: Position,
-    segment: Arc<Segment>,
-}
-
-/// Whole records. Holds at most [`LARGEST`] bytes, or a single record.
-#[derive(Debug, Default)]
-struct Segment {
-    bytes: Vec<u8>,
-    /// Where in `bytes` each record begins.
-    starts: Vec<u32>,
-}
-
-/// Memory to put segments in that are taken off a chain, to be allocated before the list is locked.
-#[derive(Default)]
-pub(crate) struct Room(VecDeque<Sealed>);
 
 #[derive(Debug)]
 enum Piece {
@@ -85,9 +62,7 @@ impl Chain {
             let room = full.saturating_sub(self.open.bytes.len());
             self.open.bytes.reserve_exact(step.min(room).max(record.len()));
         }
-        // Fits: what is not the first record begins before `LARGEST`.
-        self.open.starts.push(self.open.bytes.len() as u32);
-        self.open.bytes.extend_from_slice(record);
+        self.open.push(record);
         self.tail.records += 1;
         self.tail.bytes += record.len() as u64;
         if self.open.bytes.len() >= LARGEST {
@@ -95,38 +70,34 @@ impl Chain {
         }
     }
 
-    /// Takes the first `n` records off; all if there are not more. Constant time, but for moving
-    /// what describes a segment, 24 bytes, for at most half of the segments; nothing is allocated
-    /// if `room` has room for these.
-    pub(crate) fn cut(&mut self, n: u64, mut room: Room) -> Chain {
+    /// Takes the first `n` records off; all if there are not more. The time does not depend on how
+    /// many they are. With enough `room` nothing is allocated.
+    pub(crate) fn cut(&mut self, n: u64, room: &mut Room) -> Chain {
         if n >= self.records() {
             let end = self.tail;
             let rest = Chain { open_at: end, head: end, tail: end, ..Chain::default() };
             return mem::replace(self, rest);
         }
         let record = self.head.records + n;
-        let index = self.segment_of(record);
-        let (at, first) = match self.sealed.get(index) {
+        let sealed = if record < self.open_at.records {
+            self.sealed.split(record, room)
+        } else {
+            mem::take(&mut self.sealed)
+        };
+        let (at, first) = match self.sealed.first() {
             Some(sealed) => (sealed.at, &*sealed.segment),
             None => (self.open_at, &self.open),
         };
         let offset = first.start(record - at.records);
         let head = Position { records: record, bytes: at.bytes + offset as u64 };
-        let removed = if index <= self.sealed.len() / 2 {
-            room.0.extend(self.sealed.drain(..index));
-            room.0
-        } else {
-            room.0.extend(self.sealed.drain(index..));
-            mem::replace(&mut self.sealed, room.0)
-        };
         let old = mem::replace(&mut self.head, head);
-        Chain { sealed: removed, open_at: head, head: old, tail: head, ..Chain::default() }
+        Chain { sealed, open_at: head, head: old, tail: head, ..Chain::default() }
     }
 
-    /// How many segments a [`Room`] must have room for now.
+    /// What [`Chain::cut`] needs room for.
     #[cfg(feature = "std")]
-    pub(crate) fn room(&self) -> usize {
-        self.sealed.len() / 2
+    pub(crate) fn blocks(&self) -> usize {
+        self.sealed.blocks()
     }
 
     /// Takes records from the `from`-th on, first 0: as many as are whole in `max_bytes`, but at
@@ -139,17 +110,21 @@ impl Chain {
         }
         let mut record = self.head.records + from;
         let mut left = max_bytes;
-        let sealed = self.sealed.range(self.segment_of(record)..);
-        let segments = sealed
-            .map(|sealed| (sealed.at, &*sealed.segment, Some(&sealed.segment)))
-            .chain([(self.open_at, &self.open, None)]);
-        for (at, segment, shared) in segments {
-            let first = record - at.records;
+        let sealed = self
+            .sealed
+            .from(record)
+            .map(|sealed| (sealed.at, &*sealed.segment, Some(&sealed.segment)));
+        let open = (self.open_at, &self.open, None);
+        for (at, segment, shared) in sealed.chain([open]) {
+            // The search ends in the last sealed segment even for a record behind it.
+            let Some(first) = record.checked_sub(at.records).filter(|i| *i < segment.records())
+            else {
+                continue;
+            };
             let start = segment.start(first);
             let mut next = segment.records_before(start.saturating_add(left));
             if next <= first {
-                // Not even one more; but one there must be.
-                if chunk.records > 0 || first == segment.records() {
+                if chunk.records > 0 {
                     break;
                 }
                 next = first + 1;
@@ -174,45 +149,9 @@ impl Chain {
         let mut full = mem::take(&mut self.open);
         let at = mem::replace(&mut self.open_at, self.tail);
         if full.records() > 0 {
-            full.bytes.shrink_to_fit();
-            full.starts.shrink_to_fit();
-            self.sealed.push_back(Sealed { at, segment: Arc::new(full) });
+            full.shrink();
+            self.sealed.push(Sealed { at, segment: Arc::new(full) });
         }
-    }
-
-    /// The index in `sealed` of the segment with this record; its length for the open segment.
-    fn segment_of(&self, record: u64) -> usize {
-        if record >= self.open_at.records {
-            return self.sealed.len();
-        }
-        self.sealed.partition_point(|sealed| sealed.at.records <= record).saturating_sub(1)
-    }
-}
-
-#[cfg(feature = "std")]
-impl Room {
-    pub(crate) fn for_segments(count: usize) -> Room {
-        Room(VecDeque::with_capacity(count))
-    }
-}
-
-impl Segment {
-    fn records(&self) -> u64 {
-        self.starts.len() as u64
-    }
-
-    /// Where the segment's `index`-th record begins; its end if there are not so many.
-    fn start(&self, index: u64) -> usize {
-        self.starts.get(index as usize).map_or(self.bytes.len(), |start| *start as usize)
-    }
-
-    /// How many records are wholly before byte `end`.
-    fn records_before(&self, end: usize) -> u64 {
-        if end >= self.bytes.len() {
-            return self.records();
-        }
-        // A record ends where the next one begins.
-        self.starts.partition_point(|start| *start as usize <= end).saturating_sub(1) as u64
     }
 }
 

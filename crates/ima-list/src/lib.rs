@@ -42,6 +42,7 @@ extern crate std;
 mod chain;
 mod digests;
 mod list;
+mod segments;
 #[cfg(feature = "std")]
 mod shared;
 

@@ -2,11 +2,7 @@ use core::mem;
 
 use ima_log::{Digest, RecordBuf};
 
-use crate::{
-    Chunk,
-    chain::{Chain, Room},
-    digests::DigestSet,
-};
+use crate::{Chunk, chain::Chain, digests::DigestSet, segments::Room};
 
 /// A measurement list, for one thread at a time.
 ///
@@ -202,11 +198,15 @@ impl List {
     /// # Errors
     /// [`DeleteError`], in the order of its variants. Nothing has changed then.
     pub fn delete_first(&mut self, n: u64) -> Result<Removed, DeleteError> {
-        self.delete_first_into(Room::default(), n)
+        self.delete_first_into(&mut Room::default(), n)
     }
 
     /// As [`List::delete_first`], with memory that was allocated before the list was locked.
-    pub(crate) fn delete_first_into(&mut self, room: Room, n: u64) -> Result<Removed, DeleteError> {
+    pub(crate) fn delete_first_into(
+        &mut self,
+        room: &mut Room,
+        n: u64,
+    ) -> Result<Removed, DeleteError> {
         let found = self.current.records();
         if found < n {
             return Err(DeleteError::TooMany { asked: n, found });
@@ -218,10 +218,10 @@ impl List {
         Ok(self.removed(records, DigestSet::default()))
     }
 
-    /// How many segments the [`Room`] must have room for now.
+    /// What [`List::delete_first_into`] needs room for now.
     #[cfg(feature = "std")]
-    pub(crate) fn room(&self) -> usize {
-        self.current.room()
+    pub(crate) fn blocks(&self) -> usize {
+        self.current.blocks()
     }
 
     /// Refuses all change from now on, as a kernel does that is going down.

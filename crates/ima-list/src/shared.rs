@@ -3,7 +3,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ima_log::{Digest, RecordBuf};
 
 use crate::{
-    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError, chain::Room,
+    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError,
+    segments::Room,
 };
 
 /// A list for many threads.
@@ -65,9 +66,9 @@ impl SharedList {
     /// [`DeleteError`].
     pub fn delete_first(&self, n: u64) -> Result<Removed, DeleteError> {
         // An allocator may take its time. If the list outgrows this meanwhile, it allocates again.
-        let segments = self.lock().room();
-        let room = Room::for_segments(segments + 1);
-        self.lock().delete_first_into(room, n)
+        let blocks = self.lock().blocks();
+        let mut room = Room::new(blocks);
+        self.lock().delete_first_into(&mut room, n)
     }
 
     /// [`List::suspend`].
@@ -93,5 +94,54 @@ impl SharedList {
     fn lock(&self) -> MutexGuard<'_, List> {
         // Nothing in the list panics halfway; a panic of a caller's `extend` leaves it whole.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ima_log::Bank;
+    use std::{thread, vec::Vec};
+
+    #[test]
+    fn the_tpm_is_extended_in_the_order_of_the_list() {
+        const EACH: u32 = 500;
+        let list = SharedList::new(Options::default());
+        let extended = Mutex::new(Vec::new());
+        let mut drained = Vec::new();
+        let drain = |into: &mut Vec<u8>| {
+            if list.stage().is_ok() {
+                let chunk = list.snapshot(Part::Staged, 0, usize::MAX);
+                chunk.slices().for_each(|slice| into.extend_from_slice(slice));
+                assert_eq!(list.delete_staged().unwrap().records(), chunk.records());
+            }
+        };
+        thread::scope(|scope| {
+            let adding: Vec<_> = (0..4)
+                .map(|thread| {
+                    let (list, extended) = (&list, &extended);
+                    scope.spawn(move || {
+                        for i in 0..EACH {
+                            let name = [thread, i.to_le_bytes()[0], i.to_le_bytes()[1]];
+                            let file = Bank::Sha256.hash(&[&name]);
+                            let record = RecordBuf::ima_ng(10, &file, b"/file");
+                            let key = record.record().template_digest(Bank::Sha256);
+                            let extend = || {
+                                extended.lock().unwrap().extend_from_slice(record.as_bytes());
+                            };
+                            list.append(&record, &key, extend).unwrap();
+                            let again = list.append(&record, &key, || panic!("extended twice"));
+                            assert_eq!(again, Err(AppendError::Duplicate));
+                        }
+                    })
+                })
+                .collect();
+            while !adding.iter().all(|thread| thread.is_finished()) {
+                drain(&mut drained);
+            }
+        });
+        drain(&mut drained);
+        assert_eq!(drained, *extended.lock().unwrap());
+        assert_eq!(list.counts().total, 4 * u64::from(EACH));
     }
 }
