@@ -171,8 +171,8 @@ impl fmt::Display for Reason {
                     0 => Ok(()),
                     n => write!(
                         f,
-                        "; the TPM was restarted or resumed {n} times since, and a restart resets \
-                         PCR {IMA_PCR}"
+                        "; the TPM's restart counter rose by {n} since: a TPM Restart resets PCR \
+                         {IMA_PCR}, so start from record 0 without the token if there was one"
                     ),
                 }
             }

@@ -161,3 +161,49 @@ fn scalars<const SIZE: usize>(signature: &TpmsSignatureEcc) -> Option<([u8; SIZE
     };
     Some((pad(&signature.signature_r)?, pad(&signature.signature_s)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn corpus(name: &str) -> Vec<u8> {
+        let path = format!("{}/../../tests/corpus/signed/{name}", env!("CARGO_MANIFEST_DIR"));
+        let pem = std::fs::read_to_string(path).unwrap();
+        Document::from_pem(&pem).unwrap().1.as_bytes().to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_panics_nor_accepts(
+            rsa in any::<bool>(),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            sig in proptest::collection::vec(any::<u8>(), 0..300),
+            bank in prop::sample::select(&Bank::ALL[..]),
+        ) {
+            let mut der = corpus(if rsa { "ak.pub.pem" } else { "akecc.pub.pem" });
+            for (at, byte) in flips {
+                let at = at.index(der.len());
+                der[at] = byte;
+            }
+            let Ok(key) = PublicKey::from_der(&der) else { return Ok(()) };
+            let hash = tpm2_protocol::data::TpmAlgId::Sha256;
+            let digest = bank.hash(&[&sig]);
+            let rsa = TpmsSignatureRsa { hash, sig: sig.as_slice().try_into().unwrap() };
+            let (r, s) = sig.split_at(sig.len() / 2);
+            let mut signatures = vec![TpmuSignature::Rsassa(rsa), TpmuSignature::Rsapss(rsa)];
+            if let (Ok(signature_r), Ok(signature_s)) = (r.try_into(), s.try_into()) {
+                let ecc = TpmsSignatureEcc { hash, signature_r, signature_s };
+                signatures.push(TpmuSignature::Ecdsa(ecc));
+            }
+            for signature in signatures {
+                prop_assert!(key.verify(&digest, &signature).is_err());
+            }
+        }
+
+        #[test]
+        fn no_pem_panics(pem in "(-----(BEGIN|END) (PUBLIC KEY|X)-----\n?|[A-Za-z0-9=+/\n]{0,70}){0,6}") {
+            let _ = PublicKey::from_pem(&pem);
+        }
+    }
+}
