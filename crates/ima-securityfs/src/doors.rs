@@ -99,3 +99,41 @@ impl Doors {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALLER: Caller = Caller { thread: 1, admin: true };
+
+    #[test]
+    fn no_more_are_let_in_than_can_be_counted() {
+        let mut doors = Doors { state: State::Readers(MOST - 1) };
+        let last = doors.open(Access::Read, CALLER).unwrap();
+        assert_eq!(doors.open(Access::Read, CALLER).unwrap_err(), Errno::ENFILE);
+        assert_eq!(doors.open(Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
+        doors.release(last);
+        assert_eq!(doors.state, State::Readers(MOST - 1));
+        let mut doors = Doors { state: State::Writer { thread: 1, files: MOST } };
+        assert_eq!(doors.open(Access::Write, CALLER).unwrap_err(), Errno::ENFILE);
+    }
+
+    #[test]
+    fn the_last_close_frees_the_files_whoever_closes() {
+        let mut doors = Doors::new();
+        let files = [0; 3].map(|_| doors.open(Access::Write, CALLER).unwrap());
+        let other = Caller { thread: 2, ..CALLER };
+        for file in files {
+            assert_eq!(doors.open(Access::Write, other).unwrap_err(), Errno::EBUSY);
+            doors.release(file);
+        }
+        assert_eq!(doors.state, State::Idle);
+        let reader = doors.open(Access::Read, other).unwrap();
+        // What was opened through other doors changes nothing here.
+        let stranger = Doors::new().open(Access::Write, CALLER).unwrap();
+        doors.release(stranger);
+        assert_eq!(doors.state, State::Readers(1));
+        doors.release(reader);
+        assert_eq!(doors.state, State::Idle);
+    }
+}

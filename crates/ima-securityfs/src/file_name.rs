@@ -148,3 +148,77 @@ impl Write for Rest<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::{string::ToString, vec::Vec};
+
+    #[test]
+    fn the_directory_of_a_tpm_with_a_bank_the_kernel_does_not_know() {
+        let banks = [Bank(0x000b), Bank(0x0027)];
+        let mut names: Vec<_> = directory(&banks).map(|file| file.to_string()).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "ascii_runtime_measurements",
+                "ascii_runtime_measurements_sha1",
+                "ascii_runtime_measurements_sha1_staged",
+                "ascii_runtime_measurements_sha256",
+                "ascii_runtime_measurements_sha256_staged",
+                "ascii_runtime_measurements_staged",
+                "ascii_runtime_measurements_tpm_alg_27",
+                "ascii_runtime_measurements_tpm_alg_27_staged",
+                "binary_runtime_measurements",
+                "binary_runtime_measurements_sha1",
+                "binary_runtime_measurements_sha1_staged",
+                "binary_runtime_measurements_sha256",
+                "binary_runtime_measurements_sha256_staged",
+                "binary_runtime_measurements_staged",
+                "binary_runtime_measurements_tpm_alg_27",
+                "binary_runtime_measurements_tpm_alg_27_staged",
+                "runtime_measurements_count",
+                "violations",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_are_those_of_the_directory_and_no_others() {
+        let banks = [Bank::SHA1, Bank(0x000c)];
+        let files: Vec<_> = directory(&banks).collect();
+        for file in &files {
+            let name = file.to_string();
+            assert_eq!(FileName::parse(name.as_bytes(), &banks), Some(*file), "{name}");
+            assert_eq!(FileName::parse(&name.as_bytes()[1..], &banks), None, "{name}");
+            let longer = name.clone() + "x";
+            assert_eq!(FileName::parse(longer.as_bytes(), &banks), None, "{longer}");
+            assert_eq!(FileName::parse(name.to_uppercase().as_bytes(), &banks), None, "{name}");
+            let same = files.iter().filter(|other| *other == file).count();
+            assert_eq!(same, 1, "{name}");
+        }
+        assert_eq!(FileName::parse(b"", &banks), None);
+        assert_eq!(FileName::parse(b"ascii_runtime_measurements_sha256", &banks), None);
+    }
+
+    #[test]
+    fn links_lead_to_sha1_files_of_the_same_form_and_part() {
+        for file in directory(&[]) {
+            match file.kind() {
+                Kind::Symlink(target) => {
+                    let (form, part) = file.to_string().split_once("_staged").map_or_else(
+                        || (file.to_string(), ""),
+                        |(form, _)| (form.to_string(), "_staged"),
+                    );
+                    assert_eq!(target.to_string(), form + "_sha1" + part);
+                    assert_eq!(target.kind(), Kind::File { mode: 0o660 });
+                }
+                Kind::File { mode } => {
+                    assert_eq!(mode == 0o660, file.part().is_some(), "{file}");
+                }
+            }
+        }
+    }
+}
