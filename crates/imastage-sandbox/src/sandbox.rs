@@ -153,7 +153,10 @@ impl Sandbox {
 
     /// Whether programs are measured as they are executed, or why not.
     pub fn watches_programs(&self) -> Result<(), &str> {
-        self.watching.as_ref().map(|()| ()).map_err(String::as_str)
+        match &self.watching {
+            Ok(()) => Ok(()),
+            Err(why) => Err(why),
+        }
     }
 
     /// Unmounts and ends.

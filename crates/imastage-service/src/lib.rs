@@ -1,1 +1,19 @@
 //! The drain loop and the local API.
+//!
+//! A [`Service`] drains one list into one state directory, for good, and answers for what it keeps
+//! on a Unix socket: its state, a quote over a verifier's nonce, records from any index on. See
+//! [`wire`] for what is said there, [`Client`] for asking.
+#![forbid(unsafe_code)]
+
+mod align;
+mod api;
+mod attester;
+mod client;
+mod drain;
+mod service;
+pub mod wire;
+
+pub use api::SOCKET;
+pub use client::{Client, ClientError};
+pub use drain::{DrainError, Flavour, Round};
+pub use service::{Config, Service, ServiceError, status_at_rest};

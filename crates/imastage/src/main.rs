@@ -1,1 +1,69 @@
-fn main() {}
+//! `imastage`: drain, keep and attest Linux IMA measurement lists.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod exit;
+mod input;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::Outcome;
+use output::Output;
+
+/// Drain, keep and attest Linux IMA measurement lists.
+///
+/// Exit codes: 0 fine; 1 the evidence says no; 2 usage or unusable input; 3 environment (no TPM, no
+/// permission, busy).
+#[derive(Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(commands::run::Args),
+    Attest(commands::attest::Args),
+    Verify(commands::verify::Args),
+    Status(commands::status::Args),
+    Replay(commands::replay::Args),
+    Show(commands::show::Args),
+    Sandbox(commands::sandbox::Args),
+    Demo(commands::demo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nowhere is left to say that nothing could be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    output::init_log();
+    let out = Output::new(cli.json);
+    let outcome = match cli.command {
+        Command::Run(args) => commands::run::run(args, &out),
+        Command::Attest(args) => commands::attest::run(args, &out),
+        Command::Verify(args) => commands::verify::run(args, &out),
+        Command::Status(args) => commands::status::run(args, &out),
+        Command::Replay(args) => commands::replay::run(args, &out),
+        Command::Show(args) => commands::show::run(args, &out),
+        Command::Sandbox(args) => commands::sandbox::run(args, &out),
+        Command::Demo(args) => commands::demo::run(args, &out),
+    };
+    match outcome {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::EvidenceSaysNo) => ExitCode::from(1),
+        Err(failure) => failure.report(&out),
+    }
+}

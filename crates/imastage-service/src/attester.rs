@@ -1,0 +1,73 @@
+//! The TPM as the service uses it: one connection, one attestation key.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ima_log::{Bank, Digest, IMA_PCR};
+use imastage_tpm::{
+    AttestationKey, ClockInfo, Endpoint, KeyKind, PcrSelection, Quote, Tpm, TpmError,
+};
+
+/// Quotes and reads PCR 10. Cheap to clone; all clones share one connection.
+#[derive(Clone)]
+pub(crate) struct Attester {
+    inner: Arc<Mutex<Inner>>,
+    banks: Vec<Bank>,
+    clock: ClockInfo,
+    public_pem: String,
+}
+
+struct Inner {
+    tpm: Tpm,
+    key: AttestationKey,
+}
+
+impl Attester {
+    /// Connects and makes the attestation key, which is the same each time for the same TPM.
+    pub(crate) fn connect(endpoint: &Endpoint) -> Result<Attester, TpmError> {
+        let mut tpm = Tpm::connect(endpoint)?;
+        let banks = tpm.banks()?;
+        let clock = tpm.clock()?;
+        let key = tpm.attestation_key(KeyKind::EccP256)?;
+        let public_pem = key.public_pem().to_owned();
+        Ok(Attester { inner: Arc::new(Mutex::new(Inner { tpm, key })), banks, clock, public_pem })
+    }
+
+    /// The banks the TPM has.
+    pub(crate) fn banks(&self) -> &[Bank] {
+        &self.banks
+    }
+
+    /// The bank that is compared and, unless asked otherwise, quoted.
+    pub(crate) fn bank(&self) -> Bank {
+        let preferred = [Bank::Sha256, Bank::Sha1].into_iter().find(|b| self.banks.contains(b));
+        preferred.or(self.banks.first().copied()).unwrap_or(Bank::Sha256)
+    }
+
+    /// The reset and restart counters when the service connected.
+    pub(crate) fn clock(&self) -> &ClockInfo {
+        &self.clock
+    }
+
+    /// The attestation key's public half.
+    pub(crate) fn public_pem(&self) -> &str {
+        &self.public_pem
+    }
+
+    /// PCR 10 of one bank.
+    pub(crate) fn pcr(&self, bank: Bank) -> Result<Digest, TpmError> {
+        self.lock().tpm.pcr_read(bank, IMA_PCR)
+    }
+
+    /// A quote over PCR 10 of `banks`.
+    pub(crate) fn quote(&self, nonce: &[u8], banks: &[Bank]) -> Result<Quote, TpmError> {
+        let selection: Vec<PcrSelection> =
+            banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: 1 << IMA_PCR }).collect();
+        let Inner { tpm, key } = &mut *self.lock();
+        tpm.quote(key, nonce, &selection)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves a connection that answers or fails; both are handled.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

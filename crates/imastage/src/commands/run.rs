@@ -1,0 +1,113 @@
+use std::{path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+use imastage_sandbox::TpmChoice;
+use imastage_service::{Config, Flavour, Service};
+use imastage_source::Securityfs;
+use imastage_tpm::Endpoint;
+
+use crate::{
+    commands::{state_dir, status::verdict_text, wait_for_stop},
+    exit::{Fail, Failure, Outcome},
+    output::Output,
+};
+
+mod embedded;
+
+use embedded::Embedded;
+
+/// Drain a measurement list into a state directory, for good, and answer for it.
+///
+/// Runs until it is told to stop (Ctrl-C, SIGTERM). `imastage attest`, `verify --state` and `status`
+/// talk to it through the state directory.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its
+    /// own, or where FUSE cannot be had, in this one), or `in-process`.
+    #[arg(long, value_name = "DIR", default_value = "embedded")]
+    source: PathBuf,
+    /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// How records leave the list.
+    #[arg(long, value_name = "FLAVOUR", default_value = "stage")]
+    flavour: FlavourName,
+    /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
+    /// the sandbox's own, or /dev/tpmrm0].
+    #[arg(long, value_name = "TPM")]
+    tpm: Option<String>,
+    /// The longest time between two drains, in milliseconds. Reading the kernel's list takes time
+    /// quadratic in its length, so keep it short.
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    every: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FlavourName {
+    /// Stage all, store, delete what was staged.
+    Stage,
+    /// Read, store, delete the first N.
+    DeleteN,
+}
+
+/// Runs `imastage run`.
+pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
+    let stop = wait_for_stop()?;
+    let state = state_dir(args.state)?;
+    let flavour = match args.flavour {
+        FlavourName::Stage => Flavour::Stage,
+        FlavourName::DeleteN => Flavour::DeleteN,
+    };
+    let chosen = match args.tpm.as_deref() {
+        None => None,
+        Some("none") => Some(None),
+        Some(tpm) => Some(Some(tpm.parse::<Endpoint>().input("--tpm")?)),
+    };
+    let every = Duration::from_millis(args.every);
+    let config = |tpm: Option<Endpoint>| Config { state: state.clone(), flavour, every, tpm };
+
+    let embedded = match args.source.to_str() {
+        Some("embedded") => Some(Embedded::start(&state, &embedded_tpm(&chosen))?),
+        Some("in-process") => Some(Embedded::in_process(&state, &embedded_tpm(&chosen))?),
+        _ => None,
+    };
+    let service = match &embedded {
+        Some(embedded) => Service::start(config(embedded.tpm()), embedded.source()?),
+        None => {
+            let source = Securityfs::new(&args.source).environment("source")?;
+            let found = || imastage_sandbox::tpm_of(&args.source).or_else(Endpoint::system);
+            Service::start(config(chosen.unwrap_or_else(found)), Box::new(source))
+        }
+    }
+    .environment("service")?;
+
+    let status = service.status();
+    let text = format!(
+        "draining {} into {}: {} records stored so far; Ctrl-C stops",
+        status.since_start.source,
+        state.display(),
+        status.records
+    );
+    out.answer(&status, text)?;
+    stop.wait();
+    let shared_status = service.stop();
+    if let Some(embedded) = embedded {
+        embedded.stop();
+    }
+    let text = format!(
+        "stopped: {} records stored; {}",
+        shared_status.records,
+        verdict_text(shared_status.verdict, out)
+    );
+    out.answer(&shared_status, text)?;
+    Ok(Outcome::Fine)
+}
+
+/// The TPM that a sandbox of ours extends, if the user chose one.
+fn embedded_tpm(chosen: &Option<Option<Endpoint>>) -> TpmChoice {
+    match chosen {
+        None => TpmChoice::Swtpm,
+        Some(None) => TpmChoice::None,
+        Some(Some(endpoint)) => TpmChoice::At(endpoint.clone()),
+    }
+}

@@ -1,0 +1,101 @@
+use std::{fmt::Write as _, path::PathBuf};
+
+use imastage_service::{
+    Client, ClientError, status_at_rest,
+    wire::{Status, Verdict},
+};
+
+use crate::{
+    commands::state_dir,
+    exit::{Fail, Failure, Outcome},
+    output::{Output, Tone},
+};
+
+/// Tell what the service keeps, and whether it agrees with the TPM.
+///
+/// Asks the running service; if none runs, checks the whole state directory. Exit code 1 if records
+/// are missing or damaged.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The service's state directory [default: /var/lib/imastage as root, else
+    /// ~/.local/state/imastage].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+/// Runs `imastage status`.
+pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
+    let state = state_dir(args.state)?;
+    let status = match Client::of_state(&state).environment("runtime")?.status() {
+        Ok(status) => status,
+        Err(ClientError::Unreachable { .. }) => status_at_rest(&state).input(state.display())?,
+        Err(error) => return Err(error.into()),
+    };
+    out.answer(&status, text(&status, out))?;
+    Ok(if is_bad(&status) { Outcome::EvidenceSaysNo } else { Outcome::Fine })
+}
+
+/// Whether records are missing or damaged.
+pub fn is_bad(status: &Status) -> bool {
+    matches!(status.verdict, Verdict::Parted { .. }) || !status.problems.is_empty()
+}
+
+/// The verdict in words.
+pub fn verdict_text(verdict: Verdict, out: &Output) -> String {
+    match verdict {
+        Verdict::Unchecked => out.paint(Tone::Dim, "not compared with a TPM"),
+        Verdict::InStep { records } => out
+            .paint(Tone::Good, format!("in step with the TPM: {records} records replay to PCR 10")),
+        Verdict::Parted { after, before } => {
+            let after = after.map_or("the beginning".to_owned(), |index| format!("index {index}"));
+            out.paint(
+                Tone::Bad,
+                format!(
+                    "records are missing between {after} and index {before}, or PCR 10 was \
+                     extended without a record: nothing from there on can be verified before the \
+                     next TPM reset"
+                ),
+            )
+        }
+    }
+}
+
+fn text(status: &Status, out: &Output) -> String {
+    let mut text = verdict_text(status.verdict, out);
+    for problem in &status.problems {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n{}", out.paint(Tone::Bad, problem));
+    }
+    let service = match status.pid {
+        Some(pid) => format!("service running (pid {pid}), draining {}", status.since_start.source),
+        None => "no service is running".to_owned(),
+    };
+    let _ = write!(
+        text,
+        "\n{service}\nepoch {}: {} records stored, {} bytes",
+        status.epoch, status.records, status.bytes
+    );
+    for (bank, pcr) in &status.replayed {
+        let _ = write!(text, "\nPCR 10 {bank:<6} {pcr} (replayed)");
+        if let Some(tpm) = status.tpm.get(bank) {
+            let _ = write!(text, "\n              {tpm} (TPM)");
+        }
+    }
+    let activity = &status.since_start;
+    if status.pid.is_some() {
+        let _ = write!(
+            text,
+            "\nsince start: {} drains, {} records stored, {} deleted ({} bytes), files held {} us \
+             at most",
+            activity.drains,
+            activity.stored,
+            activity.deleted,
+            activity.deleted_bytes,
+            activity.longest_hold_us
+        );
+    }
+    if let Some(error) = &activity.last_error {
+        let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("last drain failed: {error}")));
+    }
+    text
+}

@@ -1,0 +1,83 @@
+//! How a command ends.
+
+use std::{fmt, io, process::ExitCode};
+
+use crate::output::Output;
+
+/// A command that did what it was asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Fine,
+    /// Exit code 1: the evidence was understood and does not hold.
+    EvidenceSaysNo,
+}
+
+/// A command that could not.
+#[derive(Debug)]
+pub struct Failure {
+    kind: Kind,
+    error: anyhow::Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Exit code 2: usage or unusable input.
+    Input,
+    /// Exit code 3: no TPM, no permission, busy.
+    Environment,
+}
+
+/// Says which exit code an error leads to, and adds what was being done.
+pub trait Fail<T> {
+    /// The input is at fault: exit code 2.
+    fn input(self, doing: impl fmt::Display) -> Result<T, Failure>;
+    /// The machine is at fault: exit code 3.
+    fn environment(self, doing: impl fmt::Display) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> Fail<T> for Result<T, E> {
+    fn input(self, doing: impl fmt::Display) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(Kind::Input, error.into().context(doing.to_string())))
+    }
+
+    fn environment(self, doing: impl fmt::Display) -> Result<T, Failure> {
+        self.map_err(|error| {
+            Failure::new(Kind::Environment, error.into().context(doing.to_string()))
+        })
+    }
+}
+
+impl Failure {
+    /// Usage or unusable input.
+    pub fn input(why: impl fmt::Display) -> Failure {
+        Failure::new(Kind::Input, anyhow::anyhow!("{why}"))
+    }
+
+    /// The machine lacks something, or something is busy.
+    pub fn environment(why: impl fmt::Display) -> Failure {
+        Failure::new(Kind::Environment, anyhow::anyhow!("{why}"))
+    }
+
+    /// Prints what went wrong and gives the exit code. A reader that closed our output early has
+    /// what it wanted: that is no failure.
+    pub fn report(&self, out: &Output) -> ExitCode {
+        let closed = self.error.chain().any(|cause| {
+            cause
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        });
+        if closed {
+            return ExitCode::SUCCESS;
+        }
+        out.error(&format!("{:#}", self.error));
+        ExitCode::from(match self.kind {
+            Kind::Input => 2,
+            Kind::Environment => 3,
+        })
+    }
+
+    fn new(kind: Kind, error: anyhow::Error) -> Failure {
+        Failure { kind, error }
+    }
+}
