@@ -394,4 +394,18 @@ mod tests {
         assert_eq!(chunk.records(), 1);
         assert_eq!(chunk.slices().map(<[u8]>::len).sum::<usize>() as u64, list.size(Part::Current));
     }
+    #[test]
+    fn a_chunk_is_filled_to_the_last_byte() {
+        let mut list = list_of(20);
+        let one = list.size(Part::Current) as usize / 20;
+        for sealed in [false, true] {
+            for records in 1..20 {
+                let taken = |max_bytes| list.snapshot(Part::Current, 0, max_bytes).records();
+                assert_eq!(taken(one * records), records as u64, "{sealed}");
+                assert_eq!(taken(one * (records + 1) - 1), records as u64, "{sealed}");
+            }
+            // More than the segment has room for.
+            add(&mut list, &[b'x'; 1 << 20]).unwrap();
+        }
+    }
 }
