@@ -398,14 +398,16 @@ mod tests {
     fn a_chunk_is_filled_to_the_last_byte() {
         let mut list = list_of(20);
         let one = list.size(Part::Current) as usize / 20;
+        let long = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), &[b'x'; 1 << 20]);
+        let key = long.record().template_digest(Bank::Sha256);
         for sealed in [false, true] {
             for records in 1..20 {
                 let taken = |max_bytes| list.snapshot(Part::Current, 0, max_bytes).records();
                 assert_eq!(taken(one * records), records as u64, "{sealed}");
                 assert_eq!(taken(one * (records + 1) - 1), records as u64, "{sealed}");
             }
-            // More than the segment has room for.
-            add(&mut list, &[b'x'; 1 << 20]).unwrap();
+            // More than the open segment has room for.
+            list.append(&long, &key).ok();
         }
     }
 }
