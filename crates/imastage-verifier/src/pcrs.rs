@@ -316,6 +316,7 @@ mod tests {
         assert!(matches!(refused(0, 2), PcrFileError::Field { offset: 12, found: 0, .. }));
         assert!(matches!(refused(4, 18), PcrFileError::Field { offset: 4, found: 18, .. }));
         assert!(matches!(refused(6, 5), PcrFileError::Field { offset: 6, found: 5, .. }));
+        assert_eq!(refused(6, 1), PcrFileError::Count { selected: 1, found: 2 });
         assert_eq!(refused(7, 0), PcrFileError::Count { selected: 1, found: 2 });
         assert_eq!(refused(7, 3), PcrFileError::Count { selected: 3, found: 2 });
         assert!(matches!(refused(SELECTION_BYTES, 2), PcrFileError::Field { .. }));
