@@ -15,6 +15,7 @@ use crate::{
 mod embedded;
 
 use embedded::Embedded;
+pub use embedded::fuse_is_there;
 
 /// Drain a measurement list into a state directory, for good, and answer for it.
 ///

@@ -1,14 +1,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+use ima_log::{Bank, Format, Records};
 use serde_json::{Value, json};
 
 use crate::{
+    commands::run::fuse_is_there,
     exit::{Fail, Failure, Outcome},
     output::{Output, Tone},
 };
@@ -23,8 +25,12 @@ use program::{Answer, Program, Running};
 #[derive(clap::Args)]
 pub struct Args {
     /// Measure at most N files from /usr.
-    #[arg(long, value_name = "N", default_value_t = 4000)]
+    #[arg(long, value_name = "N", default_value_t = 12_000)]
     files: usize,
+    /// Keep the list in the service's process, as is done where FUSE cannot be had. There is no kill
+    /// then, which would take the list with it, and no deletion behind the service's back.
+    #[arg(long)]
+    no_fuse: bool,
     /// Keep everything in DIR instead of a directory that is removed at the end.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -36,6 +42,9 @@ struct Scene<'a> {
     program: Program,
     out: &'a Output,
     since: Instant,
+    /// Whether the list is behind a mount, in a process of its own.
+    mounted: bool,
+    rounds: [AtomicU64; 2],
     mount: PathBuf,
     state: PathBuf,
     evidence: PathBuf,
@@ -55,11 +64,15 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
             temporary.path()
         }
     };
+    let mounted = !args.no_fuse && fuse_is_there().is_ok();
     let scene = Scene {
         program: Program::this()?,
         out,
         since: Instant::now(),
-        mount: dir.join("ima"),
+        mounted,
+        rounds: Default::default(),
+        // A service keeps its own list there.
+        mount: if mounted { dir.join("ima") } else { dir.join("state/ima") },
         state: dir.join("state"),
         evidence: dir.join("evidence"),
         verifiers: [dir.join("verifier-a"), dir.join("verifier-b")],
@@ -70,7 +83,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
 
 impl Scene<'_> {
     fn play(&self, files: &[PathBuf]) -> Result<Outcome, Failure> {
-        let mut sandbox = self.start_sandbox()?;
+        let mut sandbox = if self.mounted { Some(self.start_sandbox()?) } else { None };
         let mut service = self.start_service("stage")?;
         self.enrol()?;
 
@@ -88,6 +101,8 @@ impl Scene<'_> {
             let played = (|| -> Result<(), Failure> {
                 for (part, files) in files.chunks(quarter).enumerate() {
                     match part {
+                        // With the service the list would go.
+                        _ if !self.mounted => {}
                         1 => {
                             let measuring = scope.spawn(|| self.measure(files));
                             thread::sleep(Duration::from_millis(40));
@@ -121,9 +136,15 @@ impl Scene<'_> {
         self.print_summary(&good)?;
 
         let altered = self.alter_a_record(&mut service)?;
-        let missing = self.delete_behind_its_back(&mut service)?;
-        service.stop()?;
-        sandbox.stop()?;
+        let missing = match &mut sandbox {
+            None => json!({ "as_expected": true, "skipped": "the list has no files" }),
+            Some(sandbox) => {
+                let missing = self.delete_behind_its_back(&mut service)?;
+                service.stop()?;
+                sandbox.stop()?;
+                missing
+            }
+        };
 
         let took = self.since.elapsed();
         let as_expected = good["as_expected"] == true
@@ -155,20 +176,13 @@ impl Scene<'_> {
     }
 
     fn start_service(&self, flavour: &str) -> Result<Running, Failure> {
-        let (mount, state) = (path(&self.mount)?, path(&self.state)?);
-        let service = self.program.start(&[
-            "run",
-            "--source",
-            mount,
-            "--state",
-            state,
-            "--flavour",
-            flavour,
-            "--every",
-            "100",
-        ])?;
+        let state = path(&self.state)?;
+        let source = if self.mounted { path(&self.mount)? } else { "in-process" };
+        let options = ["--source", source, "--state", state, "--flavour", flavour];
+        let service = self.program.start(&[&["run", "--every", "100"], &options[..]].concat())?;
         let stored = &service.greeting["records"];
-        self.say(format!("the service drains it (flavour {flavour}), {stored} records stored"))?;
+        let what = if self.mounted { "drains it" } else { "drains a list in its own process" };
+        self.say(format!("the service {what} (flavour {flavour}), {stored} records stored"))?;
         Ok(service)
     }
 
@@ -217,6 +231,7 @@ impl Scene<'_> {
 
     fn verify(&self, verifier: usize) -> Result<Answer, Failure> {
         let dir = &self.verifiers[verifier];
+        self.rounds[verifier].fetch_add(1, Ordering::Relaxed);
         self.program.try_ask(&[
             "verify",
             "--state",
@@ -238,7 +253,7 @@ impl Scene<'_> {
         service.stop()?;
         let segment = first_segment(&self.state)?;
         let mut bytes = fs::read(&segment).environment(segment.display())?;
-        let at = bytes.len() / 2;
+        let (index, at) = middle_digest(&bytes)?;
         bytes[at] ^= 1;
         fs::write(&segment, &bytes).environment(segment.display())?;
 
@@ -260,6 +275,7 @@ impl Scene<'_> {
         fs::write(&segment, &bytes).environment(segment.display())?;
 
         let report = json!({
+            "record": index,
             "byte": at,
             "status": status.json["problems"],
             "verify": verified.json,
@@ -331,6 +347,21 @@ fn files(most: usize) -> Vec<PathBuf> {
         .filter(|path| path.to_str().is_some())
         .take(most)
         .collect()
+}
+
+/// The middle record of a list, and the last byte of its file digest.
+fn middle_digest(list: &[u8]) -> Result<(usize, usize), Failure> {
+    let records: Result<Vec<_>, _> = Records::new(list, Format::native(Bank::Sha1)).collect();
+    let records = records.input("stored records")?;
+    let index = records.len() / 2;
+    let before: usize = records[..index].iter().map(|record| record.as_bytes().len()).sum();
+    let Some((record, field)) =
+        records.get(index).and_then(|record| Some((record, record.fields().next()?)))
+    else {
+        return Err(Failure::environment("nothing was stored"));
+    };
+    let data = before + record.as_bytes().len() - record.template_data().len();
+    Ok((index, data + 4 + field.bytes.len() - 1))
 }
 
 fn first_segment(state: &Path) -> Result<PathBuf, Failure> {

@@ -1,6 +1,6 @@
 //! What there is to show at the end of a good day.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::atomic::Ordering, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -46,6 +46,7 @@ pub fn of(
         "stored_bytes": service.json["bytes"],
         "verdict": service.json["verdict"],
         "verifiers": verdicts,
+        "rounds": scene.rounds.iter().map(|n| n.load(Ordering::Relaxed)).collect::<Vec<_>>(),
         "tpm": service.json["tpm"],
         "replayed": replayed["banks"],
         "as_expected": as_expected,
@@ -75,11 +76,12 @@ pub fn text(good: &Value, out: &Output) -> String {
     for (at, verdict) in good["verifiers"].as_array().into_iter().flatten().enumerate() {
         let _ = write!(
             text,
-            "\n  verifier {}          {}: the first {} records verified (last round from index {}), {} \
-             after the quote",
+            "\n  verifier {}          {}: the first {} records verified in {} rounds (the last from \
+             index {}), {} after the quote",
             name(at),
             verdict["verdict"].as_str().unwrap_or("?"),
             verdict["records"],
+            good["rounds"][at],
             verdict["from"],
             verdict["excess"],
         );

@@ -132,7 +132,8 @@ fn running_pid(mount: &Path) -> Option<u32> {
     }
 }
 
-fn fuse_is_there() -> Result<(), String> {
+/// Whether a sandbox can be mounted, or why not.
+pub fn fuse_is_there() -> Result<(), String> {
     let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     device.map_err(|error| format!("/dev/fuse: {error}"))?;
     if rustix::process::geteuid().is_root() {
