@@ -1,7 +1,6 @@
 use core::{fmt, str::FromStr};
 
-use sha1::Sha1;
-use sha2::{Sha256, Sha384, Sha512};
+use crate::hash::{Sha1, Sha256, Sha384, Sha512, extend, hash};
 
 /// A TPM PCR bank, named by its hash algorithm. Each bank has its own PCR values and, since Linux
 /// 6.10, its own files in securityfs.
@@ -81,18 +80,19 @@ impl Bank {
 
     /// Hashes the concatenation of `parts`.
     pub fn hash(self, parts: &[&[u8]]) -> Digest {
-        fn run<H: sha2::Digest>(bank: Bank, parts: &[&[u8]]) -> Digest {
-            let mut hasher = H::new();
-            for part in parts {
-                hasher.update(part);
-            }
-            Digest::from_exact(bank, &hasher.finalize())
-        }
+        let mut digest = Digest::zero(self);
+        self.hash_into(parts, &mut digest.bytes);
+        digest
+    }
+
+    /// As [`Bank::hash`], into the first [`Bank::size`] bytes of `out`.
+    #[inline]
+    fn hash_into(self, parts: &[&[u8]], out: &mut [u8; Digest::MAX]) {
         match self {
-            Bank::Sha1 => run::<Sha1>(self, parts),
-            Bank::Sha256 => run::<Sha256>(self, parts),
-            Bank::Sha384 => run::<Sha384>(self, parts),
-            Bank::Sha512 => run::<Sha512>(self, parts),
+            Bank::Sha1 => hash::<Sha1, 64>(parts, &mut out[..20]),
+            Bank::Sha256 => hash::<Sha256, 64>(parts, &mut out[..32]),
+            Bank::Sha384 => hash::<Sha384, 128>(parts, &mut out[..48]),
+            Bank::Sha512 => hash::<Sha512, 128>(parts, &mut out[..64]),
         }
     }
 }
@@ -162,7 +162,24 @@ impl Digest {
     /// What a PCR holding `self` holds after being extended with `value`
     /// (`TPM2_PCR_Extend`: hash of old value and new).
     pub fn extended_with(&self, value: &Digest) -> Digest {
-        self.bank.hash(&[self.as_bytes(), value.as_bytes()])
+        let mut extended = *self;
+        extended.extend_with(value);
+        extended
+    }
+
+    /// As [`Digest::extended_with`], in place.
+    #[inline]
+    pub(crate) fn extend_with(&mut self, value: &Digest) {
+        if value.bank != self.bank {
+            *self = self.bank.hash(&[self.as_bytes(), value.as_bytes()]);
+            return;
+        }
+        match self.bank {
+            Bank::Sha1 => extend::<Sha1, 64, 20>(&mut self.bytes, &value.bytes),
+            Bank::Sha256 => extend::<Sha256, 64, 32>(&mut self.bytes, &value.bytes),
+            Bank::Sha384 => extend::<Sha384, 128, 48>(&mut self.bytes, &value.bytes),
+            Bank::Sha512 => extend::<Sha512, 128, 64>(&mut self.bytes, &value.bytes),
+        }
     }
 
     /// The bank this digest belongs to.

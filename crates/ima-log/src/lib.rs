@@ -44,6 +44,7 @@ mod build;
 mod decoder;
 mod digest;
 mod error;
+mod hash;
 mod record;
 mod replay;
 mod template;

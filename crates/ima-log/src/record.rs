@@ -107,6 +107,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// [`ParseErrorKind`] when no continuation of `list` can be a record.
+    #[inline]
     pub fn parse_prefix(
         list: &'a [u8],
         format: Format,
@@ -119,10 +120,7 @@ impl<'a> Record<'a> {
             return Err(ParseErrorKind::NameLength(name_len));
         }
         let Some(name) = cursor.take(name_len as usize) else { return Ok(None) };
-        if !name.iter().all(u8::is_ascii_graphic) {
-            return Err(ParseErrorKind::NameBytes);
-        }
-        let template = Template::from_name(name);
+        let template = Template::from_name(name).ok_or(ParseErrorKind::NameBytes)?;
 
         let data = if template == Template::Ima {
             template::ima_data(cursor.rest, printed, format)?
@@ -245,12 +243,14 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    #[inline]
     pub(crate) fn u32(&mut self) -> Option<u32> {
         let (head, rest) = self.rest.split_first_chunk::<4>()?;
         self.rest = rest;
         Some(self.endian.u32(*head))
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (head, rest) = self.rest.split_at_checked(len)?;
         self.rest = rest;

@@ -73,7 +73,7 @@ impl Replay {
     /// Extends the PCR with a record, whichever PCR the record names: two hashes.
     pub fn extend(&mut self, record: &Record<'_>) {
         let value = self.extend.value(self.value.bank(), record);
-        self.value = self.value.extended_with(&value);
+        self.value.extend_with(&value);
     }
 
     /// The PCR's value.

@@ -84,24 +84,28 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Template<'a> {
-    /// The template with this name. `name` must be ASCII, which [`crate::Record`] sees to; what is
-    /// not becomes an unknown template without a name.
-    pub(crate) fn from_name(name: &'a [u8]) -> Template<'a> {
-        let name = str::from_utf8(name).unwrap_or_default();
-        match name {
-            "ima" => Template::Ima,
-            "ima-ng" => Template::ImaNg,
-            "ima-sig" => Template::ImaSig,
-            "ima-ngv2" => Template::ImaNgV2,
-            "ima-sigv2" => Template::ImaSigV2,
-            "ima-buf" => Template::ImaBuf,
-            "ima-modsig" => Template::ImaModsig,
-            "evm-sig" => Template::EvmSig,
-            _ if name.split('|').all(|id| FieldKind::from_id(id).is_some()) => {
-                Template::Custom(name)
-            }
-            _ => Template::Unknown(name),
-        }
+    /// The template with this name; `None` unless the name is printable ASCII.
+    #[inline]
+    pub(crate) fn from_name(name: &'a [u8]) -> Option<Template<'a>> {
+        // Nearly all records: told before anything is looked at byte by byte.
+        Some(match name {
+            b"ima" => Template::Ima,
+            b"ima-ng" => Template::ImaNg,
+            b"ima-sig" => Template::ImaSig,
+            b"ima-ngv2" => Template::ImaNgV2,
+            b"ima-sigv2" => Template::ImaSigV2,
+            b"ima-buf" => Template::ImaBuf,
+            b"ima-modsig" => Template::ImaModsig,
+            b"evm-sig" => Template::EvmSig,
+            _ => return Template::from_other_name(name),
+        })
+    }
+
+    fn from_other_name(name: &'a [u8]) -> Option<Template<'a>> {
+        let graphic = name.iter().all(u8::is_ascii_graphic);
+        let name = str::from_utf8(name).ok().filter(|_| graphic)?;
+        let custom = name.split('|').all(|id| FieldKind::from_id(id).is_some());
+        Some(if custom { Template::Custom(name) } else { Template::Unknown(name) })
     }
 
     /// The name as it stands in a record.
@@ -137,16 +141,25 @@ impl<'a> Template<'a> {
         }
     }
 
-    fn kinds(&self) -> impl Iterator<Item = FieldKind> + Clone + 'a {
-        self.format().split('|').filter_map(FieldKind::from_id)
+    /// How many fields the template has; 0 for an unknown one.
+    fn field_count(&self) -> usize {
+        match self {
+            Template::Ima | Template::ImaNg | Template::ImaNgV2 => 2,
+            Template::ImaSig | Template::ImaSigV2 | Template::ImaBuf => 3,
+            Template::ImaModsig => 5,
+            Template::EvmSig => 9,
+            Template::Custom(format) => format.split('|').count(),
+            Template::Unknown(_) => 0,
+        }
     }
 
     /// Checks that `data` is exactly this template's fields. Anything will do for an unknown one.
+    #[inline]
     pub(crate) fn check_data(&self, data: &[u8], endian: Endian) -> Result<(), ParseErrorKind> {
         if matches!(self, Template::Unknown(_)) {
             return Ok(());
         }
-        let expected = self.kinds().count();
+        let expected = self.field_count();
         let mut cursor = Cursor { rest: data, endian };
         for field in 0..expected {
             let Some(claimed) = cursor.u32() else {
