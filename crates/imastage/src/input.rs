@@ -14,22 +14,33 @@ use crate::{
     output::Progress,
 };
 
-/// A measurement list to be read from beginning to end.
-pub enum List {
-    /// A binary list.
+/// A measurement list to be read from beginning to end, in memory that does not grow with it.
+pub struct List {
+    source: Source,
+    progress: Progress,
+    /// Bytes that came out so far.
+    offset: u64,
+    /// The index of the next record.
+    index: u64,
+}
+
+enum Source {
     File(ListFile),
-    /// The records a service keeps.
-    Store(imastage_store::Reader),
+    Store(Store),
+}
+
+/// The records a service keeps.
+struct Store {
+    reader: imastage_store::Reader,
+    cursor: imastage_store::Cursor,
 }
 
 /// A binary list in a file or a pipe, as a kernel writes it.
-pub struct ListFile {
+struct ListFile {
     path: PathBuf,
     file: Box<dyn Read>,
-    len: Option<u64>,
-    /// What was read to tell the form.
-    head: Vec<u8>,
-    format: Format,
+    decoder: Decoder,
+    buffer: Vec<u8>,
 }
 
 /// How much is read at once, in bytes.
@@ -40,7 +51,10 @@ impl List {
     pub fn open(path: &Path) -> Result<List, Failure> {
         if path.is_dir() {
             let reader = imastage_store::Reader::open(path).input("state directory")?;
-            return Ok(List::Store(reader));
+            let cursor = reader.records(0).input("state directory")?;
+            let progress = Progress::bytes(Some(reader.bytes()));
+            let source = Source::Store(Store { reader, cursor });
+            return Ok(List { source, progress, offset: 0, index: 0 });
         }
         let (mut file, len): (Box<dyn Read>, _) = if path.as_os_str() == "-" {
             (Box::new(io::stdin().lock()), None)
@@ -50,77 +64,77 @@ impl List {
             let len = file.metadata().map(|meta| meta.len()).ok().filter(|len| *len > 0);
             (Box::new(file), len)
         };
-        let mut head = vec![0; CHUNK];
+        let mut buffer = vec![0; CHUNK];
         let mut filled = 0;
-        while filled < head.len() {
-            match file.read(&mut head[filled..]).input(path.display())? {
+        while filled < buffer.len() {
+            match file.read(&mut buffer[filled..]).input(path.display())? {
                 0 => break,
                 n => filled += n,
             }
         }
-        head.truncate(filled);
+        let head = &buffer[..filled];
         // An empty list is a list. In what fits no form, the error is found record by record.
-        let format = Format::detect(&head).unwrap_or(Format {
+        let format = Format::detect(head).unwrap_or(Format {
             bank: Bank::Sha1,
-            endian: Endian::detect(&head).unwrap_or(Endian::native()),
+            endian: Endian::detect(head).unwrap_or(Endian::native()),
         });
-        Ok(List::File(ListFile { path: path.to_owned(), file, len, head, format }))
+        let mut decoder = Decoder::new(format);
+        decoder.feed(head);
+        let source = Source::File(ListFile { path: path.to_owned(), file, decoder, buffer });
+        Ok(List { source, progress: Progress::bytes(len), offset: 0, index: 0 })
     }
 
     /// Gives each record from index `from` on, with its index, until `each` breaks.
     pub fn each(
-        self,
+        mut self,
         from: u64,
         mut each: impl FnMut(u64, &Record<'_>) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<(), Failure> {
-        match self {
-            List::File(file) => file.each(|index, record| {
-                if index < from { Ok(ControlFlow::Continue(())) } else { each(index, record) }
-            }),
-            List::Store(reader) => {
-                let mut progress = Progress::bytes(Some(reader.bytes()));
-                let mut bytes = 0;
-                let mut cursor = reader.records(from).input("state directory")?;
-                let mut index = from;
-                while let Some(record) = cursor.next_record().input("state directory")? {
-                    bytes += record.as_bytes().len() as u64;
-                    progress.at(bytes);
-                    if each(index, &record)?.is_break() {
-                        break;
-                    }
-                    index += 1;
-                }
-                Ok(())
+        self.skip_to(from)?;
+        while let Some((index, record)) = self.next_record()? {
+            if each(index, &record)?.is_break() {
+                break;
             }
         }
+        Ok(())
+    }
+
+    /// The next record and its index; `None` at the end.
+    pub fn next_record(&mut self) -> Result<Option<(u64, Record<'_>)>, Failure> {
+        self.progress.at(self.offset);
+        let record = match &mut self.source {
+            Source::File(file) => file.next_record()?,
+            Source::Store(store) => store.cursor.next_record().input("state directory")?,
+        };
+        let Some(record) = record else { return Ok(None) };
+        self.offset += record.as_bytes().len() as u64;
+        self.index += 1;
+        Ok(Some((self.index - 1, record)))
+    }
+
+    /// Passes over the records before index `from`, which may be behind the end of a file.
+    fn skip_to(&mut self, from: u64) -> Result<(), Failure> {
+        if let Source::Store(store) = &mut self.source {
+            store.cursor = store.reader.records(from).input("state directory")?;
+            self.index = from;
+        }
+        while self.index < from && self.next_record()?.is_some() {}
+        Ok(())
     }
 }
 
 impl ListFile {
-    fn each(
-        mut self,
-        mut each: impl FnMut(u64, &Record<'_>) -> Result<ControlFlow<()>, Failure>,
-    ) -> Result<(), Failure> {
-        let name = self.path.display().to_string();
-        let mut progress = Progress::bytes(self.len);
-        let mut decoder = Decoder::new(self.format);
-        decoder.feed(&self.head);
-        self.head = Vec::new();
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            loop {
-                let index = decoder.records();
-                let Some(record) = decoder.next_record().input(&name)? else { break };
-                if each(index, &record)?.is_break() {
-                    return Ok(());
+    fn next_record(&mut self) -> Result<Option<Record<'_>>, Failure> {
+        // Asked twice, because what is given borrows the decoder.
+        while !self.decoder.has_record().input(self.path.display())? {
+            match self.file.read(&mut self.buffer).input(self.path.display())? {
+                0 => {
+                    self.decoder.finish().input(self.path.display())?;
+                    return Ok(None);
                 }
-            }
-            progress.at(decoder.offset());
-            match self.file.read(&mut buffer).input(&name)? {
-                0 => break,
-                n => decoder.feed(&buffer[..n]),
+                n => self.decoder.feed(&self.buffer[..n]),
             }
         }
-        decoder.finish().input(&name)
+        self.decoder.next_record().input(self.path.display())
     }
 }

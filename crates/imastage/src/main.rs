@@ -35,6 +35,8 @@ enum Command {
     Status(commands::status::Args),
     Replay(commands::replay::Args),
     Show(commands::show::Args),
+    Check(commands::check::Args),
+    Diff(commands::diff::Args),
     Sandbox(commands::sandbox::Args),
     Demo(commands::demo::Args),
 }
@@ -58,6 +60,8 @@ fn main() -> ExitCode {
         Command::Status(args) => commands::status::run(args, &out),
         Command::Replay(args) => commands::replay::run(args, &out),
         Command::Show(args) => commands::show::run(args, &out),
+        Command::Check(args) => commands::check::run(args, &out),
+        Command::Diff(args) => commands::diff::run(args, &out),
         Command::Sandbox(args) => commands::sandbox::run(args, &out),
         Command::Demo(args) => commands::demo::run(args, &out),
     };

@@ -1,7 +1,9 @@
 //! One module a subcommand: its arguments, and what it does with our crates.
 
 pub mod attest;
+pub mod check;
 pub mod demo;
+pub mod diff;
 pub mod replay;
 pub mod run;
 pub mod sandbox;

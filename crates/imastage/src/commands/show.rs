@@ -1,6 +1,7 @@
+mod filter;
+
 use std::{
     io::{self, IsTerminal, Write},
-    ops::ControlFlow,
     path::PathBuf,
 };
 
@@ -23,13 +24,9 @@ pub struct Args {
     /// The bank whose file is shown: sha1, sha256, sha384 or sha512.
     #[arg(long, value_name = "ALG", default_value = "sha1")]
     bank: Bank,
-    /// Begin with record K; the first record is 0.
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    from: u64,
-    /// Show at most N records.
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// A binary measurement list, `-`, or a state directory.
+    #[command(flatten)]
+    filter: filter::Filter,
+    /// A measurement list (binary, JSON lines or CEL), `-`, or a state directory.
     list: PathBuf,
 }
 
@@ -51,25 +48,20 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         return Err(Failure::input("binary records are not for a terminal; redirect the output"));
     }
     let mut writer = io::BufWriter::with_capacity(256 << 10, stdout.lock());
-    let mut left = args.count.unwrap_or(u64::MAX);
     let mut buffer = Vec::new();
-    if left > 0 {
-        List::open(&args.list)?.each(args.from, |index, record| {
-            buffer.clear();
-            match form {
-                Form::Ascii => record.write_ascii(args.bank, &mut buffer),
-                Form::Binary => record.write_binary(args.bank, &mut buffer),
-                Form::Json => {
-                    let value = json(index, record, args.bank);
-                    serde_json::to_writer(&mut buffer, &value).environment("JSON")?;
-                    buffer.push(b'\n');
-                }
+    args.filter.each(List::open(&args.list)?, |index, record| {
+        buffer.clear();
+        match form {
+            Form::Ascii => record.write_ascii(args.bank, &mut buffer),
+            Form::Binary => record.write_binary(args.bank, &mut buffer),
+            Form::Json => {
+                let value = json(index, record, args.bank);
+                serde_json::to_writer(&mut buffer, &value).environment("JSON")?;
+                buffer.push(b'\n');
             }
-            writer.write_all(&buffer).environment("standard output")?;
-            left -= 1;
-            Ok(if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-    }
+        }
+        writer.write_all(&buffer).environment("standard output")
+    })?;
     writer.flush().environment("standard output")?;
     Ok(Outcome::Fine)
 }
