@@ -54,7 +54,7 @@ pub struct Round {
     pub deleted: u64,
     /// Their bytes (sha1 form).
     pub deleted_bytes: u64,
-    /// How long the list's files were held.
+    /// The longest time the list's files were held at once.
     pub held: Duration,
 }
 
@@ -87,6 +87,16 @@ pub enum DrainError {
     /// The TPM did not answer.
     #[error("TPM: {0}")]
     Tpm(String),
+}
+
+impl Round {
+    fn add(&mut self, other: Round) {
+        self.stored += other.stored;
+        self.already_stored += other.already_stored;
+        self.deleted += other.deleted;
+        self.deleted_bytes += other.deleted_bytes;
+        self.held = self.held.max(other.held);
+    }
 }
 
 impl Drainer {
@@ -151,28 +161,38 @@ impl Drainer {
         let pcr = self.pcr()?;
         let begin = self.store.len();
         let mut agreed = self.agreed(pcr);
-        // Staged records are older than all others, whoever staged them.
-        let round = if self.flavour == Flavour::Stage || self.is_staged()? {
-            self.drain_staged(pcr, &mut agreed)?
-        } else {
-            self.drain_current(pcr, &mut agreed)?
-        };
+        let mut round = Round::default();
+        // Records that were staged before are older than all others, whoever staged them. When
+        // they are gone, all that was in the list at the beginning is still to be taken.
+        loop {
+            if self.flavour == Flavour::DeleteN && !self.is_staged()? {
+                round.add(self.drain_current(pcr, &mut agreed)?);
+                break;
+            }
+            let (staged, were_pending) = self.drain_staged(pcr, &mut agreed)?;
+            round.add(staged);
+            if !were_pending {
+                break;
+            }
+        }
         self.judge(pcr, agreed, begin)?;
         Ok(round)
     }
 
+    /// Also tells whether the records had been staged before.
     fn drain_staged(
         &mut self,
         pcr: Option<Digest>,
         agreed: &mut Option<u64>,
-    ) -> Result<Round, DrainError> {
+    ) -> Result<(Round, bool), DrainError> {
         let since = Instant::now();
         let mut hold = self.source.hold(Part::Staged)?;
-        match hold.stage() {
-            Ok(()) | Err(SourceError::Pending) => {}
-            Err(SourceError::Nothing(_)) => return Ok(Round::default()),
+        let were_pending = match hold.stage() {
+            Ok(()) => false,
+            Err(SourceError::Pending) => true,
+            Err(SourceError::Nothing(_)) => return Ok((Round::default(), false)),
             Err(error) => return Err(error.into()),
-        }
+        };
         let bytes = read_all(&mut *hold)?;
         let records = parse(&bytes)?;
         let skip = self.stored_in_list.unwrap_or(0).min(records.len() as u64);
@@ -184,7 +204,7 @@ impl Drainer {
         drop(hold);
         let left = self.stored_in_list.map(|stored| stored - skip);
         self.stored_in_list = left;
-        Ok(round(&records, &bytes, skip, since))
+        Ok((round(&records, &bytes, skip, since), were_pending))
     }
 
     fn drain_current(

@@ -1,0 +1,159 @@
+//! Running the program, and the parts of a machine around it.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use serde_json::Value;
+
+/// What a command answered.
+pub struct Answer {
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| {
+            let text = String::from_utf8_lossy(&self.stdout);
+            panic!("{error}: {text:?}; {}", self.stderr)
+        })
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+pub fn corpus(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/corpus").join(path);
+    assert!(path.exists(), "{}", path.display());
+    path.to_str().unwrap().to_owned()
+}
+
+pub fn imastage(args: &[&str]) -> Answer {
+    imastage_with(args, &[])
+}
+
+pub fn imastage_with(args: &[&str], stdin: &[u8]) -> Answer {
+    let mut child = command(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        // A program that has seen enough closes its end.
+        scope.spawn(move || drop(pipe.write_all(stdin)));
+        child.wait_with_output().unwrap()
+    });
+    Answer {
+        code: output.status.code().unwrap_or(-1),
+        stdout: output.stdout,
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imastage"));
+    command.args(args).env_remove("RUST_LOG").env("NO_COLOR", "1");
+    command
+}
+
+/// A command that runs until it is stopped. Dropping it kills it.
+pub struct Running {
+    child: Child,
+    stdout: Option<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    /// Started, and not waited for.
+    pub fn spawn(args: &[&str]) -> Running {
+        let mut child = command(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = child.stdout.take().map(BufReader::new);
+        Running { child, stdout }
+    }
+
+    /// Started, and ready.
+    pub fn start(args: &[&str]) -> Running {
+        let mut running = Running::spawn(args);
+        running.wait_until_ready();
+        running
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        let mut line = String::new();
+        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "it ended instead: {:?}", self.child.wait());
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; gives the exit code.
+    pub fn stop(mut self) -> i32 {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already: nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A directory with a sandbox in it.
+pub struct Machine {
+    pub dir: tempfile::TempDir,
+    pub sandbox: Running,
+}
+
+impl Machine {
+    /// `None`, loudly, where FUSE cannot be had.
+    pub fn start() -> Option<Machine> {
+        if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+            eprintln!("SKIPPED: /dev/fuse: {error}");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("ima");
+        let sandbox = Running::start(&["--json", "sandbox", "--mount", mount.to_str().unwrap()]);
+        Some(Machine { dir, sandbox })
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    pub fn mount(&self) -> String {
+        self.path("ima")
+    }
+
+    pub fn state(&self) -> String {
+        self.path("state")
+    }
+
+    /// New files with contents of their own.
+    pub fn files(&self, prefix: &str, count: usize) -> Vec<PathBuf> {
+        let dir = self.dir.path().join("files");
+        std::fs::create_dir_all(&dir).unwrap();
+        (0..count)
+            .map(|i| {
+                let path = dir.join(format!("{prefix}-{i}"));
+                std::fs::write(&path, path.to_str().unwrap()).unwrap();
+                path
+            })
+            .collect()
+    }
+}
