@@ -1,0 +1,70 @@
+//! What a drain costs: from a list in this process into a store on disk, fsync included.
+//! `cargo bench -p imastage-service`
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ima_list::{Options, SharedList};
+use ima_log::{Bank, RecordBuf};
+use imastage_service::{Config, Flavour, Service};
+use imastage_source::InProcess;
+
+/// Records with names as long as those of /usr.
+fn fill(list: &SharedList, from: u64, count: u64) {
+    for i in from..from + count {
+        let name = format!("/usr/lib/x86_64-linux-gnu/something/file-{i:012}");
+        let record =
+            RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[&i.to_le_bytes()]), name.as_bytes());
+        let key = record.record().template_digest(Bank::Sha256);
+        list.append(&record, &key, || {}).unwrap();
+    }
+}
+
+/// Drains `records` records in batches; gives the time that draining took.
+fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let list = Arc::new(SharedList::new(Options::default()));
+    let config = Config {
+        state: dir.path().join("state"),
+        flavour,
+        every: Duration::from_secs(3600),
+        tpm: None,
+    };
+    let service = Service::start(config, Box::new(InProcess::new(Arc::clone(&list)))).unwrap();
+    let mut took = Duration::ZERO;
+    for from in (0..records).step_by(batch as usize) {
+        fill(&list, from, batch.min(records - from));
+        let since = Instant::now();
+        service.drain().unwrap();
+        took += since.elapsed();
+    }
+    let status = service.status();
+    assert_eq!(status.records, records);
+    (took, status.since_start.longest_hold_us)
+}
+
+fn main() {
+    println!(
+        "{:<10} {:>10} {:>10} {:>14} {:>12} {:>10}",
+        "flavour", "records", "a drain", "records/s", "ns/record", "hold us"
+    );
+    for (flavour, name) in [(Flavour::Stage, "stage"), (Flavour::DeleteN, "delete-n")] {
+        for (records, batch) in [
+            (1_000, 1_000),
+            (100_000, 1_000),
+            (100_000, 100_000),
+            (1_000_000, 1_000),
+            (1_000_000, 1_000_000),
+        ] {
+            let (took, hold) = drain(flavour, records, batch);
+            let per_second = records as f64 / took.as_secs_f64();
+            let ns = took.as_nanos() as f64 / records as f64;
+            println!(
+                "{name:<10} {records:>10} {batch:>10} {per_second:>14.0} {ns:>12.0} {hold:>10}"
+            );
+        }
+    }
+}
