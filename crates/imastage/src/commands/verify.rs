@@ -71,6 +71,8 @@ struct Answer {
     /// Where this round began.
     from: u64,
     violations: u64,
+    /// Records of this round that name another PCR than 10: the quote says nothing about them.
+    unproven: u64,
     /// How each quoted bank is extended.
     banks: BTreeMap<&'static str, &'static str>,
 }
@@ -198,6 +200,7 @@ fn answer(from: u64, appraisal: &Result<Appraisal, String>) -> Answer {
             reason: appraisal.reason.as_ref().map(ToString::to_string),
             from,
             violations: appraisal.violations,
+            unproven: appraisal.unproven,
             banks: appraisal
                 .banks
                 .iter()
@@ -211,18 +214,23 @@ fn answer(from: u64, appraisal: &Result<Appraisal, String>) -> Answer {
             reason: Some(reason.clone()),
             from,
             violations: 0,
+            unproven: 0,
             banks: BTreeMap::new(),
         },
     }
 }
 
 fn text(answer: &Answer, out: &Output) -> String {
-    let Answer { records, excess, from, violations, .. } = answer;
+    let Answer { records, excess, from, violations, unproven, .. } = answer;
+    let others = match unproven {
+        0 => String::new(),
+        n => format!("; {n} name another PCR than 10, and the quote says nothing about them"),
+    };
     match &answer.reason {
         Some(reason) => format!("{}: {reason}", out.paint(Tone::Bad, answer.verdict)),
         None => format!(
             "{}: the quote covers the first {records} records (this round began with index {from}), \
-             {violations} violations; {excess} records came after it",
+             {violations} violations; {excess} records came after it{others}",
             out.paint(Tone::Good, answer.verdict)
         ),
     }
