@@ -45,6 +45,10 @@ mod decoder;
 mod digest;
 mod error;
 mod hash;
+#[cfg(feature = "json")]
+mod import;
+#[cfg(feature = "json")]
+pub mod json;
 mod record;
 mod replay;
 mod template;
@@ -53,6 +57,8 @@ pub use build::RecordBuf;
 pub use decoder::{Decoder, Records};
 pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
 pub use error::{ParseError, ParseErrorKind};
+#[cfg(feature = "json")]
+pub use import::{ImportError, ImportErrorKind};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
 pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
 pub use template::{Field, FieldKind, Fields, Template};

@@ -201,7 +201,7 @@ impl FieldKind {
         }
     }
 
-    fn from_id(id: &str) -> Option<FieldKind> {
+    pub(crate) fn from_id(id: &str) -> Option<FieldKind> {
         use FieldKind::*;
         [
             D,

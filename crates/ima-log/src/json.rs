@@ -1,0 +1,499 @@
+//! JSON lines: one record a line, readable by people and programs, and nothing lost.
+//!
+//! A line is an object with the members
+//!
+//! | member | what |
+//! |---|---|
+//! | `index` | the record's index in its list; not read back |
+//! | `pcr` | the PCR index |
+//! | `bank`, `digest` | the digest as the list of that bank has it, in hex; without `bank`: sha1 |
+//! | `template` | the template's name |
+//! | `violation` | whether the digest is all zeros |
+//! | `endian` | `"big"` if the template data is in that byte order; otherwise absent |
+//! | `fields` | the template data: one object for each field, in order |
+//!
+//! A field object has one member, named by the field's id:
+//!
+//! | field | value |
+//! |---|---|
+//! | `n`, `n-ng`, `xattrnames` | a string, without the NUL that ends it |
+//! | `d-ng`, `d-ngv2`, `d-modsig` | `"ALGORITHM:HEX"` or `"TYPE:ALGORITHM:HEX"` |
+//! | `iuid`, `igid` (4 bytes), `imode` (2 bytes) | a number |
+//! | all others | a string of hex digits |
+//! | any that does not have its usual form | a name: `{"hex": "…"}`; others: hex digits |
+//! | of an unknown template | `unknown`: one field in hex; or only `data`: all of it in hex |
+//!
+//! ```
+//! use ima_log::{Bank, RecordBuf, json};
+//!
+//! let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[b"#!/bin/sh\n"]), b"/usr/bin/true");
+//! let mut line = Vec::new();
+//! json::write_record(&record.record(), 0, Bank::Sha1, &mut line);
+//!
+//! let mut decoder = json::Decoder::new();
+//! decoder.feed(&line);
+//! assert_eq!(decoder.next_record()?, Some(record.record()));
+//! # Ok::<(), ima_log::ImportError>(())
+//! ```
+
+use alloc::{borrow::Cow, collections::BTreeMap, format, string::String, vec::Vec};
+
+use serde::Deserialize;
+
+use crate::import::{Binary, Input, MAX_RECORD, push_hex, push_number, push_string};
+use crate::{
+    Bank, Digest, Endian, Field, FieldKind, Format, ImportError, ImportErrorKind, ParseErrorKind,
+    Record, Template,
+};
+
+/// Appends the line of a record, newline included, with its digest in `bank`: the printed one if
+/// that is the record's own bank, the computed one otherwise.
+pub fn write_record(record: &Record<'_>, index: u64, bank: Bank, out: &mut Vec<u8>) {
+    let own = bank == record.format().bank;
+    let digest = if own { record.printed_digest() } else { record.template_digest(bank) };
+    out.extend_from_slice(b"{\"index\":");
+    push_number(index, out);
+    out.extend_from_slice(b",\"pcr\":");
+    push_number(record.pcr().into(), out);
+    out.extend_from_slice(b",\"bank\":");
+    push_string(bank.name(), out);
+    out.extend_from_slice(b",\"digest\":\"");
+    push_hex(digest.as_bytes(), out);
+    out.extend_from_slice(b"\",\"template\":");
+    push_string(record.template().name(), out);
+    out.extend_from_slice(b",\"violation\":");
+    out.extend_from_slice(if record.is_violation() { b"true" } else { b"false" });
+    if record.format().endian == Endian::Big {
+        out.extend_from_slice(b",\"endian\":\"big\"");
+    }
+    out.extend_from_slice(b",\"fields\":[");
+    let data = record.template_data();
+    for (position, field) in record.fields().enumerate() {
+        if position > 0 {
+            out.push(b',');
+        }
+        out.push(b'{');
+        let unknown = if field.bytes.len() == data.len() { "data" } else { "unknown" };
+        push_string(field.kind.map_or(unknown, FieldKind::id), out);
+        out.push(b':');
+        write_field(record, &field, out);
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"]}\n");
+}
+
+/// Reads JSON lines, in whatever chunks they come. Holds one line and one chunk.
+#[derive(Debug)]
+pub struct Decoder {
+    input: Input,
+    /// How far the line was searched for its end.
+    searched: usize,
+    ended: bool,
+}
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
+}
+
+impl Decoder {
+    /// A decoder at the beginning of a list.
+    pub fn new() -> Decoder {
+        Decoder { input: Input::new(), searched: 0, ended: false }
+    }
+
+    /// Takes the next bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.input.feed(bytes);
+    }
+
+    /// Whether [`Decoder::next_record`] would give a record.
+    ///
+    /// # Errors
+    /// As [`Decoder::next_record`].
+    pub fn has_record(&mut self) -> Result<bool, ImportError> {
+        while !self.input.is_ready() {
+            let pending = self.input.pending();
+            let rest = pending.get(self.searched..).unwrap_or_default();
+            match rest.iter().position(|byte| *byte == b'\n') {
+                Some(end) => self.line(self.searched + end + 1)?,
+                None if pending.len() > MAX_RECORD => {
+                    return Err(self.input.error(ImportErrorKind::TooLong));
+                }
+                None if self.ended && !pending.is_empty() => self.line(pending.len())?,
+                None => {
+                    self.searched = pending.len();
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next record; `None` when more bytes are needed, or none are left. Empty lines are
+    /// passed over.
+    ///
+    /// # Errors
+    /// [`ImportError`] when a line is no record.
+    pub fn next_record(&mut self) -> Result<Option<Record<'_>>, ImportError> {
+        self.has_record()?;
+        self.input.take()
+    }
+
+    /// Says that the input has ended: [`Decoder::next_record`] now takes a last line without
+    /// newline, too.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// How many records came out so far.
+    pub fn records(&self) -> u64 {
+        self.input.records()
+    }
+
+    /// The byte offset behind the last line that was read.
+    pub fn offset(&self) -> u64 {
+        self.input.offset()
+    }
+
+    fn line(&mut self, len: usize) -> Result<(), ImportError> {
+        let (pending, binary) = self.input.parts();
+        let line = pending.get(..len).unwrap_or_default().trim_ascii();
+        if !line.is_empty() {
+            read_line(line, binary).map_err(|kind| self.input.error(kind))?;
+            self.input.set_ready();
+        }
+        self.input.pass(len);
+        self.searched = 0;
+        Ok(())
+    }
+}
+
+fn write_field(record: &Record<'_>, field: &Field<'_>, out: &mut Vec<u8>) {
+    let hex = |bytes: &[u8], out: &mut Vec<u8>| {
+        out.push(b'"');
+        push_hex(bytes, out);
+        out.push(b'"');
+    };
+    match field.kind {
+        Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames) => {
+            let text = match record.template() {
+                Template::Ima => Some(field.bytes),
+                _ => field.bytes.strip_suffix(&[0]),
+            };
+            match text.map(core::str::from_utf8) {
+                Some(Ok(text)) => push_string(text, out),
+                _ => {
+                    out.extend_from_slice(b"{\"hex\":");
+                    hex(field.bytes, out);
+                    out.push(b'}');
+                }
+            }
+        }
+        Some(FieldKind::DNg | FieldKind::DNgV2 | FieldKind::DModsig) => {
+            let nul = field.bytes.iter().position(|byte| *byte == 0);
+            let parts = nul.and_then(|nul| field.bytes.split_at_checked(nul));
+            match parts.map(|(head, tail)| (core::str::from_utf8(head), tail)) {
+                Some((Ok(head), tail)) if head.ends_with(':') => {
+                    push_string(head, out);
+                    out.pop();
+                    push_hex(tail.get(1..).unwrap_or_default(), out);
+                    out.push(b'"');
+                }
+                _ => hex(field.bytes, out),
+            }
+        }
+        Some(FieldKind::IUid | FieldKind::IGid | FieldKind::IMode) => {
+            let endian = record.format().endian;
+            match (field.kind, field.bytes) {
+                (Some(FieldKind::IMode), &[a, b]) => {
+                    let wide = if endian == Endian::Big { [0, 0, a, b] } else { [a, b, 0, 0] };
+                    push_number(endian.u32(wide).into(), out);
+                }
+                (Some(FieldKind::IUid | FieldKind::IGid), &[a, b, c, d]) => {
+                    push_number(endian.u32([a, b, c, d]).into(), out);
+                }
+                _ => hex(field.bytes, out),
+            }
+        }
+        _ => hex(field.bytes, out),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    #[serde(default, rename = "index")]
+    _index: u64,
+    pcr: u32,
+    #[serde(borrow, default = "sha1")]
+    bank: Cow<'a, str>,
+    #[serde(borrow)]
+    digest: Cow<'a, str>,
+    #[serde(borrow)]
+    template: Cow<'a, str>,
+    violation: Option<bool>,
+    #[serde(borrow)]
+    endian: Option<Cow<'a, str>>,
+    fields: Vec<BTreeMap<String, Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Text(String),
+    Number(u32),
+    Hex { hex: String },
+}
+
+fn sha1() -> Cow<'static, str> {
+    Cow::Borrowed("sha1")
+}
+
+fn read_line(line: &[u8], out: &mut Binary) -> Result<(), ImportErrorKind> {
+    let line: Line<'_> = serde_json::from_slice(line)
+        .map_err(|error| ImportErrorKind::Syntax(format!("{error}")))?;
+    let member = |name, expected| ImportErrorKind::Member { name, expected };
+    let bank = line.bank.parse().map_err(|_| member("bank", "the name of a bank"))?;
+    let endian = match line.endian.as_deref() {
+        None | Some("little") => Endian::Little,
+        Some("big") => Endian::Big,
+        Some(_) => return Err(member("endian", "\"big\" or \"little\"")),
+    };
+    let digest = Digest::from_hex(bank, &line.digest)
+        .ok_or(member("digest", "as many hex digits as the bank's digests have"))?;
+    if line.violation.is_some_and(|violation| violation != digest.is_zero()) {
+        return Err(member("violation", "true if the digest is all zeros, and false otherwise"));
+    }
+    let data = read_fields(&line.template, &line.fields, endian)?;
+    out.set(Format { bank, endian }, line.pcr, digest.as_bytes(), &line.template, &data)
+}
+
+/// The template data that the fields make.
+fn read_fields(
+    name: &str,
+    fields: &[BTreeMap<String, Value>],
+    endian: Endian,
+) -> Result<Vec<u8>, ImportErrorKind> {
+    let template = Template::from_name(name.as_bytes()).ok_or(ParseErrorKind::NameBytes)?;
+    let mismatch = || ImportErrorKind::Fields { expected: template.format().into() };
+    let mut ids = template.format().split('|');
+    let mut data = Vec::new();
+    for field in fields {
+        let (1, Some((id, value))) = (field.len(), field.first_key_value()) else {
+            return Err(mismatch());
+        };
+        let known = !template.format().is_empty();
+        let all_of_it = !known && id == "data";
+        let kind = match ids.next() {
+            Some(expected) if known && id == expected => FieldKind::from_id(id),
+            _ if !known && (id == "unknown" || all_of_it && fields.len() == 1) => None,
+            _ => return Err(mismatch()),
+        };
+        let bytes = read_field(kind, value, template, endian)?;
+        let len = u32::try_from(bytes.len()).map_err(|_| ImportErrorKind::TooLong)?;
+        let behind_length = match template {
+            Template::Ima => kind == Some(FieldKind::N),
+            _ => !all_of_it,
+        };
+        if behind_length {
+            data.extend_from_slice(&endian.bytes(len));
+        }
+        data.extend_from_slice(&bytes);
+    }
+    Ok(data)
+}
+
+/// The bytes of a field; the inverse of [`write_field`].
+fn read_field(
+    kind: Option<FieldKind>,
+    value: &Value,
+    template: Template<'_>,
+    endian: Endian,
+) -> Result<Vec<u8>, ImportErrorKind> {
+    let wrong = |expected| ImportErrorKind::Member { name: "fields", expected };
+    let hex = |text: &str| hex::decode(text).map_err(|_| wrong("hex digits"));
+    match (kind, value) {
+        (Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames), Value::Text(text)) => {
+            let mut bytes = text.as_bytes().to_vec();
+            if template != Template::Ima {
+                bytes.push(0);
+            }
+            Ok(bytes)
+        }
+        (Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames), Value::Hex { hex: text }) => {
+            hex(text)
+        }
+        (Some(FieldKind::DNg | FieldKind::DNgV2 | FieldKind::DModsig), Value::Text(text)) => {
+            let Some(colon) = text.rfind(':') else { return hex(text) };
+            let (head, digest) = text.split_at(colon + 1);
+            let mut bytes = head.as_bytes().to_vec();
+            bytes.push(0);
+            bytes.extend(hex(digest)?);
+            Ok(bytes)
+        }
+        (Some(FieldKind::IUid | FieldKind::IGid), Value::Number(number)) => {
+            Ok(endian.bytes(*number).to_vec())
+        }
+        (Some(FieldKind::IMode), Value::Number(number)) => {
+            let mode = u16::try_from(*number).map_err(|_| wrong("a mode below 65536"))?;
+            let bytes = match endian {
+                Endian::Little => mode.to_le_bytes(),
+                Endian::Big => mode.to_be_bytes(),
+            };
+            Ok(bytes.to_vec())
+        }
+        (_, Value::Text(text)) => hex(text),
+        _ => Err(wrong("a string; a number for iuid, igid and imode; {\"hex\": …} for a name")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::RecordBuf;
+
+    fn read(line: &str) -> Result<Vec<u8>, ImportErrorKind> {
+        let mut decoder = Decoder::new();
+        decoder.feed(line.as_bytes());
+        decoder.end();
+        match decoder.next_record() {
+            Ok(record) => Ok(record.map(|record| record.as_bytes().to_vec()).unwrap_or_default()),
+            Err(error) => Err(error.kind),
+        }
+    }
+
+    /// A record of `template` with these fields, in this form.
+    fn record(template: &str, fields: &[Vec<u8>], format: Format) -> Binary {
+        let mut data = Vec::new();
+        for field in fields {
+            data.extend_from_slice(&format.endian.bytes(field.len() as u32));
+            data.extend_from_slice(field);
+        }
+        let mut binary = Binary::new();
+        let digest = format.bank.hash(&[&data]);
+        binary.set(format, 10, digest.as_bytes(), template, &data).unwrap();
+        binary
+    }
+
+    #[test]
+    fn a_line_is_as_documented() {
+        let record =
+            RecordBuf::ima_ng(10, &Digest::zero(Bank::Sha1), b"/a \"b\"\n\xc3\xa4".as_slice());
+        let mut line = Vec::new();
+        write_record(&record.record(), 7, Bank::Sha1, &mut line);
+        let digest = record.record().printed_digest();
+        let expected = format!(
+            "{{\"index\":7,\"pcr\":10,\"bank\":\"sha1\",\"digest\":\"{digest}\",\"template\":\
+             \"ima-ng\",\"violation\":false,\"fields\":[{{\"d-ng\":\"sha1:{}\"}},{{\"n-ng\":\
+             \"/a_\\\"b\\\"\\u000aä\"}}]}}\n",
+            "00".repeat(20)
+        );
+        assert_eq!(core::str::from_utf8(&line).unwrap(), expected);
+        assert_eq!(read(&expected), Ok(record.as_bytes().to_vec()));
+        // As little as a line can say.
+        let short = format!(
+            "{{\"pcr\":10,\"digest\":\"{digest}\",\"template\":\"ima-ng\",\"fields\":[{{\"d-ng\":\
+             \"sha1:{}\"}},{{\"n-ng\":\"/a_\\\"b\\\"\\u000aä\"}}]}}",
+            "00".repeat(20)
+        );
+        assert_eq!(read(&short), Ok(record.as_bytes().to_vec()));
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_with_its_place() {
+        let line = |members: &str| format!("{{\"pcr\":10,\"template\":\"ima-ng\",{members}}}");
+        let digest = format!("\"digest\":\"{}\"", "11".repeat(20));
+        let fields = "\"fields\":[{\"d-ng\":\"sha1:00\"},{\"n-ng\":\"/x\"}]";
+        assert!(read(&line(&format!("{digest},{fields}"))).is_ok());
+        for (members, expected) in [
+            (format!("{digest},\"fields\":[{{\"d-ng\":\"sha1:00\"}}]"), "FieldCount"),
+            (format!("{digest},\"fields\":[{{\"n-ng\":\"a\"}},{{\"n-ng\":\"a\"}}]"), "Fields"),
+            (format!("{digest},\"fields\":[{{\"d-ng\":\"sha1:0\"}},{{\"n-ng\":\"\"}}]"), "Member"),
+            (format!("{digest},{fields},\"violation\":true"), "violation"),
+            (format!("{digest},{fields},\"bank\":\"sha256\""), "digest"),
+            (format!("{digest},{fields},\"bank\":\"md4\""), "bank"),
+            (format!("{digest},{fields},\"endian\":\"middle\""), "endian"),
+            (format!("{digest},{fields},{digest}"), "duplicate"),
+            (format!("{digest},{fields},\"digets\":1"), "unknown field"),
+            (digest.clone(), "missing field"),
+        ] {
+            let error = alloc::format!("{:?}", read(&line(&members)).unwrap_err());
+            assert!(error.contains(expected), "{members}: {error}");
+        }
+        let mut decoder = Decoder::new();
+        let good = line(&format!("{digest},{fields}"));
+        decoder.feed(format!("{good}\n\n{good}\nnonsense\n").as_bytes());
+        assert!(decoder.next_record().unwrap().is_some());
+        assert!(decoder.next_record().unwrap().is_some());
+        let error = decoder.next_record().unwrap_err();
+        assert_eq!((error.record, error.offset), (2, 2 * good.len() as u64 + 3));
+    }
+
+    fn field() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..40),
+            "[a-z0-9/ \"\\\\\n]{0,20}".prop_map(|name| [name.as_bytes(), &[0]].concat()),
+            ("(verity:|ima:|)[a-z0-9]{1,8}:", proptest::collection::vec(any::<u8>(), 0..33))
+                .prop_map(|(head, digest)| [head.as_bytes(), &[0], &digest].concat()),
+            any::<[u8; 4]>().prop_map(Vec::from),
+            any::<[u8; 2]>().prop_map(Vec::from),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost(
+            template in prop_oneof![
+                Just("ima-ng"), Just("ima-sig"), Just("ima-ngv2"), Just("ima-sigv2"),
+                Just("ima-buf"), Just("ima-modsig"), Just("evm-sig"), Just("d|n"),
+                Just("imode|iuid|n-ng|xattrnames"), Just("strange")
+            ],
+            fields in proptest::collection::vec(field(), 12),
+            big in any::<bool>(),
+            bank in proptest::sample::select(&Bank::ALL[..]),
+            chunk in 1usize..200,
+        ) {
+            let endian = if big { Endian::Big } else { Endian::Little };
+            let format = Template::from_name(template.as_bytes()).unwrap().format();
+            let count = if format.is_empty() { 12 } else { format.split('|').count() };
+            let binary = record(template, &fields[..count], Format { bank, endian });
+            let mut line = Vec::new();
+            write_record(&binary.record().unwrap(), 0, bank, &mut line);
+            prop_assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
+
+            let mut decoder = Decoder::new();
+            let mut chunks = line.chunks(chunk);
+            let read = loop {
+                if decoder.has_record().unwrap() {
+                    break decoder.next_record().unwrap();
+                }
+                decoder.feed(chunks.next().unwrap());
+            };
+            prop_assert_eq!(read, Some(binary.record().unwrap()));
+        }
+
+        #[test]
+        fn data_of_an_unknown_template_is_kept(data in proptest::collection::vec(any::<u8>(), 0..50)) {
+            let mut binary = Binary::new();
+            let form = Format::native(Bank::Sha256);
+            binary.set(form, 10, &[1; 32], "strange", &data).unwrap();
+            let mut line = Vec::new();
+            write_record(&binary.record().unwrap(), 0, Bank::Sha256, &mut line);
+            let mut decoder = Decoder::new();
+            decoder.feed(&line);
+            prop_assert_eq!(decoder.next_record().unwrap(), Some(binary.record().unwrap()));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut decoder = Decoder::new();
+            decoder.feed(&bytes);
+            decoder.end();
+            while let Ok(Some(_)) = decoder.next_record() {}
+        }
+    }
+}
