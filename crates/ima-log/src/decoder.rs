@@ -34,6 +34,7 @@ impl<'a> Records<'a> {
 impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, ParseError>;
 
+    #[inline(always)] // as `Record::parse_prefix`
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.list.get(self.offset..).filter(|rest| !rest.is_empty())?;
         let kind = match Record::parse_prefix(rest, self.format) {
@@ -79,6 +80,7 @@ impl Decoder {
     /// # Errors
     /// [`ParseError`] when the bytes cannot be a record. There is no way on from there: nothing in
     /// a list marks where a record begins.
+    #[inline(always)] // as `Record::parse_prefix`
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, ParseError> {
         match Record::parse_prefix(&self.buffer[self.start..], self.format) {
             Ok(None) => Ok(None),

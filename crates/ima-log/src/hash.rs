@@ -22,7 +22,7 @@ pub(crate) trait Sha<const BLOCK: usize> {
 }
 
 /// Hashes the concatenation of `parts` and writes the digest, which `out` has the size of.
-#[inline]
+#[inline(always)]
 pub(crate) fn hash<H: Sha<BLOCK>, const BLOCK: usize>(parts: &[&[u8]], out: &mut [u8]) {
     let mut state = H::INITIAL;
     let mut tail = [[0; BLOCK]; 2];
@@ -40,6 +40,7 @@ pub(crate) fn hash<H: Sha<BLOCK>, const BLOCK: usize>(parts: &[&[u8]], out: &mut
                 continue;
             }
             H::compress(&mut state, &tail[..1]);
+            tail[0] = [0; BLOCK];
         }
         let (blocks, left) = rest.as_chunks::<BLOCK>();
         if !blocks.is_empty() {
@@ -48,8 +49,7 @@ pub(crate) fn hash<H: Sha<BLOCK>, const BLOCK: usize>(parts: &[&[u8]], out: &mut
         tail[0][..left.len()].copy_from_slice(left);
         filled = left.len();
     }
-    // Section 5.1: a one bit, zeros, the length in bits at the end of the last block.
-    tail[0][filled..].fill(0);
+    // Section 5.1: a one bit, zeros (which are there), the length in bits to the end of a block.
     tail[0][filled] = 0x80;
     let blocks = if filled < BLOCK - H::LENGTH { 1 } else { 2 };
     tail[blocks - 1][BLOCK - 8..].copy_from_slice(&(total * 8).to_be_bytes());
@@ -57,19 +57,19 @@ pub(crate) fn hash<H: Sha<BLOCK>, const BLOCK: usize>(parts: &[&[u8]], out: &mut
     H::write(&state, out);
 }
 
-/// Hashes the first `SIZE` bytes of `value` and of `with`, one behind the other, into `value`: how
-/// a PCR is extended.
+/// Hashes the first `SIZE` bytes of `value` and as many that `write_with` writes, one behind the
+/// other, into `value`: how a PCR is extended.
 #[inline(always)]
 pub(crate) fn extend<H: Sha<BLOCK>, const BLOCK: usize, const SIZE: usize>(
     value: &mut [u8; 64],
-    with: &[u8; 64],
+    write_with: impl FnOnce(&mut [u8]),
 ) {
     // At most one block of message, so that all lengths are known when this is compiled.
-    const { assert!(2 * SIZE <= BLOCK) };
+    const { assert!(2 * SIZE <= BLOCK && SIZE <= 64) };
     let mut message = [[0; BLOCK]; 2];
     let bytes = message.as_flattened_mut();
     bytes[..SIZE].copy_from_slice(&value[..SIZE]);
-    bytes[SIZE..2 * SIZE].copy_from_slice(&with[..SIZE]);
+    write_with(&mut bytes[SIZE..2 * SIZE]);
     bytes[2 * SIZE] = 0x80;
     let blocks = if 2 * SIZE < BLOCK - H::LENGTH { 1 } else { 2 };
     message[blocks - 1][BLOCK - 8..].copy_from_slice(&(16 * SIZE as u64).to_be_bytes());

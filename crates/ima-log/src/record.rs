@@ -107,7 +107,8 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// [`ParseErrorKind`] when no continuation of `list` can be a record.
-    #[inline]
+    // Handed over through memory, a record costs more than all there is to check in it.
+    #[inline(always)]
     pub fn parse_prefix(
         list: &'a [u8],
         format: Format,
@@ -189,6 +190,7 @@ impl<'a> Record<'a> {
 
     /// Whether this record marks a violation: its printed digest is all zeros, and the PCR was
     /// extended with all ones.
+    #[inline]
     pub fn is_violation(&self) -> bool {
         self.bytes[4..4 + self.format.bank.size()].iter().all(|byte| *byte == 0)
     }
@@ -227,12 +229,18 @@ impl<'a> Record<'a> {
         out.extend_from_slice(&self.bytes[4 + self.format.bank.size()..]);
     }
 
-    fn data_digest(&self, bank: Bank) -> Digest {
-        if self.template == Template::Ima {
-            template::ima_digest(bank, self.data, self.format.endian)
-        } else {
-            bank.hash(&[self.data])
+    /// The digest of the template data in `bank`, of a violation's too.
+    pub(crate) fn data_digest(&self, bank: Bank) -> Digest {
+        match self.hashed_data() {
+            Some(data) => bank.hash(&[data]),
+            None => template::ima_digest(bank, self.data, self.format.endian),
         }
+    }
+
+    /// The bytes the template digest is over, where they stand together: not in template `ima`.
+    #[inline]
+    pub(crate) fn hashed_data(&self) -> Option<&'a [u8]> {
+        (self.template != Template::Ima).then_some(self.data)
     }
 }
 

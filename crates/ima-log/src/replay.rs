@@ -45,6 +45,7 @@ pub struct BankMatch {
 impl Extend {
     /// What `record` extends a PCR of `bank` with: a template digest, or for a violation all ones
     /// (20 bytes of them, then zeros, if padded).
+    #[inline]
     pub fn value(self, bank: Bank, record: &Record<'_>) -> Digest {
         let hashed_with = match self {
             Extend::Own => bank,
@@ -53,9 +54,9 @@ impl Extend {
         let digest = if record.is_violation() {
             Digest::ones(hashed_with)
         } else {
-            record.template_digest(hashed_with)
+            record.data_digest(hashed_with)
         };
-        digest.padded_to(bank)
+        if hashed_with == bank { digest } else { digest.padded_to(bank) }
     }
 }
 
@@ -71,9 +72,16 @@ impl Replay {
     }
 
     /// Extends the PCR with a record, whichever PCR the record names: two hashes.
+    #[inline]
     pub fn extend(&mut self, record: &Record<'_>) {
-        let value = self.extend.value(self.value.bank(), record);
-        self.value.extend_with(&value);
+        if let (Extend::Own, false, Some(data)) =
+            (self.extend, record.is_violation(), record.hashed_data())
+        {
+            self.value.extend_with_hash_of(data);
+        } else {
+            let value = self.extend.value(self.value.bank(), record);
+            self.value = self.value.extended_with(&value);
+        }
     }
 
     /// The PCR's value.
