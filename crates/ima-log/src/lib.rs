@@ -41,6 +41,8 @@ extern crate alloc;
 
 mod ascii;
 mod build;
+#[cfg(feature = "cel")]
+pub mod cel;
 mod decoder;
 mod digest;
 mod error;

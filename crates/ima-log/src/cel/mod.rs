@@ -1,0 +1,198 @@
+//! The TCG Canonical Event Log (CEL), version 1.1: a list in the form in which firmware, boot
+//! loader and kernel can share one log, in JSON or CBOR.
+//!
+//! A record of template *T* becomes a CEL record of content type `ima_template` (CEL section 4.3,
+//! Table 2: type 7) with the template's name and data as they stand in the list; the encodings are
+//! those of CEL section 5.2. What is kept and what is not:
+//!
+//! - **Digests.** A CEL record has the digests its PCR was extended with, one a bank. [`Writer`]
+//!   writes the record's own digest first, as printed, then the computed ones of further banks.
+//!   [`Decoder`] takes the first it knows as the printed one, and checks the others against it: a
+//!   record half of whose digests belong to other data is refused, one whose only digest does is
+//!   not ([`Record::digest_is_right`] tells).
+//! - **Violations** extend all ones, so a CEL record has all ones where the list has all zeros.
+//! - **`recnum`** counts the records of each PCR from 0 (CEL section 4.2.2). It is not read back:
+//!   a log may be the tail of one.
+//! - **Byte order.** A CEL record does not tell the byte order of the lengths inside the template
+//!   data. [`Decoder`] finds out: only one of the two makes sense.
+//! - **`ima_tlv`** (type 8), an older proposal no released kernel writes, extends the digest of the
+//!   whole content TLV. Such a record becomes one of a template by that name with the TLV as its
+//!   data, so that it replays; it goes back as it came.
+//! - Records of **other content types** are passed over and counted.
+//!
+//! A log in JSON is an array of records; objects one behind the other (JSON text sequences,
+//! RFC 7464, as systemd writes them, or lines) are read, too. A log in CBOR is an array of definite
+//! or indefinite length, or a CBOR sequence (RFC 8742).
+//!
+//! ```
+//! use ima_log::{Bank, RecordBuf, cel};
+//!
+//! let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[b"#!/bin/sh\n"]), b"/usr/bin/true");
+//! let mut log = Vec::new();
+//! let mut writer = cel::Writer::new(cel::Encoding::Json, &[Bank::Sha1, Bank::Sha256]);
+//! writer.begin(None, &mut log);
+//! writer.record(&record.record(), &mut log);
+//! writer.end(&mut log);
+//!
+//! let mut decoder = cel::Decoder::new(cel::Encoding::Json);
+//! decoder.feed(&log);
+//! assert_eq!(decoder.next_record()?, Some(record.record()));
+//! # Ok::<(), ima_log::ImportError>(())
+//! ```
+
+mod cbor;
+mod decoder;
+mod json;
+mod writer;
+
+pub use decoder::Decoder;
+pub use writer::Writer;
+
+use alloc::{borrow::Cow, vec::Vec};
+
+use crate::import::Binary;
+use crate::{Bank, Digest, Endian, Format, ImportErrorKind, ParseErrorKind, Record, Template};
+
+/// How a Canonical Event Log is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// JSON.
+    Json,
+    /// CBOR.
+    Cbor,
+}
+
+// `content_type`, CEL Table 2.
+const IMA_TEMPLATE: u64 = 7;
+const IMA_TLV: u64 = 8;
+
+/// The template that stands for content type `ima_tlv`.
+const TLV_TEMPLATE: &str = "ima_tlv";
+
+/// More digests than a TPM has banks.
+const MAX_DIGESTS: usize = 16;
+
+/// A CEL record as it was read, whatever its encoding.
+struct Event<'a> {
+    pcr: Option<u32>,
+    /// The digests of banks that are known.
+    digests: Vec<Digest>,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    ImaTemplate { name: Cow<'a, str>, data: Cow<'a, [u8]> },
+    ImaTlv(Cow<'a, [u8]>),
+    Other,
+}
+
+impl Event<'_> {
+    /// Puts the record together. `false` if it is not one of IMA. `endian` is the byte order of the
+    /// template data, if an earlier record told it.
+    fn into_binary(
+        self,
+        endian: &mut Option<Endian>,
+        out: &mut Binary,
+    ) -> Result<bool, ImportErrorKind> {
+        let (name, data) = match self.content {
+            Content::ImaTemplate { name, data } => (name, data),
+            Content::ImaTlv(content) => (TLV_TEMPLATE.into(), whole_tlv(content)),
+            Content::Other => return Ok(false),
+        };
+        let pcr = self.pcr.ok_or(ImportErrorKind::Missing("pcr"))?;
+        let [first, others @ ..] = self.digests.as_slice() else {
+            return Err(ImportErrorKind::Missing("digests"));
+        };
+        let bank = first.bank();
+        let violation = is_violation(first);
+        let printed = if violation { Digest::zero(bank) } else { *first };
+        let known = !matches!(Template::from_name(name.as_bytes()), Some(Template::Unknown(_)));
+
+        let candidates = match *endian {
+            Some(known) => [known, known],
+            None => [Endian::Little, Endian::Big],
+        };
+        let mut attempt = |endian| {
+            out.set(Format { bank, endian }, pcr, printed.as_bytes(), &name, &data).map(|()| endian)
+        };
+        let found =
+            attempt(candidates[0]).or_else(|error| attempt(candidates[1]).map_err(|_| error))?;
+        if known {
+            *endian = Some(found);
+        }
+        let record = out.record()?;
+        for digest in others {
+            let right = if violation {
+                is_violation(digest)
+            } else if record.digest_is_right() {
+                *digest == record.template_digest(digest.bank())
+                    || *digest == record.template_digest(Bank::Sha1).padded_to(digest.bank())
+            } else {
+                // Nothing to compare it with.
+                true
+            };
+            if !right {
+                return Err(ImportErrorKind::Digest(digest.bank()));
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What the PCR of `digest`'s bank is extended with for `record`.
+fn extended(record: &Record<'_>, bank: Bank) -> Digest {
+    if record.is_violation() {
+        Digest::ones(bank)
+    } else if bank == record.format().bank {
+        record.printed_digest()
+    } else {
+        record.template_digest(bank)
+    }
+}
+
+/// All ones is what a violation extends; other writers may have copied the list's zeros.
+fn is_violation(digest: &Digest) -> bool {
+    digest.is_zero() || digest.as_bytes().iter().all(|byte| *byte == 0xff)
+}
+
+/// The TLV itself, which is what was hashed, around its value: type, big-endian length, value.
+fn whole_tlv(content: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    if tlv_value(&content).is_some() {
+        return content;
+    }
+    let len = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    let mut whole = Vec::with_capacity(5 + content.len());
+    whole.push(IMA_TLV as u8);
+    whole.extend_from_slice(&len.to_be_bytes());
+    whole.extend_from_slice(&content);
+    whole.into()
+}
+
+/// The value of a content TLV of type `ima_tlv`. A value cannot be mistaken for one: the types in
+/// it are lower.
+fn tlv_value(whole: &[u8]) -> Option<&[u8]> {
+    let (head, value) = whole.split_first_chunk::<5>()?;
+    let [kind, len @ ..] = *head;
+    let fits = u64::from(kind) == IMA_TLV && u32::from_be_bytes(len) as usize == value.len();
+    fits.then_some(value)
+}
+
+/// The digest of a bank that is known; `None` for other algorithms.
+fn digest(algorithm: Option<Bank>, bytes: &[u8]) -> Result<Option<Digest>, ImportErrorKind> {
+    let Some(bank) = algorithm else { return Ok(None) };
+    Digest::from_slice(bank, bytes).map(Some).map_err(|_| ImportErrorKind::Member {
+        name: "digest",
+        expected: "as many bytes as the algorithm's digests have",
+    })
+}
+
+fn check_data(data: &[u8]) -> Result<(), ImportErrorKind> {
+    if data.len() > crate::MAX_TEMPLATE_DATA {
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        return Err(ParseErrorKind::DataLength(len).into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
