@@ -71,6 +71,12 @@ pub enum DrainError {
     /// What was read is no list.
     #[error("the list cannot be read ({0}); nothing was deleted")]
     Unreadable(ParseError),
+    /// Equal records kept being added while the list's place in the store was looked for.
+    #[error(
+        "the list has records that are equal to stored ones, and more are added all the time: \
+         which of them are stored already cannot be told yet; nothing was deleted"
+    )]
+    NoPlace,
     /// The TPM did not answer.
     #[error("TPM: {0}")]
     Tpm(String),
@@ -220,12 +226,9 @@ impl Drainer {
         const WAIT: Duration = Duration::from_millis(50);
         for attempt in 1..=TRIES {
             let staged = self.fixed_part()?;
+            let before = self.read(Part::Current)?;
             // A list's last record may be in it a moment before the PCR is extended with it; then
             // no answer fits, and all is asked again.
-            let before = match self.flavour {
-                Flavour::Stage => Vec::new(),
-                Flavour::DeleteN => self.read(Part::Current)?,
-            };
             let pcr = self.pcr()?;
             let current = self.read(Part::Current)?;
             let before_pcr = parse(&staged)?.len() + parse(&before)?.len();
@@ -241,12 +244,13 @@ impl Drainer {
             });
             let stored = match answer {
                 Alignment::Continues { stored, .. } => stored,
-                Alignment::Parted { .. } if attempt < TRIES => {
+                Alignment::Parted { .. } | Alignment::Ambiguous if attempt < TRIES => {
                     std::thread::sleep(WAIT);
                     continue;
                 }
                 // The drain that follows will say so.
                 Alignment::Parted { stored } => stored,
+                Alignment::Ambiguous => return Err(DrainError::NoPlace),
             };
             tracing::info!(stored, in_list = list.len(), "found the list's place in the store");
             self.stored_in_list = Some(stored as u64);

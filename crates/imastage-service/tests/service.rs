@@ -1,0 +1,329 @@
+//! The service on a list in this process that can be made to misbehave, and its API.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::{
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ima_list::{Options, SharedList};
+use ima_log::{Bank, RecordBuf};
+use imastage_service::{
+    Client, ClientError, Config, Flavour, Service,
+    wire::{QuoteRequest, Verdict},
+};
+use imastage_source::{Hold, InProcess, Part, Request, Sink, Source, SourceError};
+use imastage_store::Reader;
+use tempfile::TempDir;
+
+/// What a kernel could do to us, each for a number of times.
+#[derive(Default)]
+struct Mischief {
+    /// A byte of what is read is altered.
+    altered_reads: AtomicU64,
+    /// A read ends inside a record.
+    short_reads: AtomicU64,
+    /// A deletion is refused because the machine is going down.
+    refused_deletions: AtomicU64,
+    /// A deletion is done, and then fails.
+    failed_deletions: AtomicU64,
+}
+
+struct Mischievous {
+    source: InProcess,
+    mischief: Arc<Mischief>,
+}
+
+struct MischievousHold<'a> {
+    hold: Box<dyn Hold + 'a>,
+    mischief: &'a Mischief,
+}
+
+fn take(times: &AtomicU64) -> bool {
+    times.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+}
+
+fn spoil(mischief: &Mischief, mut bytes: Vec<u8>) -> Vec<u8> {
+    if !bytes.is_empty() && take(&mischief.altered_reads) {
+        // The last byte before a name's end: in the template data, so that the digest tells.
+        let at = bytes.len() - 2;
+        bytes[at] ^= 1;
+    }
+    if !bytes.is_empty() && take(&mischief.short_reads) {
+        bytes.truncate(bytes.len() - 1);
+    }
+    bytes
+}
+
+impl Source for Mischievous {
+    fn hold(&mut self, part: Part) -> Result<Box<dyn Hold + '_>, SourceError> {
+        let hold = self.source.hold(part)?;
+        Ok(Box::new(MischievousHold { hold, mischief: &self.mischief }))
+    }
+
+    fn read(&mut self, part: Part, sink: &mut Sink<'_>) -> Result<(), SourceError> {
+        self.source.read(part, sink)
+    }
+
+    fn count(&mut self) -> Result<u64, SourceError> {
+        self.source.count()
+    }
+
+    fn name(&self) -> String {
+        "a mischievous list".into()
+    }
+}
+
+impl MischievousHold<'_> {
+    fn delete(
+        &mut self,
+        request: Request,
+        delete: impl FnOnce(&mut dyn Hold) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        if take(&self.mischief.refused_deletions) {
+            return Err(SourceError::GoingDown(request));
+        }
+        delete(&mut *self.hold)?;
+        if take(&self.mischief.failed_deletions) {
+            return Err(SourceError::GoingDown(request));
+        }
+        Ok(())
+    }
+}
+
+impl Hold for MischievousHold<'_> {
+    fn stage(&mut self) -> Result<(), SourceError> {
+        self.hold.stage()
+    }
+
+    fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
+        let mut bytes = Vec::new();
+        self.hold.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
+        sink(&spoil(self.mischief, bytes));
+        Ok(())
+    }
+
+    fn delete_staged(&mut self) -> Result<(), SourceError> {
+        self.delete(Request::DeleteStaged, |hold| hold.delete_staged())
+    }
+
+    fn delete_first(&mut self, n: NonZeroU64) -> Result<(), SourceError> {
+        self.delete(Request::DeleteFirst(n.get()), |hold| hold.delete_first(n))
+    }
+}
+
+struct Scene {
+    dir: TempDir,
+    list: Arc<SharedList>,
+    mischief: Arc<Mischief>,
+    added: Vec<Vec<u8>>,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene {
+            dir: tempfile::tempdir().unwrap(),
+            list: Arc::new(SharedList::new(Options::default())),
+            mischief: Arc::default(),
+            added: Vec::new(),
+        }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn add(&mut self, count: usize) {
+        for _ in 0..count {
+            let name = format!("/file/{}", self.added.len());
+            let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), name.as_bytes());
+            let key = record.record().template_digest(Bank::Sha256);
+            self.list.append(&record, &key, || {}).unwrap();
+            self.added.push(record.into_bytes());
+        }
+    }
+
+    fn start(&self, flavour: Flavour) -> Service {
+        let source = Mischievous {
+            source: InProcess::new(Arc::clone(&self.list)),
+            mischief: Arc::clone(&self.mischief),
+        };
+        let config =
+            Config { state: self.state(), flavour, every: Duration::from_secs(3600), tpm: None };
+        Service::start(config, Box::new(source)).unwrap()
+    }
+
+    /// Everything that was added is stored once, in order, and nothing is left in the list.
+    fn assert_complete(&self) {
+        assert_eq!(stored(&self.state()), self.added);
+        assert_eq!(self.list.count(Part::Current) + self.list.count(Part::Staged), 0);
+    }
+}
+
+fn stored(state: &Path) -> Vec<Vec<u8>> {
+    let mut cursor = Reader::open(state).unwrap().records(0).unwrap();
+    let mut records = Vec::new();
+    while let Some(record) = cursor.next_record().unwrap() {
+        records.push(record.as_bytes().to_vec());
+    }
+    records
+}
+
+const FLAVOURS: [Flavour; 2] = [Flavour::Stage, Flavour::DeleteN];
+
+#[test]
+fn what_cannot_be_read_is_neither_stored_nor_deleted() {
+    for flavour in FLAVOURS {
+        let mut scene = Scene::new();
+        let service = scene.start(flavour);
+        scene.add(5);
+        service.drain().unwrap();
+        scene.add(5);
+        for (times, said) in [
+            (&scene.mischief.altered_reads, "its digest is"),
+            (&scene.mischief.short_reads, "record 4 at byte"),
+        ] {
+            times.store(1, Ordering::Relaxed);
+            let error = service.drain().unwrap_err();
+            assert!(error.contains(said), "{flavour:?}: {error}");
+            assert_eq!(stored(&scene.state()), scene.added[..5], "{flavour:?}");
+            let left = scene.list.count(Part::Current) + scene.list.count(Part::Staged);
+            assert_eq!(left, 5, "{flavour:?}");
+            let status = service.status();
+            assert!(status.since_start.last_error.unwrap().contains(said));
+        }
+        // When the list is well again it goes on by itself.
+        service.drain().unwrap();
+        scene.assert_complete();
+        assert_eq!(service.status().since_start.last_error, None);
+    }
+}
+
+#[test]
+fn a_deletion_that_fails_doubles_nothing_whether_it_was_done_or_not() {
+    for flavour in FLAVOURS {
+        for done in [false, true] {
+            let mut scene = Scene::new();
+            let service = scene.start(flavour);
+            scene.add(3);
+            let mischief = match done {
+                false => &scene.mischief.refused_deletions,
+                true => &scene.mischief.failed_deletions,
+            };
+            mischief.store(1, Ordering::Relaxed);
+            let error = service.drain().unwrap_err();
+            assert!(error.contains("going down"), "{error}");
+            assert_eq!(stored(&scene.state()), scene.added, "{flavour:?}");
+            scene.add(4);
+            service.drain().unwrap();
+            scene.assert_complete();
+            let activity = service.status().since_start;
+            assert_eq!(activity.already_stored, if done { 0 } else { 3 }, "{flavour:?}");
+        }
+    }
+}
+
+#[test]
+fn what_others_staged_is_older_and_comes_first() {
+    for flavour in FLAVOURS {
+        let mut scene = Scene::new();
+        scene.add(3);
+        scene.list.stage().unwrap();
+        scene.add(2);
+        let service = scene.start(flavour);
+        service.drain().unwrap();
+        scene.assert_complete();
+        scene.add(3);
+        scene.list.stage().unwrap();
+        scene.add(2);
+        service.drain().unwrap();
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn flavours_can_be_changed_and_a_restart_goes_on() {
+    let mut scene = Scene::new();
+    for round in 0..6 {
+        scene.add(round);
+        let service = scene.start(FLAVOURS[round % 2]);
+        service.drain().unwrap();
+        scene.add(1);
+        let last = service.stop();
+        assert_eq!(last.records, scene.added.len() as u64);
+        assert_eq!(last.verdict, Verdict::Unchecked);
+        scene.assert_complete();
+    }
+}
+
+#[test]
+fn the_api_gives_any_range_and_refuses_in_words() {
+    let mut scene = Scene::new();
+    scene.add(3000);
+    let service = scene.start(Flavour::Stage);
+    service.drain().unwrap();
+    let client = Client::of_state(&scene.state()).unwrap();
+    assert_eq!(client.status().unwrap().records, 3000);
+    for (from, to) in [(0, 3000), (0, 0), (17, 18), (2999, 3000), (3000, 3000), (5, 2500)] {
+        let mut bytes = Vec::new();
+        client
+            .records(from, to, &mut |chunk| {
+                bytes.extend_from_slice(chunk);
+                Ok::<(), ClientError>(())
+            })
+            .unwrap();
+        assert_eq!(bytes, scene.added[from as usize..to as usize].concat(), "{from} to {to}");
+    }
+    let refused = |from, to| {
+        let mut sink = |_: &[u8]| Ok::<(), ClientError>(());
+        match client.records(from, to, &mut sink) {
+            Err(ClientError::Refused { status, why }) => (status, why),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused(2, 1).0, 416);
+    let (status, why) = refused(0, 3001);
+    assert!(status == 416 && why.contains("0 to 3000 are stored"), "{why}");
+
+    // Without a TPM there is no quote, whatever is asked.
+    let request = QuoteRequest { nonce: "00".into(), banks: Vec::new() };
+    let error = client.quote(&request).unwrap_err().to_string();
+    assert!(error.contains("no TPM"), "{error}");
+    drop(service);
+    assert!(matches!(client.status(), Err(ClientError::Unreachable { .. })));
+}
+
+#[test]
+fn garbage_on_the_socket_hurts_nobody() {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+    let scene = Scene::new();
+    let service = scene.start(Flavour::Stage);
+    let socket = scene.state().join(imastage_service::SOCKET);
+    let huge = [b"POST /v1/quote HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000000\r\n\r\n".to_vec(), vec![b' '; 100_000]].concat();
+    for garbage in [
+        b"\x00\xff\xfe".to_vec(),
+        b"GET /v1/records?from=-1 HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
+        b"GET /../../etc/passwd HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
+        b"POST /v1/quote HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}".to_vec(),
+        huge,
+    ] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        // It may hang up before it has read all of it.
+        let _ = stream.write_all(&garbage);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    assert_eq!(Client::of_state(&scene.state()).unwrap().status().unwrap().records, 0);
+    drop(service);
+}
