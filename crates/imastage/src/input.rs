@@ -1,4 +1,4 @@
-//! A list as the user names it: a file, `-`, or a state directory.
+//! A list as the user names it: a file, `-`, or a state directory; in a file, in whatever form.
 
 use std::{
     fs::File,
@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ima_log::{Bank, Decoder, Endian, Format, Record};
+use ima_log::{Bank, Decoder, Endian, Format, Record, cel, json};
 
 use crate::{
     exit::{Fail, Failure},
@@ -26,7 +26,7 @@ pub struct List {
 
 enum Source {
     File(ListFile),
-    Store(Store),
+    Store(Box<Store>),
 }
 
 /// The records a service keeps.
@@ -35,12 +35,20 @@ struct Store {
     cursor: imastage_store::Cursor,
 }
 
-/// A binary list in a file or a pipe, as a kernel writes it.
+/// A list in a file or a pipe.
 struct ListFile {
     path: PathBuf,
     file: Box<dyn Read>,
-    decoder: Decoder,
+    form: Form,
     buffer: Vec<u8>,
+}
+
+/// The form of a list.
+enum Form {
+    /// As a kernel writes it.
+    Binary(Decoder),
+    Json(json::Decoder),
+    Cel(cel::Decoder),
 }
 
 /// How much is read at once, in bytes.
@@ -53,7 +61,7 @@ impl List {
             let reader = imastage_store::Reader::open(path).input("state directory")?;
             let cursor = reader.records(0).input("state directory")?;
             let progress = Progress::bytes(Some(reader.bytes()));
-            let source = Source::Store(Store { reader, cursor });
+            let source = Source::Store(Box::new(Store { reader, cursor }));
             return Ok(List { source, progress, offset: 0, index: 0 });
         }
         let (mut file, len): (Box<dyn Read>, _) = if path.as_os_str() == "-" {
@@ -72,15 +80,9 @@ impl List {
                 n => filled += n,
             }
         }
-        let head = &buffer[..filled];
-        // An empty list is a list. In what fits no form, the error is found record by record.
-        let format = Format::detect(head).unwrap_or(Format {
-            bank: Bank::Sha1,
-            endian: Endian::detect(head).unwrap_or(Endian::native()),
-        });
-        let mut decoder = Decoder::new(format);
-        decoder.feed(head);
-        let source = Source::File(ListFile { path: path.to_owned(), file, decoder, buffer });
+        let mut form = Form::detect(&buffer[..filled]);
+        form.feed(&buffer[..filled]);
+        let source = Source::File(ListFile { path: path.to_owned(), file, form, buffer });
         Ok(List { source, progress: Progress::bytes(len), offset: 0, index: 0 })
     }
 
@@ -126,15 +128,84 @@ impl List {
 impl ListFile {
     fn next_record(&mut self) -> Result<Option<Record<'_>>, Failure> {
         // Asked twice, because what is given borrows the decoder.
-        while !self.decoder.has_record().input(self.path.display())? {
+        while !self.form.has_record().input(self.path.display())? {
             match self.file.read(&mut self.buffer).input(self.path.display())? {
                 0 => {
-                    self.decoder.finish().input(self.path.display())?;
-                    return Ok(None);
+                    self.form.end().input(self.path.display())?;
+                    break;
                 }
-                n => self.decoder.feed(&self.buffer[..n]),
+                n => self.form.feed(&self.buffer[..n]),
             }
         }
-        self.decoder.next_record().input(self.path.display())
+        self.form.next_record().input(self.path.display())
+    }
+}
+
+impl Form {
+    /// Tells the form from the beginning of a list. A binary list begins with a PCR index, which is
+    /// neither JSON nor the CBOR of an array or a map.
+    fn detect(head: &[u8]) -> Form {
+        if let Some(format) = Format::detect(head) {
+            return Form::Binary(Decoder::new(format));
+        }
+        let text = head.trim_ascii_start();
+        match text.first() {
+            Some(b'[' | 0x1e) => Form::Cel(cel::Decoder::new(cel::Encoding::Json)),
+            // One record a line: ours has "fields", that of an event log "content".
+            Some(b'{') => {
+                let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                let content = b"\"content_type\"";
+                if line.windows(content.len()).any(|part| part == content) {
+                    Form::Cel(cel::Decoder::new(cel::Encoding::Json))
+                } else {
+                    Form::Json(json::Decoder::new())
+                }
+            }
+            Some(0x80..=0xbf) => Form::Cel(cel::Decoder::new(cel::Encoding::Cbor)),
+            // An empty list is a list. In what fits no form, the error is found record by record.
+            _ => Form::Binary(Decoder::new(Format {
+                bank: Bank::Sha1,
+                endian: Endian::detect(head).unwrap_or(Endian::native()),
+            })),
+        }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        match self {
+            Form::Binary(decoder) => decoder.feed(bytes),
+            Form::Json(decoder) => decoder.feed(bytes),
+            Form::Cel(decoder) => decoder.feed(bytes),
+        }
+    }
+
+    fn has_record(&mut self) -> anyhow::Result<bool> {
+        Ok(match self {
+            Form::Binary(decoder) => decoder.has_record()?,
+            Form::Json(decoder) => decoder.has_record()?,
+            Form::Cel(decoder) => decoder.has_record()?,
+        })
+    }
+
+    fn next_record(&mut self) -> anyhow::Result<Option<Record<'_>>> {
+        Ok(match self {
+            Form::Binary(decoder) => decoder.next_record()?,
+            Form::Json(decoder) => decoder.next_record()?,
+            Form::Cel(decoder) => decoder.next_record()?,
+        })
+    }
+
+    /// Says that the list has ended.
+    fn end(&mut self) -> anyhow::Result<()> {
+        match self {
+            Form::Binary(decoder) => decoder.finish()?,
+            Form::Json(decoder) => decoder.end(),
+            Form::Cel(decoder) => {
+                decoder.end();
+                if decoder.skipped() > 0 {
+                    tracing::warn!("passed over {} records that are not IMA's", decoder.skipped());
+                }
+            }
+        }
+        Ok(())
     }
 }

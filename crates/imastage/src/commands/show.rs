@@ -1,13 +1,13 @@
 mod filter;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    fs::File,
+    io::{self, IsTerminal, Seek, Write},
     path::PathBuf,
 };
 
 use clap::ValueEnum;
-use ima_log::{Bank, Field, FieldKind, Record};
-use serde_json::{Map, Value, json};
+use ima_log::{Bank, Record, cel, json};
 
 use crate::{
     exit::{Fail, Failure, Outcome},
@@ -15,15 +15,16 @@ use crate::{
     output::Output,
 };
 
-/// Show records, byte for byte as the kernel's file of a bank holds them.
+/// Show records: byte for byte as the kernel's file of a bank holds them, or in other forms.
 #[derive(clap::Args)]
 pub struct Args {
     /// The form [default: ascii; json with --json].
     #[arg(long = "as", value_name = "FORM")]
     form: Option<Form>,
-    /// The bank whose file is shown: sha1, sha256, sha384 or sha512.
-    #[arg(long, value_name = "ALG", default_value = "sha1")]
-    bank: Bank,
+    /// The bank whose digests are shown [default: sha1]: sha1, sha256, sha384 or sha512. Of an event
+    /// log, which has the list's own in any case, further ones [default: sha256].
+    #[arg(long = "bank", value_name = "ALG")]
+    banks: Vec<Bank>,
     #[command(flatten)]
     filter: filter::Filter,
     /// A measurement list (binary, JSON lines or CEL), `-`, or a state directory.
@@ -38,80 +39,105 @@ enum Form {
     Binary,
     /// One JSON object a line.
     Json,
+    /// A TCG Canonical Event Log in JSON.
+    CelJson,
+    /// A TCG Canonical Event Log in CBOR.
+    CelCbor,
+}
+
+/// Writes records in one form.
+enum Writer {
+    Kernel {
+        form: Form,
+        bank: Bank,
+    },
+    CelJson(cel::Writer),
+    /// The log begins with the number of its records, so those wait in a file.
+    CelCbor {
+        writer: cel::Writer,
+        records: u64,
+        spool: io::BufWriter<File>,
+    },
 }
 
 /// Runs `imastage show`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let form = args.form.unwrap_or(if out.is_json() { Form::Json } else { Form::Ascii });
     let stdout = io::stdout();
-    if form == Form::Binary && stdout.is_terminal() {
+    if matches!(form, Form::Binary | Form::CelCbor) && stdout.is_terminal() {
         return Err(Failure::input("binary records are not for a terminal; redirect the output"));
     }
-    let mut writer = io::BufWriter::with_capacity(256 << 10, stdout.lock());
+    let list = List::open(&args.list)?;
+    let mut stdout = io::BufWriter::with_capacity(256 << 10, stdout.lock());
+    let mut writer = Writer::begin(form, &args.banks, &mut stdout)?;
     let mut buffer = Vec::new();
-    args.filter.each(List::open(&args.list)?, |index, record| {
+    args.filter.each(list, |index, record| {
         buffer.clear();
-        match form {
-            Form::Ascii => record.write_ascii(args.bank, &mut buffer),
-            Form::Binary => record.write_binary(args.bank, &mut buffer),
-            Form::Json => {
-                let value = json(index, record, args.bank);
-                serde_json::to_writer(&mut buffer, &value).environment("JSON")?;
-                buffer.push(b'\n');
-            }
-        }
-        writer.write_all(&buffer).environment("standard output")
+        writer.record(index, record, &mut buffer, &mut stdout).environment("output")
     })?;
-    writer.flush().environment("standard output")?;
+    writer.end(&mut stdout).and_then(|()| stdout.flush()).environment("output")?;
     Ok(Outcome::Fine)
 }
 
-/// A record as JSON: `index`, `pcr`, `digest` (of `bank`), `template`, `violation`, and `fields`
-/// by their ids in order. Text that is not UTF-8 is given as `{"hex": …}`.
-fn json(index: u64, record: &Record<'_>, bank: Bank) -> Value {
-    let digest = if bank == record.format().bank {
-        record.printed_digest()
-    } else {
-        record.template_digest(bank)
-    };
-    let fields: Vec<Value> = record
-        .fields()
-        .map(|field| {
-            let id = field.kind.map_or("unknown", FieldKind::id);
-            let mut object = Map::new();
-            object.insert(id.to_owned(), field_json(&field));
-            Value::Object(object)
-        })
-        .collect();
-    json!({
-        "index": index,
-        "pcr": record.pcr(),
-        "digest": digest.to_string(),
-        "template": record.template().name(),
-        "violation": record.is_violation(),
-        "fields": fields,
-    })
-}
+impl Writer {
+    fn begin(form: Form, banks: &[Bank], out: &mut impl Write) -> Result<Writer, Failure> {
+        let more = if banks.is_empty() { &[Bank::Sha256] } else { banks };
+        match form {
+            Form::CelJson => {
+                let (mut writer, mut head) = (cel::Writer::new(cel::Encoding::Json, more), vec![]);
+                writer.begin(None, &mut head);
+                out.write_all(&head).environment("output")?;
+                Ok(Writer::CelJson(writer))
+            }
+            Form::CelCbor => {
+                let spool = tempfile::tempfile().environment("temporary file")?;
+                let spool = io::BufWriter::with_capacity(256 << 10, spool);
+                let writer = cel::Writer::new(cel::Encoding::Cbor, more);
+                Ok(Writer::CelCbor { writer, records: 0, spool })
+            }
+            _ => match banks {
+                [] => Ok(Writer::Kernel { form, bank: Bank::Sha1 }),
+                [bank] => Ok(Writer::Kernel { form, bank: *bank }),
+                _ => Err(Failure::input("only an event log shows the digests of several banks")),
+            },
+        }
+    }
 
-fn field_json(field: &Field<'_>) -> Value {
-    let hex = || Value::from(hex::encode(field.bytes));
-    match field.kind {
-        Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames) => {
-            let text = field.bytes.strip_suffix(&[0]).unwrap_or(field.bytes);
-            match std::str::from_utf8(text) {
-                Ok(text) => Value::from(text),
-                Err(_) => json!({ "hex": hex::encode(text) }),
+    fn record(
+        &mut self,
+        index: u64,
+        record: &Record<'_>,
+        buffer: &mut Vec<u8>,
+        out: &mut impl Write,
+    ) -> io::Result<()> {
+        match self {
+            Writer::Kernel { form: Form::Ascii, bank } => record.write_ascii(*bank, buffer),
+            Writer::Kernel { form: Form::Binary, bank } => record.write_binary(*bank, buffer),
+            Writer::Kernel { bank, .. } => json::write_record(record, index, *bank, buffer),
+            Writer::CelJson(writer) => writer.record(record, buffer),
+            Writer::CelCbor { writer, records, spool } => {
+                writer.record(record, buffer);
+                *records += 1;
+                return spool.write_all(buffer);
             }
         }
-        Some(FieldKind::DNg | FieldKind::DNgV2 | FieldKind::DModsig) => {
-            let nul = field.bytes.iter().position(|byte| *byte == 0);
-            match nul.map(|nul| (std::str::from_utf8(&field.bytes[..nul]), nul + 1)) {
-                Some((Ok(prefix), rest)) => {
-                    Value::from(format!("{prefix}{}", hex::encode(&field.bytes[rest..])))
-                }
-                _ => hex(),
+        out.write_all(buffer)
+    }
+
+    fn end(self, out: &mut impl Write) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        match self {
+            Writer::Kernel { .. } => {}
+            Writer::CelJson(writer) => writer.end(&mut buffer),
+            Writer::CelCbor { mut writer, records, spool } => {
+                writer.begin(Some(records), &mut buffer);
+                out.write_all(&buffer)?;
+                let mut spool = spool.into_inner().map_err(io::IntoInnerError::into_error)?;
+                spool.rewind()?;
+                io::copy(&mut spool, out)?;
+                return Ok(());
             }
         }
-        _ => hex(),
+        out.write_all(&buffer)
     }
 }
