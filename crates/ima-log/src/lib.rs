@@ -11,7 +11,9 @@
 //! - [`Record::write_ascii`] and [`Record::write_binary`] give, byte for byte, what the kernel's
 //!   file of a bank holds;
 //! - [`Replay`] folds records into a PCR value, [`PrefixSearch`] finds how many records lead to
-//!   given PCR values.
+//!   given PCR values;
+//! - with the feature `json`, the module `json` writes records as JSON lines and reads them; with
+//!   the feature `cel`, the module `cel` does so with the TCG Canonical Event Log.
 //!
 //! It does no I/O and knows nothing about where records come from.
 //!

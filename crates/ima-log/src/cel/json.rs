@@ -4,7 +4,7 @@ use alloc::{borrow::Cow, string::ToString, vec::Vec};
 
 use serde::Deserialize;
 
-use super::{Content, Event, MAX_DIGESTS, check_data, digest};
+use super::{Content, Event, MAX_DIGESTS, bank_of, check_data, digest};
 use crate::{Bank, ImportErrorKind};
 
 /// Finds the end of a JSON object. Strings are told from structure, so that a brace in a string is
@@ -100,7 +100,7 @@ pub(super) fn event(object: &[u8]) -> Result<Event<'_>, ImportErrorKind> {
     let mut digests = Vec::new();
     for found in &record.digests {
         let bank = match &found.algorithm {
-            NameOrNumber::Name(name) => name.parse().ok(),
+            NameOrNumber::Name(name) => bank_of(name),
             NameOrNumber::Number(number) => {
                 u16::try_from(*number).ok().and_then(Bank::from_tpm_alg)
             }

@@ -69,6 +69,9 @@ const IMA_TLV: u64 = 8;
 /// The template that stands for content type `ima_tlv`.
 const TLV_TEMPLATE: &str = "ima_tlv";
 
+/// TCG Algorithm Registry.
+const TPM_ALG_SM3_256: u16 = 0x0012;
+
 /// More digests than a TPM has banks.
 const MAX_DIGESTS: usize = 16;
 
@@ -175,6 +178,19 @@ fn tlv_value(whole: &[u8]) -> Option<&[u8]> {
     let [kind, len @ ..] = *head;
     let fits = u64::from(kind) == IMA_TLV && u32::from_be_bytes(len) as usize == value.len();
     fits.then_some(value)
+}
+
+/// The name of a bank's hash in JSON: the kernel's, but for SM3.
+fn hash_name(bank: Bank) -> &'static str {
+    if bank.tpm_alg() == TPM_ALG_SM3_256 { "sm3_256" } else { bank.name() }
+}
+
+/// The bank with this hash, if it is known.
+fn bank_of(name: &str) -> Option<Bank> {
+    if name.eq_ignore_ascii_case("sm3_256") {
+        return Bank::from_tpm_alg(TPM_ALG_SM3_256);
+    }
+    name.parse().ok()
 }
 
 /// The digest of a bank that is known; `None` for other algorithms.

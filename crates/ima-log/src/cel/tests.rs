@@ -224,6 +224,47 @@ fn what_is_no_log_is_refused() {
 
 proptest! {
     #[test]
+    fn any_record_comes_back(
+        template in prop_oneof![
+            Just("ima-ng"), Just("ima-buf"), Just("ima-modsig"), Just("evm-sig"), Just("n-ng|iuid")
+        ],
+        fields in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 9),
+        big in any::<bool>(),
+        bank in proptest::sample::select(&Bank::ALL[..]),
+        violation in any::<bool>(),
+        cbor in any::<bool>(),
+        pcr in any::<u32>(),
+        chunk in 1usize..300,
+    ) {
+        let endian = if big { Endian::Big } else { Endian::Little };
+        let count = Template::from_name(template.as_bytes()).unwrap().format().split('|').count();
+        let mut data = Vec::new();
+        for field in &fields[..count] {
+            data.extend_from_slice(&endian.bytes(field.len() as u32));
+            data.extend_from_slice(field);
+        }
+        // Where every field is empty, nothing tells the byte order.
+        prop_assume!(fields[..count].iter().any(|field| !field.is_empty()));
+        let digest = if violation { Digest::zero(bank) } else { bank.hash(&[&data]) };
+        let mut binary = Binary::new();
+        binary.set(Format { bank, endian }, pcr, digest.as_bytes(), template, &data).unwrap();
+        let record = binary.record().unwrap();
+
+        let encoding = if cbor { Encoding::Cbor } else { Encoding::Json };
+        let mut log = Vec::new();
+        let mut writer = Writer::new(encoding, &Bank::ALL);
+        writer.begin(Some(1), &mut log);
+        writer.record(&record, &mut log);
+        writer.end(&mut log);
+        let mut decoder = Decoder::new(encoding);
+        let mut chunks = log.chunks(chunk);
+        while !decoder.has_record().unwrap() {
+            decoder.feed(chunks.next().unwrap());
+        }
+        prop_assert_eq!(decoder.next_record().unwrap(), Some(record));
+    }
+
+    #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cbor in any::<bool>()) {
         let encoding = if cbor { Encoding::Cbor } else { Encoding::Json };
         let _ = import(&bytes, encoding, 17);

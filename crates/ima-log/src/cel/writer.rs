@@ -1,6 +1,6 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use super::{Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, cbor, extended, tlv_value};
+use super::{Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, cbor, extended, hash_name, tlv_value};
 use crate::import::{push_hex, push_number, push_string};
 use crate::{Bank, Record};
 
@@ -81,7 +81,7 @@ fn json(record: &Record<'_>, recnum: u64, banks: &[Bank], out: &mut Vec<u8>) {
             out.push(b',');
         }
         out.extend_from_slice(b"{\"hashAlg\":");
-        push_string(bank.name(), out);
+        push_string(hash_name(*bank), out);
         out.extend_from_slice(b",\"digest\":\"");
         push_hex(extended(record, *bank).as_bytes(), out);
         out.extend_from_slice(b"\"}");
