@@ -1,0 +1,271 @@
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use ima_log::{Bank, Format, Records};
+use rustix::fs::{Mode, OFlags};
+use tempfile::TempDir;
+
+use crate::{
+    Measure, Options, RunError,
+    errno::{Answer, Errno},
+};
+
+/// The interface under test.
+pub(crate) struct Target<'a> {
+    dir: &'a Path,
+    measure: &'a Measure<'a>,
+    /// Where the files are that are measured.
+    work: TempDir,
+    made: AtomicUsize,
+    fuse: bool,
+}
+
+/// A step that others rest on failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Trouble(pub(crate) String);
+
+/// Who opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opener {
+    SameThread,
+    OtherThread,
+    OtherProcess,
+}
+
+/// The records of a part, each as its bytes in the sha1 form.
+pub(crate) type List = Vec<Vec<u8>>;
+
+/// The files that most cases work on.
+pub(crate) const CURRENT: &str = "binary_runtime_measurements_sha1";
+pub(crate) const STAGED: &str = "binary_runtime_measurements_sha1_staged";
+pub(crate) const COUNT: &str = "runtime_measurements_count";
+pub(crate) const VIOLATIONS: &str = "violations";
+
+/// FUSE_SUPER_MAGIC (linux/magic.h).
+const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
+/// What [`Target::list`] takes from one file at most.
+const LONGEST_LIST: u64 = 1 << 30;
+
+impl<'a> Target<'a> {
+    pub(crate) fn new(options: &Options<'a>) -> Result<Target<'a>, RunError> {
+        let at = |path: PathBuf| move |error| RunError::File { path, error };
+        let (dir, measure) = (options.dir, options.measure);
+        let work = tempfile::tempdir().map_err(at(std::env::temp_dir()))?;
+        let magic = rustix::fs::statfs(dir).map_err(|error| at(dir.to_owned())(error.into()))?;
+        let fuse = magic.f_type == FUSE_MAGIC;
+        let target = Target { dir, measure, work, made: AtomicUsize::new(0), fuse };
+        let mut records = 0;
+        for name in [CURRENT, STAGED] {
+            let bytes = fs::read(target.path(name)).map_err(at(target.path(name)))?;
+            records +=
+                if bytes.is_empty() { 0 } else { parse(&bytes).map_or(1, |list| list.len()) };
+        }
+        if records > 0 && !options.destructive {
+            return Err(RunError::WouldDelete { dir: dir.to_owned(), records });
+        }
+        Ok(target)
+    }
+
+    /// A FUSE file system never sees some calls.
+    pub(crate) fn is_fuse(&self) -> bool {
+        self.fuse
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The banks that have files, by the names of these.
+    pub(crate) fn banks(&self) -> Vec<Bank> {
+        let has = |bank: &Bank| self.path(&file_of("binary", *bank, "")).exists();
+        Bank::ALL.into_iter().filter(has).collect()
+    }
+
+    /// open(2) by this thread.
+    pub(crate) fn open(&self, name: &str, flags: OFlags) -> Answer<File> {
+        let mode = Mode::from_raw_mode(0o600);
+        Ok(rustix::fs::open(self.path(name), flags | OFlags::CLOEXEC, mode)?.into())
+    }
+
+    /// open(2) and close(2), by `opener`.
+    pub(crate) fn try_open(&self, name: &str, flags: OFlags, opener: Opener) -> Answer<()> {
+        match opener {
+            Opener::SameThread => self.open(name, flags).map(drop),
+            Opener::OtherThread => {
+                let open = || self.open(name, flags).map(drop);
+                thread::scope(|scope| scope.spawn(open).join().unwrap_or(Err(Errno(0))))
+            }
+            Opener::OtherProcess => self.shell_open(name, flags, |command| command),
+        }
+    }
+
+    /// open(2) by a shell that `prepare` may change, which opens for reading, for writing with
+    /// O_CREAT and O_TRUNC, or for both with O_CREAT.
+    pub(crate) fn shell_open(
+        &self,
+        name: &str,
+        flags: OFlags,
+        prepare: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Answer<()> {
+        let operator = match flags & OFlags::RWMODE {
+            OFlags::RDONLY => "<",
+            OFlags::WRONLY => ">",
+            _ => "<>",
+        };
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(format!("exec 3{operator}\"$1\"")).arg("sh").arg(self.path(name));
+        let output = prepare(&mut command).env("LC_ALL", "C").stdin(Stdio::null()).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Errno::printed(&said).unwrap_or(Errno(0)))
+    }
+
+    /// open(2), one write(2), close(2).
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Answer<usize> {
+        Ok(self.open(name, OFlags::WRONLY)?.write(bytes)?)
+    }
+
+    /// What a file shows to one who opens it.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, Trouble> {
+        let mut file = self
+            .open(name, OFlags::RDONLY)
+            .map_err(|errno| Trouble(format!("{name} cannot be opened for reading: {errno}")))?;
+        read_on(&mut file)
+    }
+
+    /// The records of a part, read anew.
+    pub(crate) fn list(&self, name: &str) -> Result<List, Trouble> {
+        parse(&self.read(name)?).map_err(|why| Trouble(format!("{name}: {why}")))
+    }
+
+    /// What one of the counting files says.
+    pub(crate) fn number(&self, name: &str) -> Result<u64, Trouble> {
+        let text = self.read(name)?;
+        let text = String::from_utf8_lossy(&text);
+        text.strip_suffix('\n')
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| Trouble(format!("{name}: {text:?} is no number and a newline")))
+    }
+
+    /// A write that must succeed.
+    pub(crate) fn must(&self, name: &str, request: &str) -> Result<(), Trouble> {
+        match self.write(name, request.as_bytes()) {
+            Ok(len) if len == request.len() => Ok(()),
+            Ok(len) => Err(Trouble(format!("{request:?} to {name}: {len} bytes were written"))),
+            Err(errno) => Err(Trouble(format!("{request:?} to {name}: {errno}"))),
+        }
+    }
+
+    /// Adds records of `n` new files.
+    pub(crate) fn add(&self, n: usize) -> Result<Vec<PathBuf>, Trouble> {
+        let paths = (0..n).map(|_| self.make()).collect::<io::Result<Vec<_>>>();
+        let paths = paths.map_err(|error| Trouble(format!("a file to be measured: {error}")))?;
+        (self.measure)(&paths).map_err(|error| Trouble(format!("measuring: {error}")))?;
+        Ok(paths)
+    }
+
+    /// Adds so many records that the current list has `n` or more.
+    pub(crate) fn at_least(&self, n: usize) -> Result<(), Trouble> {
+        let there = self.list(CURRENT)?.len();
+        if there < n {
+            self.add(n - there)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is staged.
+    pub(crate) fn unstage(&self) -> Result<(), Trouble> {
+        match self.write(STAGED, b"D\n") {
+            Ok(_) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(Trouble(format!("\"D\\n\" to {STAGED}: {errno}"))),
+        }
+    }
+
+    /// Empties both parts.
+    pub(crate) fn empty(&self) -> Result<(), Trouble> {
+        self.unstage()?;
+        match self.write(STAGED, b"A\n") {
+            Ok(_) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(Trouble(format!("\"A\\n\" to {STAGED}: {errno}"))),
+        }
+        self.unstage()
+    }
+
+    /// Which of these files' records are in the list, as positions in `paths`, in list order.
+    pub(crate) fn find(paths: &[PathBuf], list: &List) -> Vec<usize> {
+        let name = |bytes: &Vec<u8>| {
+            let record = Records::new(bytes, Format::native(Bank::Sha1)).next()?.ok()?;
+            record.event_name().map(<[u8]>::to_vec)
+        };
+        let names = list.iter().filter_map(name);
+        names
+            .filter_map(|name| {
+                paths.iter().position(|path| path.as_os_str().as_encoded_bytes() == name)
+            })
+            .collect()
+    }
+
+    /// A program that was never measured.
+    fn make(&self) -> io::Result<PathBuf> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let path = self.work.path().join(format!("record-{number}"));
+        // Its content is its own as well: equal content under one name is measured once.
+        fs::write(&path, format!("#!/bin/sh\n# {}\n", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+}
+
+/// The name of a file of the list.
+pub(crate) fn file_of(form: &str, bank: Bank, suffix: &str) -> String {
+    format!("{form}_runtime_measurements_{bank}{suffix}")
+}
+
+/// The records of a binary list in the sha1 form.
+pub(crate) fn parse(bytes: &[u8]) -> Result<List, String> {
+    Records::new(bytes, Format::native(Bank::Sha1))
+        .map(|record| record.map(|record| record.as_bytes().to_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())
+}
+
+/// Reads to the end, from where the file stands.
+pub(crate) fn read_on(file: &mut File) -> Result<Vec<u8>, Trouble> {
+    let mut bytes = Vec::new();
+    let read = file.take(LONGEST_LIST).read_to_end(&mut bytes);
+    read.map_err(|error| Trouble(format!("reading: {}", Errno::from(error))))?;
+    Ok(bytes)
+}
+
+/// Reads from the beginning to the end.
+pub(crate) fn read_anew(file: &mut File) -> Result<Vec<u8>, Trouble> {
+    file.rewind().map_err(|error| Trouble(format!("lseek to 0: {}", Errno::from(error))))?;
+    read_on(file)
+}
+
+/// How many records were deleted from the beginning of `before` if `after` is what was left of it
+/// and perhaps more; `None` if it is anything else.
+pub(crate) fn deleted(before: &List, after: &List) -> Option<usize> {
+    (0..=before.len()).find(|n| before.get(*n..).is_some_and(|rest| after.starts_with(rest)))
+}
+
+/// `del=` and how many were deleted.
+pub(crate) fn told_deleted(before: &List, after: &List) -> String {
+    deleted(before, after)
+        .map_or("something else than a prefix gone".into(), |n| format!("del={n}"))
+}
