@@ -118,7 +118,13 @@ impl Service {
             requests,
         });
         let api = api::serve(Arc::clone(&shared))?;
-        let looping = DrainLoop { shared: Arc::clone(&shared), drainer, bank, every: config.every };
+        let looping = DrainLoop {
+            shared: Arc::clone(&shared),
+            drainer,
+            bank,
+            every: config.every,
+            said: None,
+        };
         let drainer = thread::Builder::new()
             .name("drain".into())
             .spawn(move || looping.run(&inbox))
@@ -242,6 +248,8 @@ struct DrainLoop {
     drainer: Drainer,
     bank: Bank,
     every: Duration,
+    /// The error that was logged last.
+    said: Option<String>,
 }
 
 impl DrainLoop {
@@ -286,13 +294,19 @@ impl DrainLoop {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the list was not drained; it is tried again");
+                    let words = error.to_string();
+                    // Said once, not each time it is tried again.
+                    if self.said.as_ref() != Some(&words) {
+                        tracing::error!("the list was not drained, it is tried again: {words}");
+                        self.said = Some(words);
+                    }
                     return Err(error);
                 }
                 Ok(round) => {
                     if round.deleted > 0 {
                         tracing::debug!(?round, "drained");
                     }
+                    self.said = None;
                     return Ok(());
                 }
             }

@@ -168,6 +168,13 @@ fn one_service_a_state_directory() {
     let answer = imastage(&["run", "--source", "/nonexistent", "--state", &state]);
     assert_eq!(answer.code, 3);
     assert!(answer.stderr.contains("binary_runtime_measurements: not there"), "{}", answer.stderr);
+    // A kernel that cannot stage, and a list that is somebody else's.
+    let other = machine.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(format!("{other}/binary_runtime_measurements"), "").unwrap();
+    let answer = imastage(&["run", "--source", &other, "--state", &state]);
+    assert_eq!(answer.code, 3);
+    assert!(answer.stderr.contains("CONFIG_IMA_STAGING"), "{}", answer.stderr);
     let answer = imastage(&["status", "--state", &machine.path("files")]);
     assert_eq!(answer.code, 2, "{}", answer.stderr);
 }

@@ -3,7 +3,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
 use imastage_service::{Config, Flavour, Service};
-use imastage_source::Securityfs;
+use imastage_source::{Part, Securityfs, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
@@ -75,7 +75,8 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let service = match &embedded {
         Some(embedded) => Service::start(config(embedded.tpm()), embedded.source()?),
         None => {
-            let source = Securityfs::new(&args.source).environment("source")?;
+            let mut source = Securityfs::new(&args.source).environment("source")?;
+            require_hold(&mut source, flavour)?;
             let found = || imastage_sandbox::tpm_of(&args.source).or_else(Endpoint::system);
             Service::start(config(chosen.unwrap_or_else(found)), Box::new(source))
         }
@@ -102,6 +103,20 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     );
     out.answer(&shared_status, text)?;
     Ok(Outcome::Fine)
+}
+
+/// A list that is busy will be free again; one that may never be held is no use waiting for.
+fn require_hold(source: &mut dyn Source, flavour: Flavour) -> Result<(), Failure> {
+    let part = match flavour {
+        Flavour::Stage => Part::Staged,
+        Flavour::DeleteN => Part::Current,
+    };
+    match source.hold(part) {
+        Err(error @ (SourceError::NotPermitted { .. } | SourceError::Missing { .. })) => {
+            Err(Failure::environment(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The TPM that a sandbox of ours extends, if the user chose one.
