@@ -1,7 +1,7 @@
 //! The whole loop as its users run it.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::Value;
 
@@ -187,6 +187,8 @@ fn the_embedded_list_comes_and_goes_with_the_service() {
     for source in ["embedded", "in-process"] {
         let service = Running::start(&["--json", "run", "--source", source, "--state", state]);
         let mount = format!("{state}/ima");
+        let mode = fs::metadata(state).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
         let answer = imastage(&["--json", "sandbox", "measure", "--mount", &mount, "/usr/bin/env"]);
         assert_eq!(answer.code, 0, "{source}: {}", answer.stderr);
         let status = imastage(&["--json", "status", "--state", state]);

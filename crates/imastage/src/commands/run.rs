@@ -1,4 +1,4 @@
-use std::{path::PathBuf, time::Duration};
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
@@ -67,6 +67,9 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let every = Duration::from_millis(args.every);
     let config = |tpm: Option<Endpoint>| Config { state: state.clone(), flavour, every, tpm };
 
+    // The records are for their owner's eyes, whoever makes the directory first.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);
+    made.environment(state.display())?;
     let embedded = match args.source.to_str() {
         Some("embedded") => Some(Embedded::start(&state, &embedded_tpm(&chosen))?),
         Some("in-process") => Some(Embedded::in_process(&state, &embedded_tpm(&chosen))?),

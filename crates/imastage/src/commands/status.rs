@@ -78,7 +78,9 @@ fn text(status: &Status, out: &Output) -> String {
     for (bank, pcr) in &status.replayed {
         let _ = write!(text, "\nPCR 10 {bank:<6} {pcr} (replayed)");
         if let Some(tpm) = status.tpm.get(bank) {
-            let _ = write!(text, "\n              {tpm} (TPM)");
+            let in_step = matches!(status.verdict, Verdict::InStep { .. });
+            let ahead = if in_step && tpm != pcr { ", ahead by what is drained next" } else { "" };
+            let _ = write!(text, "\n              {tpm} (TPM{ahead})");
         }
     }
     let activity = &status.since_start;
