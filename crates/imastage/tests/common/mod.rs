@@ -64,7 +64,7 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-/// A command that runs until it is stopped. Dropping it kills it.
+/// A command that runs until it is stopped. Dropping it stops it.
 pub struct Running {
     child: Child,
     stdout: Option<BufReader<ChildStdout>>,
@@ -99,24 +99,32 @@ impl Running {
 
     /// SIGTERM; gives the exit code.
     pub fn stop(mut self) -> i32 {
-        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.terminate();
         self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
+        // Ended already: nothing to do.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 }
 
 impl Drop for Running {
+    /// In peace, so that a sandbox unmounts.
     fn drop(&mut self) {
-        // Ended already: nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+            let _ = self.child.wait();
+        }
     }
 }
 
 /// A directory with a sandbox in it.
 pub struct Machine {
-    pub dir: tempfile::TempDir,
+    /// Dropped first: it is mounted below `dir`.
     pub sandbox: Running,
+    pub dir: tempfile::TempDir,
 }
 
 impl Machine {
@@ -129,7 +137,7 @@ impl Machine {
         let dir = tempfile::tempdir().unwrap();
         let mount = dir.path().join("ima");
         let sandbox = Running::start(&["--json", "sandbox", "--mount", mount.to_str().unwrap()]);
-        Some(Machine { dir, sandbox })
+        Some(Machine { sandbox, dir })
     }
 
     pub fn path(&self, name: &str) -> String {

@@ -19,7 +19,7 @@ pub struct Answer {
     pub json: Value,
 }
 
-/// A command that runs until it is stopped. Dropping it kills it.
+/// A command that runs until it is stopped. Dropping it stops it.
 pub struct Running {
     child: Child,
     /// Kept open, so that what it prints at the end does not fail.
@@ -104,8 +104,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Ended already: nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // In peace, so that a sandbox unmounts; if it has ended already there is nothing to do.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.stop();
+        }
     }
 }
