@@ -162,7 +162,25 @@ impl Digest {
     /// What a PCR holding `self` holds after being extended with `value`
     /// (`TPM2_PCR_Extend`: hash of old value and new).
     pub fn extended_with(&self, value: &Digest) -> Digest {
-        self.bank.hash(&[self.as_bytes(), value.as_bytes()])
+        let mut extended = *self;
+        extended.extend_with(value);
+        extended
+    }
+
+    /// As [`Digest::extended_with`], in place.
+    #[inline]
+    pub(crate) fn extend_with(&mut self, value: &Digest) {
+        if value.bank != self.bank {
+            *self = self.bank.hash(&[self.as_bytes(), value.as_bytes()]);
+            return;
+        }
+        let (ours, with) = (&mut self.bytes, &value.bytes);
+        match self.bank {
+            Bank::Sha1 => extend::<Sha1, 64, 20>(ours, |out| out.copy_from_slice(&with[..20])),
+            Bank::Sha256 => extend::<Sha256, 64, 32>(ours, |out| out.copy_from_slice(&with[..32])),
+            Bank::Sha384 => extend::<Sha384, 128, 48>(ours, |out| out.copy_from_slice(&with[..48])),
+            Bank::Sha512 => extend::<Sha512, 128, 64>(ours, |out| out.copy_from_slice(&with[..64])),
+        }
     }
 
     /// As [`Digest::extended_with`] the digest of `data` in the same bank, in place and faster:

@@ -48,6 +48,7 @@ pub mod cel;
 mod decoder;
 mod digest;
 mod error;
+mod explain;
 mod hash;
 #[cfg(feature = "json")]
 mod import;
@@ -61,6 +62,7 @@ pub use build::RecordBuf;
 pub use decoder::{Decoder, Records};
 pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
 pub use error::{ParseError, ParseErrorKind};
+pub use explain::{Cause, Explain, Explanation};
 #[cfg(feature = "json")]
 pub use import::{ImportError, ImportErrorKind};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};

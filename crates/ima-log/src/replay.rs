@@ -80,8 +80,14 @@ impl Replay {
             self.value.extend_with_hash_of(data);
         } else {
             let value = self.extend.value(self.value.bank(), record);
-            self.value = self.value.extended_with(&value);
+            self.value.extend_with(&value);
         }
+    }
+
+    /// Extends the PCR with `value`, a digest of its bank.
+    #[inline]
+    pub(crate) fn extend_with(&mut self, value: &Digest) {
+        self.value.extend_with(value);
     }
 
     /// The PCR's value.

@@ -1,0 +1,352 @@
+use alloc::{collections::VecDeque, vec::Vec};
+
+use crate::{Digest, Extend, Record, Replay};
+
+/// Finds out why a list leads to no prefix of a PCR value: whether one record too many, one too
+/// few or an altered one explains it.
+///
+/// A PCR tells nothing of what it was extended with, so only what can be guessed can be found: see
+/// [`Cause`]. Feed it the whole list; [`Explain::find`] then tries each guess at each of the last
+/// [`Explain::window`] records. It keeps those records' digests, 80 bytes each.
+///
+/// ```
+/// use ima_log::{Bank, Cause, Explain, Extend, RecordBuf, Replay};
+///
+/// let [a, b, c] = [b"/a", b"/b", b"/c"].map(|name| RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), name));
+/// let mut pcr = Replay::new(Bank::Sha256, Extend::Own);
+/// pcr.extend(&a.record());
+/// pcr.extend(&c.record());
+///
+/// let mut explain = Explain::new(10, pcr.value(), Extend::Own);
+/// for record in [&a, &b, &c] {
+///     explain.push(&record.record());
+/// }
+/// let found = explain.find().unwrap();
+/// assert_eq!((found.cause, found.record), (Cause::NotExtended, 1));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Explain {
+    pcr: u32,
+    target: Digest,
+    /// The PCR before the window.
+    base: Replay,
+    window: VecDeque<Step>,
+    capacity: usize,
+    records: u64,
+    printed: Printed,
+    resets: Vec<Reset>,
+}
+
+/// What explains a PCR value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What happened.
+    pub cause: Cause,
+    /// The index of the record it happened to; first record 0.
+    pub record: u64,
+    /// How many records of the list the value then stands for, from the first.
+    pub records: u64,
+}
+
+/// What can explain a PCR value that no prefix of a list leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The record is in the list, yet never extended the PCR: without it the values agree.
+    NotExtended,
+    /// The record extended the PCR twice: one like it is missing right behind it.
+    RepeatMissing,
+    /// A violation is missing right before the record.
+    ViolationMissing,
+    /// The record was a violation, or its digest is another: all ones extended the PCR.
+    WasViolation,
+    /// The template data was altered, the printed digest was not: it is what extended the PCR.
+    /// There may be more such records; this is the first.
+    DataAltered,
+    /// The TPM was reset before this record, a `boot_aggregate`: those before it belong to an
+    /// earlier boot.
+    ResetBefore,
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    record: u64,
+    value: Digest,
+}
+
+/// A replay of the digests as they are printed, where they can extend this bank.
+#[derive(Clone, Debug)]
+struct Printed {
+    replay: Replay,
+    /// The first record whose printed digest is not the one of its data.
+    first_wrong: Option<u64>,
+    found: Option<u64>,
+}
+
+/// A replay that begins at a later `boot_aggregate`.
+#[derive(Clone, Debug)]
+struct Reset {
+    record: u64,
+    replay: Replay,
+    found: Option<u64>,
+}
+
+/// More kernels than start one after the other without a TPM reset while anyone looks.
+const MAX_RESETS: usize = 8;
+
+impl Explain {
+    /// The default of [`Explain::window`]: about two seconds' work at worst.
+    pub const WINDOW: usize = 4096;
+
+    /// Explains `target`, a value of PCR `pcr` that was extended as `extend` says.
+    pub fn new(pcr: u32, target: Digest, extend: Extend) -> Explain {
+        let base = Replay::new(target.bank(), extend);
+        Explain {
+            pcr,
+            target,
+            base,
+            window: VecDeque::new(),
+            capacity: Explain::WINDOW,
+            records: 0,
+            printed: Printed { replay: base, first_wrong: None, found: None },
+            resets: Vec::new(),
+        }
+    }
+
+    /// At how many records, counted from the list's end, to look for a cause; the work grows with
+    /// the square: two hashes for each pair of records, twice. [`Cause::DataAltered`] and
+    /// [`Cause::ResetBefore`] are found in the whole list.
+    #[must_use]
+    pub fn window(mut self, records: usize) -> Explain {
+        self.capacity = records;
+        self
+    }
+
+    /// Takes the list's next record: two hashes, twice where a digest is printed wrong.
+    pub fn push(&mut self, record: &Record<'_>) {
+        let index = self.records;
+        self.records += 1;
+        if record.pcr() != self.pcr {
+            return;
+        }
+        let (bank, extend) = (self.target.bank(), self.base.extend_kind());
+        let value = extend.value(bank, record);
+        self.printed.push(index, record, &value, &self.target);
+
+        let boot_aggregate = record.event_name() == Some(b"boot_aggregate");
+        if boot_aggregate && index > 0 && self.resets.len() < MAX_RESETS {
+            let replay = Replay::new(bank, extend);
+            self.resets.push(Reset { record: index, replay, found: None });
+        }
+        for reset in self.resets.iter_mut().filter(|reset| reset.found.is_none()) {
+            reset.replay.extend_with(&value);
+            reset.found = (reset.replay.value() == self.target).then_some(index + 1);
+        }
+
+        self.window.push_back(Step { record: index, value });
+        if self.window.len() > self.capacity
+            && let Some(step) = self.window.pop_front()
+        {
+            self.base.extend_with(&step.value);
+        }
+    }
+
+    /// The index of the first record at which the causes that are looked for one record at a time
+    /// were looked for.
+    pub fn looked_from(&self) -> u64 {
+        self.window.front().map_or(self.records, |step| step.record)
+    }
+
+    /// What explains the value, if anything that can be guessed does.
+    pub fn find(&self) -> Option<Explanation> {
+        self.found_in_passing().or_else(|| self.search())
+    }
+
+    fn found_in_passing(&self) -> Option<Explanation> {
+        if let (Some(record), Some(records)) = (self.printed.first_wrong, self.printed.found) {
+            return Some(Explanation { cause: Cause::DataAltered, record, records });
+        }
+        self.resets.iter().find_map(|reset| {
+            let records = reset.found?;
+            Some(Explanation { cause: Cause::ResetBefore, record: reset.record, records })
+        })
+    }
+
+    /// Tries every guess at every record, the latest first: they cost the least.
+    fn search(&self) -> Option<Explanation> {
+        let ones = match self.base.extend_kind() {
+            Extend::Own => Digest::ones(self.target.bank()),
+            Extend::Sha1Padded => Digest::ones(crate::Bank::Sha1).padded_to(self.target.bank()),
+        };
+        let steps: Vec<&Step> = self.window.iter().collect();
+        let mut before = Vec::with_capacity(steps.len());
+        let mut replay = self.base;
+        for step in &steps {
+            before.push(replay);
+            replay.extend_with(&step.value);
+        }
+        for (at, (step, before)) in steps.iter().zip(&before).enumerate().rev() {
+            let guesses: [(Cause, &[&Digest]); 4] = [
+                (Cause::NotExtended, &[]),
+                (Cause::RepeatMissing, &[&step.value, &step.value]),
+                (Cause::ViolationMissing, &[&ones, &step.value]),
+                (Cause::WasViolation, &[&ones]),
+            ];
+            for (cause, instead) in guesses {
+                let mut replay = *before;
+                for value in instead {
+                    replay.extend_with(value);
+                }
+                if let Some(records) = self.reached(replay, step.record + 1, &steps[at + 1..]) {
+                    return Some(Explanation { cause, record: step.record, records });
+                }
+            }
+        }
+        None
+    }
+
+    /// How many records it takes until the target is reached, `records` if `replay` is there.
+    fn reached(&self, mut replay: Replay, records: u64, rest: &[&Step]) -> Option<u64> {
+        if replay.value() == self.target {
+            return Some(records);
+        }
+        for step in rest {
+            replay.extend_with(&step.value);
+            if replay.value() == self.target {
+                return Some(step.record + 1);
+            }
+        }
+        None
+    }
+}
+
+impl Printed {
+    fn push(&mut self, index: u64, record: &Record<'_>, value: &Digest, target: &Digest) {
+        if self.found.is_some() {
+            return;
+        }
+        let printed = record.printed_digest();
+        let hashed_with = match self.replay.extend_kind() {
+            Extend::Own => target.bank(),
+            Extend::Sha1Padded => crate::Bank::Sha1,
+        };
+        // Of another bank's digest nothing is printed.
+        let value = if record.is_violation() || printed.bank() != hashed_with {
+            *value
+        } else {
+            printed.padded_to(target.bank())
+        };
+        if self.first_wrong.is_none() && !record.digest_is_right() {
+            self.first_wrong = Some(index);
+        }
+        self.replay.extend_with(&value);
+        if self.replay.value() == *target && self.first_wrong.is_some() {
+            self.found = Some(index + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bank, Format, RecordBuf};
+    use proptest::prelude::*;
+
+    fn records(count: u8) -> Vec<RecordBuf> {
+        (0..count)
+            .map(|i| RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[&[i]]), &[b'/', b'a' + i % 26]))
+            .collect()
+    }
+
+    fn replay(target: Replay, records: &[RecordBuf]) -> Replay {
+        records.iter().fold(target, |mut replay, record| {
+            replay.extend(&record.record());
+            replay
+        })
+    }
+
+    fn find(target: Digest, extend: Extend, list: &[RecordBuf]) -> Option<Explanation> {
+        let mut explain = Explain::new(10, target, extend);
+        list.iter().for_each(|record| explain.push(&record.record()));
+        explain.find()
+    }
+
+    fn violation() -> RecordBuf {
+        RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v")
+    }
+
+    proptest! {
+        #[test]
+        fn one_record_too_many_too_few_or_another(
+            count in 1u8..30,
+            at: prop::sample::Index,
+            end: prop::sample::Index,
+            bank in prop::sample::select(Bank::ALL.to_vec()),
+            padded: bool,
+            cause in prop::sample::select(alloc::vec![
+                Cause::NotExtended,
+                Cause::RepeatMissing,
+                Cause::ViolationMissing,
+                Cause::WasViolation,
+            ]),
+        ) {
+            let extend = if padded { Extend::Sha1Padded } else { Extend::Own };
+            let list = records(count);
+            let at = at.index(list.len());
+            // The list may be ahead of the PCR.
+            let end = at + 1 + end.index(list.len() - at);
+            let mut extended = list[..end].to_vec();
+            match cause {
+                Cause::NotExtended => drop(extended.remove(at)),
+                Cause::RepeatMissing => extended.insert(at, list[at].clone()),
+                Cause::ViolationMissing => extended.insert(at, violation()),
+                _ => extended[at] = violation(),
+            }
+            let target = replay(Replay::new(bank, extend), &extended).value();
+            let found = find(target, extend, &list);
+            let expected = Explanation { cause, record: at as u64, records: end as u64 };
+            prop_assert_eq!(found, Some(expected));
+        }
+    }
+
+    #[test]
+    fn altered_data_is_told_by_its_digest() {
+        let list = records(5);
+        let target = replay(Replay::new(Bank::Sha1, Extend::Own), &list).value();
+        let mut bytes: Vec<u8> = list.iter().flat_map(|r| r.as_bytes().to_vec()).collect();
+        let end = list[0].as_bytes().len() * 3;
+        bytes[end - 2] ^= 1;
+        let mut explain = Explain::new(10, target, Extend::Own);
+        for record in crate::Records::new(&bytes, Format::native(Bank::Sha1)) {
+            explain.push(&record.unwrap());
+        }
+        let expected = Explanation { cause: Cause::DataAltered, record: 2, records: 5 };
+        assert_eq!(explain.find(), Some(expected));
+    }
+
+    #[test]
+    fn a_reset_before_a_boot_aggregate() {
+        let mut list = records(3);
+        list.push(RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), b"boot_aggregate"));
+        list.extend(records(2));
+        let target = replay(Replay::new(Bank::Sha256, Extend::Own), &list[3..]).value();
+        let expected = Explanation { cause: Cause::ResetBefore, record: 3, records: 6 };
+        assert_eq!(find(target, Extend::Own, &list), Some(expected));
+    }
+
+    #[test]
+    fn outside_the_window_nothing_is_found() {
+        let list = records(20);
+        let mut extended = list.clone();
+        extended.remove(3);
+        let target = replay(Replay::new(Bank::Sha256, Extend::Own), &extended).value();
+        let look = |window| {
+            let mut explain = Explain::new(10, target, Extend::Own).window(window);
+            list.iter().for_each(|record| explain.push(&record.record()));
+            (explain.looked_from(), explain.find().map(|found| found.record))
+        };
+        assert_eq!(look(16), (4, None));
+        assert_eq!(look(17), (3, Some(3)));
+        assert_eq!(find(Digest::ones(Bank::Sha256), Extend::Own, &list), None);
+    }
+}
