@@ -54,6 +54,7 @@ mod hash;
 mod import;
 #[cfg(feature = "json")]
 pub mod json;
+mod kexec;
 mod record;
 mod replay;
 mod template;
@@ -65,6 +66,7 @@ pub use error::{ParseError, ParseErrorKind};
 pub use explain::{Cause, Explain, Explanation};
 #[cfg(feature = "json")]
 pub use import::{ImportError, ImportErrorKind};
+pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
 pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
 pub use template::{Field, FieldKind, Fields, Template};
