@@ -18,14 +18,12 @@ use crate::{
 pub struct List {
     source: Source,
     progress: Progress,
-    /// Bytes that came out so far.
-    offset: u64,
     /// The index of the next record.
     index: u64,
 }
 
 enum Source {
-    File(ListFile),
+    File(Box<ListFile>),
     Store(Box<Store>),
 }
 
@@ -33,6 +31,8 @@ enum Source {
 struct Store {
     reader: imastage_store::Reader,
     cursor: imastage_store::Cursor,
+    /// Bytes that came out so far.
+    bytes: u64,
 }
 
 /// A list in a file or a pipe.
@@ -41,6 +41,8 @@ struct ListFile {
     file: Box<dyn Read>,
     form: Form,
     buffer: Vec<u8>,
+    /// Bytes read so far.
+    bytes: u64,
 }
 
 /// The form of a list.
@@ -61,8 +63,8 @@ impl List {
             let reader = imastage_store::Reader::open(path).input("state directory")?;
             let cursor = reader.records(0).input("state directory")?;
             let progress = Progress::bytes(Some(reader.bytes()));
-            let source = Source::Store(Box::new(Store { reader, cursor }));
-            return Ok(List { source, progress, offset: 0, index: 0 });
+            let source = Source::Store(Box::new(Store { reader, cursor, bytes: 0 }));
+            return Ok(List { source, progress, index: 0 });
         }
         let (mut file, len): (Box<dyn Read>, _) = if path.as_os_str() == "-" {
             (Box::new(io::stdin().lock()), None)
@@ -82,8 +84,14 @@ impl List {
         }
         let mut form = Form::detect(&buffer[..filled]);
         form.feed(&buffer[..filled]);
-        let source = Source::File(ListFile { path: path.to_owned(), file, form, buffer });
-        Ok(List { source, progress: Progress::bytes(len), offset: 0, index: 0 })
+        let source = Source::File(Box::new(ListFile {
+            path: path.to_owned(),
+            file,
+            form,
+            buffer,
+            bytes: filled as u64,
+        }));
+        Ok(List { source, progress: Progress::bytes(len), index: 0 })
     }
 
     /// Gives each record from index `from` on, with its index, until `each` breaks.
@@ -103,13 +111,19 @@ impl List {
 
     /// The next record and its index; `None` at the end.
     pub fn next_record(&mut self) -> Result<Option<(u64, Record<'_>)>, Failure> {
-        self.progress.at(self.offset);
         let record = match &mut self.source {
-            Source::File(file) => file.next_record()?,
-            Source::Store(store) => store.cursor.next_record().input("state directory")?,
+            Source::File(file) => {
+                self.progress.at(file.bytes);
+                file.next_record()?
+            }
+            Source::Store(store) => {
+                self.progress.at(store.bytes);
+                let record = store.cursor.next_record().input("state directory")?;
+                store.bytes += record.map_or(0, |record| record.as_bytes().len() as u64);
+                record
+            }
         };
         let Some(record) = record else { return Ok(None) };
-        self.offset += record.as_bytes().len() as u64;
         self.index += 1;
         Ok(Some((self.index - 1, record)))
     }
@@ -134,7 +148,10 @@ impl ListFile {
                     self.form.end().input(self.path.display())?;
                     break;
                 }
-                n => self.form.feed(&self.buffer[..n]),
+                n => {
+                    self.bytes += n as u64;
+                    self.form.feed(&self.buffer[..n]);
+                }
             }
         }
         self.form.next_record().input(self.path.display())
