@@ -60,7 +60,7 @@ fn write_field(field: Field<'_>, endian: Endian, out: &mut Vec<u8>) {
     }
 }
 
-fn hex(bytes: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn hex(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     out.reserve(bytes.len() * 2);
     for byte in bytes {
@@ -69,7 +69,7 @@ fn hex(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn decimal(value: u64, out: &mut Vec<u8>) {
+pub(crate) fn decimal(value: u64, out: &mut Vec<u8>) {
     if value >= 10 {
         decimal(value / 10, out);
     }

@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use crate::{Bank, Format, MAX_TEMPLATE_DATA, ParseErrorKind, Record};
+use crate::{Bank, Format, MAX_TEMPLATE_DATA, ParseErrorKind, Record, ascii};
 
 /// The longest serialized record taken, in bytes: template data in hex, and room for the rest.
 pub(crate) const MAX_RECORD: usize = 2 * MAX_TEMPLATE_DATA + (64 << 10);
@@ -206,16 +206,6 @@ impl Binary {
     }
 }
 
-/// Appends lower-case hex.
-pub(crate) fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.reserve(bytes.len() * 2);
-    for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
-    }
-}
-
 /// Appends a JSON string (RFC 8259 section 7).
 pub(crate) fn push_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
@@ -224,18 +214,10 @@ pub(crate) fn push_string(text: &str, out: &mut Vec<u8>) {
             b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
             0..0x20 => {
                 out.extend_from_slice(b"\\u00");
-                push_hex(&[byte], out);
+                ascii::hex(&[byte], out);
             }
             _ => out.push(byte),
         }
     }
     out.push(b'"');
-}
-
-/// Appends a number.
-pub(crate) fn push_number(number: u64, out: &mut Vec<u8>) {
-    if number >= 10 {
-        push_number(number / 10, out);
-    }
-    out.push(b'0' + (number % 10) as u8);
 }

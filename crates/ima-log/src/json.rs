@@ -40,10 +40,10 @@ use alloc::{borrow::Cow, collections::BTreeMap, format, string::String, vec::Vec
 
 use serde::Deserialize;
 
-use crate::import::{Binary, Input, MAX_RECORD, push_hex, push_number, push_string};
+use crate::import::{Binary, Input, MAX_RECORD, push_string};
 use crate::{
     Bank, Digest, Endian, Field, FieldKind, Format, ImportError, ImportErrorKind, ParseErrorKind,
-    Record, Template,
+    Record, Template, ascii,
 };
 
 /// Appends the line of a record, newline included, with its digest in `bank`: the printed one if
@@ -52,13 +52,13 @@ pub fn write_record(record: &Record<'_>, index: u64, bank: Bank, out: &mut Vec<u
     let own = bank == record.format().bank;
     let digest = if own { record.printed_digest() } else { record.template_digest(bank) };
     out.extend_from_slice(b"{\"index\":");
-    push_number(index, out);
+    ascii::decimal(index, out);
     out.extend_from_slice(b",\"pcr\":");
-    push_number(record.pcr().into(), out);
+    ascii::decimal(record.pcr().into(), out);
     out.extend_from_slice(b",\"bank\":");
     push_string(bank.name(), out);
     out.extend_from_slice(b",\"digest\":\"");
-    push_hex(digest.as_bytes(), out);
+    ascii::hex(digest.as_bytes(), out);
     out.extend_from_slice(b"\",\"template\":");
     push_string(record.template().name(), out);
     out.extend_from_slice(b",\"violation\":");
@@ -173,7 +173,7 @@ impl Decoder {
 fn write_field(record: &Record<'_>, field: &Field<'_>, out: &mut Vec<u8>) {
     let hex = |bytes: &[u8], out: &mut Vec<u8>| {
         out.push(b'"');
-        push_hex(bytes, out);
+        ascii::hex(bytes, out);
         out.push(b'"');
     };
     match field.kind {
@@ -198,7 +198,7 @@ fn write_field(record: &Record<'_>, field: &Field<'_>, out: &mut Vec<u8>) {
                 Some((Ok(head), tail)) if head.ends_with(':') => {
                     push_string(head, out);
                     out.pop();
-                    push_hex(tail.get(1..).unwrap_or_default(), out);
+                    ascii::hex(tail.get(1..).unwrap_or_default(), out);
                     out.push(b'"');
                 }
                 _ => hex(field.bytes, out),
@@ -209,10 +209,10 @@ fn write_field(record: &Record<'_>, field: &Field<'_>, out: &mut Vec<u8>) {
             match (field.kind, field.bytes) {
                 (Some(FieldKind::IMode), &[a, b]) => {
                     let wide = if endian == Endian::Big { [0, 0, a, b] } else { [a, b, 0, 0] };
-                    push_number(endian.u32(wide).into(), out);
+                    ascii::decimal(endian.u32(wide).into(), out);
                 }
                 (Some(FieldKind::IUid | FieldKind::IGid), &[a, b, c, d]) => {
-                    push_number(endian.u32([a, b, c, d]).into(), out);
+                    ascii::decimal(endian.u32([a, b, c, d]).into(), out);
                 }
                 _ => hex(field.bytes, out),
             }

@@ -1,8 +1,8 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, cbor, extended, hash_name, tlv_value};
-use crate::import::{push_hex, push_number, push_string};
-use crate::{Bank, Record};
+use crate::import::push_string;
+use crate::{Bank, Record, ascii};
 
 /// Writes a Canonical Event Log, record by record.
 #[derive(Debug)]
@@ -72,9 +72,9 @@ fn tlv<'a>(record: &Record<'a>) -> Option<&'a [u8]> {
 /// CEL section 5.2: byte strings are in hex.
 fn json(record: &Record<'_>, recnum: u64, banks: &[Bank], out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"recnum\":");
-    push_number(recnum, out);
+    ascii::decimal(recnum, out);
     out.extend_from_slice(b",\"pcr\":");
-    push_number(record.pcr().into(), out);
+    ascii::decimal(record.pcr().into(), out);
     out.extend_from_slice(b",\"digests\":[");
     for (position, bank) in banks.iter().enumerate() {
         if position > 0 {
@@ -83,12 +83,12 @@ fn json(record: &Record<'_>, recnum: u64, banks: &[Bank], out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"hashAlg\":");
         push_string(hash_name(*bank), out);
         out.extend_from_slice(b",\"digest\":\"");
-        push_hex(extended(record, *bank).as_bytes(), out);
+        ascii::hex(extended(record, *bank).as_bytes(), out);
         out.extend_from_slice(b"\"}");
     }
     if let Some(value) = tlv(record) {
         out.extend_from_slice(b"],\"content_type\":\"ima_tlv\",\"content\":\"");
-        push_hex(value, out);
+        ascii::hex(value, out);
         out.extend_from_slice(b"\"}");
     } else {
         out.extend_from_slice(
@@ -96,7 +96,7 @@ fn json(record: &Record<'_>, recnum: u64, banks: &[Bank], out: &mut Vec<u8>) {
         );
         push_string(record.template().name(), out);
         out.extend_from_slice(b",\"template_data\":\"");
-        push_hex(record.template_data(), out);
+        ascii::hex(record.template_data(), out);
         out.extend_from_slice(b"\"}}");
     }
 }
