@@ -1,32 +1,46 @@
 use alloc::vec::Vec;
 
-use crate::{Bank, Digest, Endian, Format, Record, Template};
+use crate::builder::{d_ng, n_ng, violation_d_ng};
+use crate::{Bank, BuildError, Digest, Endian, Format, MAX_TEMPLATE_DATA, Record, RecordBuilder};
 
-/// An owned record in the sha1 form and this machine's byte order: what a kernel adds to its list.
+/// An owned record in the sha1 form: what a kernel adds to its list. In this machine's byte order
+/// unless a [`RecordBuilder`] was told otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordBuf {
+    // Exactly one record: what `Record::parse_prefix` says of all that constructors make.
     bytes: Vec<u8>,
+    endian: Endian,
 }
 
 impl RecordBuf {
-    /// A record of template `ima-ng`. As in the kernel, blanks in the name become `_`, and the name
-    /// ends at its first NUL.
+    /// A record of template `ima-ng` in this machine's byte order. As in the kernel, blanks in the
+    /// name become `_`, and the name ends at its first NUL. It ends a little short of
+    /// [`MAX_TEMPLATE_DATA`] too, far beyond any path; [`RecordBuilder::ima_ng`] refuses such a one.
     pub fn ima_ng(pcr: u32, file_digest: &Digest, name: &[u8]) -> RecordBuf {
-        Self::build(pcr, "ima-ng", false, &[&d_ng(file_digest), &n_ng(name)])
+        let fields: &[&[u8]] = &[&d_ng(file_digest), &bounded_name(name)];
+        RecordBuilder::new(pcr).written("ima-ng", fields)
     }
 
     /// A violation of template `ima-ng` about a file: the template digest is zero, as are the
-    /// file digest's 20 bytes, whatever `bank` the kernel hashes files with.
+    /// file digest's 20 bytes, whatever `bank` the kernel hashes files with. The name as in
+    /// [`RecordBuf::ima_ng`].
     pub fn ima_ng_violation(pcr: u32, bank: Bank, name: &[u8]) -> RecordBuf {
-        let mut digest = Vec::from(bank.name());
-        digest.extend_from_slice(b":\0");
-        digest.extend_from_slice(&[0; 20]);
-        Self::build(pcr, "ima-ng", true, &[&digest, &n_ng(name)])
+        let fields: &[&[u8]] = &[&violation_d_ng(bank), &bounded_name(name)];
+        RecordBuilder::new(pcr).violation().written("ima-ng", fields)
     }
 
-    /// A record of template `ima-buf`: critical data, a key or a command line.
-    pub fn ima_buf(pcr: u32, data_digest: &Digest, name: &[u8], data: &[u8]) -> RecordBuf {
-        Self::build(pcr, "ima-buf", false, &[&d_ng(data_digest), &n_ng(name), data])
+    /// A record of template `ima-buf` in this machine's byte order: critical data, a key or a
+    /// command line.
+    ///
+    /// # Errors
+    /// [`BuildError`] when all of it is larger than [`MAX_TEMPLATE_DATA`].
+    pub fn ima_buf(
+        pcr: u32,
+        data_digest: &Digest,
+        name: &[u8],
+        data: &[u8],
+    ) -> Result<RecordBuf, BuildError> {
+        RecordBuilder::new(pcr).ima_buf(data_digest, name, data)
     }
 
     /// Takes over a record from elsewhere, in the sha1 form. The digest is kept if the record is
@@ -38,21 +52,21 @@ impl RecordBuf {
         }
         let mut bytes = Vec::with_capacity(record.as_bytes().len());
         record.write_binary(Bank::Sha1, &mut bytes);
-        Some(RecordBuf { bytes })
+        RecordBuf::checked(bytes, Endian::native()).ok()
     }
 
     /// The record borrowed.
     pub fn record(&self) -> Record<'_> {
         match Record::parse_prefix(&self.bytes, self.format()) {
             Ok(Some(record)) => record,
-            // Every constructor writes exactly one well-formed record, and nothing changes it.
+            // The same question was answered when the record was built, see `bytes`.
             _ => unreachable!("a RecordBuf holds one record"),
         }
     }
 
-    /// The form: sha1, native byte order.
+    /// The form: sha1, and the byte order.
     pub fn format(&self) -> Format {
-        Format::native(Bank::Sha1)
+        Format { bank: Bank::Sha1, endian: self.endian }
     }
 
     /// The record as it stands in a list.
@@ -65,44 +79,52 @@ impl RecordBuf {
         self.bytes
     }
 
-    fn build(pcr: u32, name: &str, violation: bool, fields: &[&[u8]]) -> RecordBuf {
-        debug_assert!(Template::from_name(name.as_bytes()) != Some(Template::Ima));
-        let data_len: usize = fields.iter().map(|field| 4 + field.len()).sum();
-        let mut data = Vec::with_capacity(data_len);
-        for field in fields {
-            data.extend_from_slice(&len(field));
-            data.extend_from_slice(field);
-        }
-        let digest = if violation { Digest::zero(Bank::Sha1) } else { Bank::Sha1.hash(&[&data]) };
+    /// `bytes`, which are one record in the sha1 form.
+    pub(crate) fn trusted(bytes: Vec<u8>, endian: Endian) -> RecordBuf {
+        debug_assert!(RecordBuf::checked(bytes.clone(), endian).is_ok());
+        RecordBuf { bytes, endian }
+    }
 
-        let mut bytes = Vec::with_capacity(4 + 20 + 4 + name.len() + 4 + data_len);
-        bytes.extend_from_slice(&Endian::native().bytes(pcr));
-        bytes.extend_from_slice(digest.as_bytes());
-        bytes.extend_from_slice(&len(name.as_bytes()));
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.extend_from_slice(&len(&data));
-        bytes.extend_from_slice(&data);
-        RecordBuf { bytes }
+    /// A record if `bytes` are one and no more.
+    pub(crate) fn checked(bytes: Vec<u8>, endian: Endian) -> Result<RecordBuf, BuildError> {
+        let format = Format { bank: Bank::Sha1, endian };
+        match Record::parse_prefix(&bytes, format)? {
+            Some(record) if record.as_bytes().len() == bytes.len() => {
+                Ok(RecordBuf { bytes, endian })
+            }
+            _ => Err(BuildError::Ambiguous),
+        }
     }
 }
 
-fn d_ng(digest: &Digest) -> Vec<u8> {
-    let mut field = Vec::from(digest.bank().name());
-    field.extend_from_slice(b":\0");
-    field.extend_from_slice(digest.as_bytes());
-    field
+/// As [`n_ng`], short enough for a record with a `d-ng` before it.
+fn bounded_name(name: &[u8]) -> Vec<u8> {
+    n_ng(&name[..name.len().min(MAX_TEMPLATE_DATA - 256)])
 }
 
-fn n_ng(name: &[u8]) -> Vec<u8> {
-    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    let mut field: Vec<u8> =
-        name[..end].iter().map(|byte| if *byte == b' ' { b'_' } else { *byte }).collect();
-    field.push(0);
-    field
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ParseErrorKind;
 
-fn len(bytes: &[u8]) -> [u8; 4] {
-    // Callers give names and measured data of a few KiB; a length beyond u32 cannot be allocated
-    // for them, and `Record::parse_prefix` bounds it again.
-    Endian::native().bytes(bytes.len() as u32)
+    #[test]
+    fn the_largest_record_is_built_and_no_larger_one() {
+        let digest = Bank::Sha512.hash(&[]);
+        let rest = 4 + 72 + 4 + 3 + 4;
+        let data = alloc::vec![0; MAX_TEMPLATE_DATA - rest + 1];
+        let largest = RecordBuf::ima_buf(10, &digest, b"/f", &data[1..]).unwrap();
+        assert_eq!(largest.record().template_data().len(), MAX_TEMPLATE_DATA);
+        assert_eq!(
+            RecordBuf::ima_buf(10, &digest, b"/f", &data),
+            Err(BuildError::Record(ParseErrorKind::DataLength(MAX_TEMPLATE_DATA as u32 + 1)))
+        );
+        let name = alloc::vec![b'n'; 2 * MAX_TEMPLATE_DATA];
+        for record in [
+            RecordBuf::ima_ng(10, &digest, &name),
+            RecordBuf::ima_ng_violation(10, Bank::Sha512, &name),
+        ] {
+            assert!(record.record().event_name().unwrap().len() > MAX_TEMPLATE_DATA - 512);
+        }
+        assert!(RecordBuilder::new(10).ima_ng(&digest, &name).is_err());
+    }
 }

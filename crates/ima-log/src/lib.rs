@@ -43,6 +43,7 @@ extern crate alloc;
 
 mod ascii;
 mod build;
+mod builder;
 #[cfg(feature = "cel")]
 pub mod cel;
 mod decoder;
@@ -60,6 +61,7 @@ mod replay;
 mod template;
 
 pub use build::RecordBuf;
+pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};
 pub use decoder::{Decoder, Records};
 pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
 pub use error::{ParseError, ParseErrorKind};

@@ -31,7 +31,8 @@ fn memory_does_not_grow_with_the_list() {
     for index in 0..RECORDS {
         let data = [index as u8; 900];
         let name = format!("critical-data-{index}");
-        file.write_all(RecordBuf::ima_buf(10, &digest, name.as_bytes(), &data).as_bytes()).unwrap();
+        let record = RecordBuf::ima_buf(10, &digest, name.as_bytes(), &data).unwrap();
+        file.write_all(record.as_bytes()).unwrap();
     }
     file.into_inner().unwrap();
     assert!(fs::metadata(&path).unwrap().len() > 100_000_000);

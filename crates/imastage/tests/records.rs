@@ -201,7 +201,11 @@ fn diff_says_where_lists_part() {
         ("name", record(b"b", b"/x"), "n-ng"),
         ("file digest", record(b"x", b"/b"), "d-ng"),
         ("pcr", RecordBuf::ima_ng(11, &Bank::Sha256.hash(&[b"b"]), b"/b"), "pcr"),
-        ("template", RecordBuf::ima_buf(10, &Bank::Sha256.hash(&[b"b"]), b"/b", b"1"), "template"),
+        (
+            "template",
+            RecordBuf::ima_buf(10, &Bank::Sha256.hash(&[b"b"]), b"/b", b"1").unwrap(),
+            "template",
+        ),
         ("violation", RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/b"), "violation"),
     ] {
         let b = write(name, &[list[0].clone(), altered, list[2].clone()]);
