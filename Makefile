@@ -3,11 +3,12 @@
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help run test lint bench deny-tool
+.PHONY: help run test fuzz lint bench deny-tool
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
 	@echo "make test   run every test"
+	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
 	@echo "make bench  measure"
 
@@ -18,7 +19,15 @@ run:
 
 test:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools
+	@scripts/install-keylime || echo "keylime cannot be installed: tests against it are skipped" >&2
 	$(CARGO) test --workspace --locked
+	$(CARGO) test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-corpus --locked
+	RUSTFLAGS="--cfg loom" $(CARGO) test -p ima-list --test loom --release --target-dir target/loom --locked
+	$(CARGO) build --manifest-path tests/no-std/Cargo.toml --target-dir target/no-std --locked
+
+# A few seconds for each target; `scripts/fuzz 600 binary` for longer.
+fuzz:
+	@scripts/fuzz 10
 
 lint: deny-tool
 	$(CARGO) fmt --all --check
@@ -30,5 +39,6 @@ deny-tool:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION)
 
 bench:
-	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
+	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils
+	@scripts/install-keylime || echo "keylime cannot be installed: it is left out of the comparison" >&2
 	$(CARGO) bench --workspace --locked
