@@ -41,6 +41,7 @@
 
 extern crate alloc;
 
+mod aggregate;
 mod ascii;
 mod build;
 mod builder;
@@ -49,6 +50,7 @@ pub mod cel;
 mod decoder;
 mod digest;
 mod error;
+mod event;
 mod explain;
 mod hash;
 #[cfg(feature = "json")]
@@ -60,11 +62,13 @@ mod record;
 mod replay;
 mod template;
 
+pub use aggregate::{AggregateError, boot_aggregate, check_boot_aggregate};
 pub use build::RecordBuf;
 pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};
 pub use decoder::{Decoder, Records};
 pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
 pub use error::{ParseError, ParseErrorKind};
+pub use event::{Event, FileDigest, KexecSizes};
 pub use explain::{Cause, Explain, Explanation};
 #[cfg(feature = "json")]
 pub use import::{ImportError, ImportErrorKind};
