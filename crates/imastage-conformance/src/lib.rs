@@ -38,6 +38,8 @@ pub struct Options<'a> {
     pub measure: &'a Measure<'a>,
     /// Whether records that are in the list may be deleted: they are lost to every verifier.
     pub destructive: bool,
+    /// Runs the groups of one rule only, such as `1.4`.
+    pub rule: Option<&'a str>,
 }
 
 /// Why nothing was tested.
@@ -50,6 +52,14 @@ pub enum RunError {
         path: PathBuf,
         /// What the system said.
         error: io::Error,
+    },
+    /// No group has this rule.
+    #[error("there are no cases for rule {rule:?}; there are some for {known}")]
+    Rule {
+        /// What was asked for.
+        rule: String,
+        /// What there is.
+        known: String,
     },
     /// There are records that would be lost.
     #[error(
@@ -71,9 +81,15 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`]; nothing was changed then.
 pub fn run(options: &Options<'_>, each: &mut dyn FnMut(&Group)) -> Result<Counts, RunError> {
+    if groups(options.rule).next().is_none() {
+        let mut known = cases::GROUPS.map(|(rule, _, _)| rule).to_vec();
+        known.dedup();
+        let rule = options.rule.unwrap_or_default().to_owned();
+        return Err(RunError::Rule { rule, known: known.join(", ") });
+    }
     let target = Target::new(options)?;
     let mut counts = Counts::default();
-    for (rule, title, cases) in cases::GROUPS {
+    for (rule, title, cases) in groups(options.rule) {
         let mut recorder = Recorder::default();
         // What one group left behind is nothing to the next.
         if let Err(trouble) = target.empty().and_then(|()| cases(&target, &mut recorder)) {
@@ -88,5 +104,7 @@ pub fn run(options: &Options<'_>, each: &mut dyn FnMut(&Group)) -> Result<Counts
     Ok(counts)
 }
 
-/// How many groups [`run`] gives.
-pub const GROUPS: usize = cases::GROUPS.len();
+/// The groups of one rule, or all.
+fn groups(rule: Option<&str>) -> impl Iterator<Item = (&'static str, &'static str, cases::Cases)> {
+    cases::GROUPS.into_iter().filter(move |(of, _, _)| rule.is_none_or(|rule| rule == *of))
+}

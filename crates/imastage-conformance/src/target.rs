@@ -200,7 +200,8 @@ impl<'a> Target<'a> {
     pub(crate) fn empty(&self) -> Result<(), Trouble> {
         self.unstage()?;
         match self.write(STAGED, b"A\n") {
-            Ok(_) | Err(Errno::ENOENT) => {}
+            // If something stays staged, the cases will tell.
+            Ok(_) | Err(Errno::ENOENT | Errno::EEXIST) => {}
             Err(errno) => return Err(Trouble(format!("\"A\\n\" to {STAGED}: {errno}"))),
         }
         self.unstage()

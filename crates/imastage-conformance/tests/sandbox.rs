@@ -1,31 +1,44 @@
 //! The cases, run on the sandbox.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use imastage_conformance::{Counts, Group, Options, RunError, Verdict, run};
 use imastage_sandbox::{
-    Config, Sandbox, TpmChoice,
+    Config, Fault, Sandbox, TpmChoice,
     control::{Command as Ask, ask},
 };
 
+/// A program that one test starts has the files of all open until it is executed.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// `None`, loudly, where FUSE cannot be had.
-fn conform(destructive: bool) -> Option<Result<(Counts, Vec<Group>), RunError>> {
+fn conform(
+    fault: Option<Fault>,
+    rule: Option<&str>,
+    destructive: bool,
+) -> Option<Result<(Counts, Vec<Group>), RunError>> {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
         eprintln!("SKIPPED: /dev/fuse: {error}");
         return None;
     }
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     // Others must reach the files, to be refused there.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mount = dir.path().join("ima");
     let config = Config { mount: mount.clone(), tpm: TpmChoice::None };
-    let sandbox = Sandbox::start(&config).unwrap();
+    let sandbox = Sandbox::start_with(&config, fault).unwrap();
     let measure = |paths: &[PathBuf]| {
         ask(&mount, &Ask::Measure { paths: paths.to_vec() }, &mut |_| {}).map(drop)
     };
     let mut groups = Vec::new();
-    let options = Options { dir: &mount, measure: &measure, destructive };
+    let options = Options { dir: &mount, measure: &measure, destructive, rule };
     let counts = run(&options, &mut |group| groups.push(group.clone()));
     sandbox.stop();
     Some(counts.map(|counts| (counts, groups)))
@@ -46,7 +59,7 @@ fn failures(groups: &[Group]) -> Vec<String> {
 
 #[test]
 fn the_sandbox_passes() {
-    let Some(result) = conform(true) else { return };
+    let Some(result) = conform(None, None, true) else { return };
     let (counts, groups) = result.unwrap();
     assert_eq!(failures(&groups), [""; 0]);
     assert_eq!(counts.failed, 0);
@@ -55,8 +68,163 @@ fn the_sandbox_passes() {
 
 #[test]
 fn records_are_not_deleted_unless_that_is_wanted() {
-    let Some(result) = conform(false) else { return };
+    let Some(result) = conform(None, None, false) else { return };
     let error = result.unwrap_err();
     // The boot_aggregate is there at least.
     assert!(matches!(error, RunError::WouldDelete { records: 1.., .. }), "{error}");
+}
+
+#[test]
+fn every_fault_is_caught_by_a_case_that_names_it() {
+    for fault in Fault::ALL {
+        let case = case_of(*fault);
+        // The others take their time and find no more.
+        let rule = case.split(' ').next();
+        let Some(result) = conform(Some(*fault), rule, true) else { return };
+        let (counts, groups) = result.unwrap();
+        let failures = failures(&groups);
+        assert!(failures.iter().any(|failure| failure.starts_with(case)), "{fault}: {failures:#?}");
+        // Not everything is broken.
+        assert!(counts.passed > 0, "{fault}: {counts:?}");
+    }
+}
+
+/// How the case begins that names a fault.
+fn case_of(fault: Fault) -> &'static str {
+    match fault {
+        Fault::ModeReadOnly => {
+            r#"1.1 binary_runtime_measurements_sha1_staged: kind, mode, size: expected file 660 0, got file 440 0"#
+        }
+        Fault::ModeForAll => {
+            r#"1.1 binary_runtime_measurements_sha1: kind, mode, size: expected file 660 0, got file 664 0"#
+        }
+        Fault::SizeTold => {
+            r#"1.1 violations: kind, mode, size: expected file 440 0, got file 440 4096"#
+        }
+        Fault::LinkToCurrent => r#"1.1 ascii_runtime_measurements_staged is a symbolic link"#,
+        Fault::ReaderLetsWriterIn => {
+            r#"1.2 this thread reads: binary_runtime_measurements_sha1_staged O_RDWR by another thread: expected EBUSY, got ok"#
+        }
+        Fault::WriterLetsReaderIn => {
+            r#"1.2 another thread writes: binary_runtime_measurements_sha1 O_RDONLY by the same thread: expected EBUSY, got ok"#
+        }
+        Fault::OwnReaderLetIn => {
+            r#"1.2 this thread writes (staged, O_RDWR): binary_runtime_measurements_sha1_staged O_RDONLY by the same thread: expected EBUSY"#
+        }
+        Fault::SecondWriterLetIn => {
+            r#"1.2 another process writes: binary_runtime_measurements_sha1_staged O_RDWR by the same thread: expected EBUSY, got ok"#
+        }
+        Fault::OwnWriterRefused => r#"1.2 a writer opens a second file: expected ok, got EBUSY"#,
+        Fault::StagedNotLocked => {
+            r#"1.2 this thread reads: binary_runtime_measurements_sha1_staged O_RDWR by another thread: expected EBUSY, got ok"#
+        }
+        Fault::AsciiNotLocked => {
+            r#"1.2 this thread writes (staged, O_RDWR): ascii_runtime_measurements_sha1 O_RDONLY by another"#
+        }
+        Fault::OneReader => {
+            r#"1.2 this thread reads: binary_runtime_measurements_sha1_staged O_RDONLY by another thread: expected ok, got EBUSY"#
+        }
+        Fault::CountLocked => {
+            r#"1.2 this thread writes (staged, O_RDWR): runtime_measurements_count O_RDONLY: expected ok"#
+        }
+        Fault::LockStuck => {
+            r#"1.2 idle: binary_runtime_measurements_sha1 O_RDONLY by another thread: expected ok, got EBUSY"#
+        }
+        Fault::LockFreedEarly => {
+            r#"1.2 a writer closed one of two files: O_RDONLY by another process: expected EBUSY, got ok"#
+        }
+        Fault::BusyBeforePermission => {
+            r#"1.2 root without CAP_SYS_ADMIN while another writes: O_RDWR: expected EPERM, got EBUSY"#
+        }
+        Fault::CapabilityIgnored => {
+            r#"1.2 root without CAP_SYS_ADMIN: binary_runtime_measurements_sha1_staged O_RDWR: expected EPERM, got ok"#
+        }
+        Fault::CapabilityToRead => {
+            r#"1.2 root without CAP_SYS_ADMIN: binary_runtime_measurements_sha1 O_RDONLY: expected ok, got EPERM"#
+        }
+        Fault::PlusRefused => {
+            r#"1.3 "+5\n" to binary_runtime_measurements_sha1: expected ok:3 del=5, got EINVAL del=0"#
+        }
+        Fault::LowerCaseTaken => {
+            r#"1.3 "a\n" to binary_runtime_measurements_sha1_staged: expected EINVAL del=0, got ok:2"#
+        }
+        Fault::NoNewlineTaken => {
+            r#"1.3 "5" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:1 del=5"#
+        }
+        Fault::BlanksSkipped => {
+            r#"1.3 " 5\n" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:3 del=5"#
+        }
+        Fault::HexTaken => {
+            r#"1.3 "0x5\n" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:4 del=5"#
+        }
+        Fault::ZeroTaken => {
+            r#"1.3 "0\n" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:2 del=0"#
+        }
+        Fault::RangeInvalid => {
+            r#"1.3 "18446744073709551616\n" to binary_runtime_measurements_sha1: expected ERANGE del=0, got EINVAL del=0"#
+        }
+        Fault::LongTaken => {
+            r#"1.3 "000000000000000000005\n" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:22 del=5"#
+        }
+        Fault::NulRefused => {
+            r#"1.3 "5\x00junk\n" to binary_runtime_measurements_sha1: expected ok:7 del=5, got EINVAL del=0"#
+        }
+        Fault::StagedTakesN => {
+            r#"1.3 "5\n" to binary_runtime_measurements_sha1_staged: expected EINVAL del=0, got ok:2 del=5"#
+        }
+        Fault::CurrentTakesStage => {
+            r#"1.3 "A\n" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:2"#
+        }
+        Fault::BinaryRequestsOnly => {
+            r#"1.3 "2\n" to ascii_runtime_measurements_sha1: expected ok:2 del=2, got EINVAL"#
+        }
+        Fault::ShortWrite => {
+            r#"1.3 "5\n" to binary_runtime_measurements_sha1: expected ok:2 del=5, got ok:1 del=5"#
+        }
+        Fault::StageNothing => r#"1.4 nothing there: "A\n": expected ENOENT, got ok:2"#,
+        Fault::StageTwice => r#"1.4 staged records: "A\n": expected EEXIST del=0, got ok:2 del=0"#,
+        Fault::StageTwiceBusy => {
+            r#"1.4 staged records: "A\n": expected EEXIST del=0, got EBUSY del=0"#
+        }
+        Fault::StageLosesOne => r#"1.4 current records: "A\n" stages all of them, in order"#,
+        Fault::DeleteNothing => r#"1.4 nothing there: "D\n": expected ENOENT, got ok:2"#,
+        Fault::DeleteTakesCurrent => {
+            r#"1.4 staged and current records: "D\n": expected ok:2 del=0, 0 staged, got ok:2 del="#
+        }
+        Fault::DeleteForgotten => {
+            r#"1.4 staged records: "D\n": expected ok:2, 0 staged, got ok:2,"#
+        }
+        Fault::TooManyClamped => {
+            r#"1.4 current records: N = one more than there are: expected ENOENT del=0, got "#
+        }
+        Fault::TooManyDeleted => {
+            r#"1.4 current records: N = one more than there are: expected ENOENT del=0, got ENOENT del="#
+        }
+        Fault::OneMore => {
+            r#"1.4 current records: N = 3 leaves the rest: expected ok:2 del=3, got ok:2 del=4"#
+        }
+        Fault::OneFewer => {
+            r#"1.4 current records: N = 3 leaves the rest: expected ok:2 del=3, got ok:2 del=2"#
+        }
+        Fault::NoNWhileStaged => {
+            r#"1.4 staged and current records: "2\n": expected ok:2 del=2, staged unmoved, got EEXIST"#
+        }
+        Fault::NTakesStaged => {
+            r#"1.4 staged and current records: "2\n": expected ok:2 del=2, staged unmoved, got ok:2 del=2, staged changed"#
+        }
+        Fault::StagedShowsCurrent => r#"1.5 staged records in the order of measuring"#,
+        Fault::FormsMixed => {
+            r#"1.5 ascii_runtime_measurements_sha1 shows the records of binary_runtime_measurements_sha1"#
+        }
+        Fault::RequestRewinds => {
+            r#"1.5 second batch on a descriptor, without lseek: expected [], got [0, 1]"#
+        }
+        Fault::EndForEver => r#"1.5 an open file read to its end shows records added since"#,
+        Fault::RecordsCut => r#"1.5 reads of 1 MiB give whole records"#,
+        Fault::CountWithStaged => r#"1.6 the count of 3 records, 6 others being staged"#,
+        Fault::CountNeverFalls => r#"1.6 the count after N = 2 of 6"#,
+        Fault::StageIsViolation => {
+            r#"1.6 violations after "A\n" are what they were: expected 0, got 1"#
+        }
+    }
 }

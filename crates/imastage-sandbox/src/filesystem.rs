@@ -15,16 +15,15 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyWrite, TimeOrNow, WriteFlags,
 };
 use ima_list::{DeleteError, StageError};
-use ima_securityfs::{
-    Access, Caller, Doors, Errno, FileName, Kind, Open, Part, Request, directory,
-};
+use ima_securityfs::{Access, Caller, Doors, Errno, FileName, Kind, Open, Request, directory};
 
-use crate::{Ima, caller, control::RUN_LINK, reading::Reading};
+use crate::{Ima, caller, control::RUN_LINK, fault::Faults, reading::Reading};
 
 /// The directory. One request is served at a time, in the order the kernel sends them, so that a
 /// file that was closed is closed for whoever opens next.
 pub(crate) struct Directory {
     ima: Arc<Ima>,
+    faults: Faults,
     run_dir: PathBuf,
     files: Vec<FileName>,
     state: Mutex<State>,
@@ -42,7 +41,15 @@ struct State {
 
 enum OpenFile {
     /// A file that shows the list.
-    Measurements { reading: Reading, door: Open },
+    Measurements {
+        file: FileName,
+        reading: Reading,
+        /// `None` if there is a fault.
+        door: Option<Open>,
+        writer: bool,
+        /// A read came to the end.
+        ended: bool,
+    },
     /// A file that shows a number.
     Number(FileName),
 }
@@ -55,7 +62,7 @@ const RUN_LINK_INODE: u64 = 1 << 32;
 const TTL: Duration = Duration::ZERO;
 
 impl Directory {
-    pub(crate) fn new(ima: Arc<Ima>, run_dir: PathBuf) -> Directory {
+    pub(crate) fn new(ima: Arc<Ima>, faults: Faults, run_dir: PathBuf) -> Directory {
         let banks: Vec<ima_securityfs::Bank> =
             ima.banks().iter().map(|bank| ima_securityfs::Bank(bank.tpm_alg())).collect();
         let files: Vec<FileName> = directory(&banks).collect();
@@ -64,12 +71,13 @@ impl Directory {
         let access = files
             .iter()
             .map(|file| match file.kind() {
-                Kind::File { mode } => (owner, group, mode),
+                Kind::File { mode } => (owner, group, faults.mode(mode)),
                 Kind::Symlink(_) => (owner, group, 0o777),
             })
             .collect();
         let state = State { doors: Doors::new(), open: HashMap::new(), next_handle: 1, access };
-        Directory { ima, run_dir, files, state: Mutex::new(state), owner, born: SystemTime::now() }
+        let state = Mutex::new(state);
+        Directory { ima, faults, run_dir, files, state, owner, born: SystemTime::now() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -91,7 +99,7 @@ impl Directory {
             let access = self.state().access[at];
             match file.kind() {
                 // securityfs's files say that they are empty.
-                Kind::File { .. } => (FileType::RegularFile, 0, access),
+                Kind::File { .. } => (FileType::RegularFile, self.faults.size(), access),
                 Kind::Symlink(target) => {
                     (FileType::Symlink, target.to_string().len() as u64, access)
                 }
@@ -123,9 +131,9 @@ impl Directory {
         Caller { thread: u64::from(thread), admin: stands_in || caller::is_admin(thread) }
     }
 
-    fn request(&self, part: Part, write: &[u8]) -> Result<(), Errno> {
+    fn request(&self, file: FileName, write: &[u8]) -> Result<(), Errno> {
         let list = self.ima.list();
-        match Request::parse(write, part, false)? {
+        let act = |request| match request {
             Request::Stage => list.stage().map(drop).map_err(|error| match error {
                 StageError::Pending => Errno::EEXIST,
                 StageError::Empty => Errno::ENOENT,
@@ -135,15 +143,15 @@ impl Directory {
             Request::DeleteFirst(n) => {
                 list.delete_first(n.get()).map(drop).map_err(refused_deletion)
             }
+        };
+        match self.faults.parse(write, file)? {
+            Some(request) => self.faults.act(list, request, act),
+            None => Ok(()),
         }
     }
 
     fn number(&self, file: FileName) -> String {
-        let counts = self.ima.list().counts();
-        match file {
-            FileName::Violations => format!("{}\n", counts.violations),
-            _ => format!("{}\n", counts.current),
-        }
+        format!("{}\n", self.faults.number(file, self.ima.list().counts()))
     }
 }
 
@@ -217,7 +225,9 @@ impl Filesystem for Directory {
             return reply.data(self.run_dir.as_os_str().as_bytes());
         }
         match self.file(inode).map(|(_, file)| file.kind()) {
-            Some(Kind::Symlink(target)) => reply.data(target.to_string().as_bytes()),
+            Some(Kind::Symlink(target)) => {
+                reply.data(self.faults.target(target).to_string().as_bytes());
+            }
             _ => reply.error(fuser::Errno::EINVAL),
         }
     }
@@ -225,15 +235,22 @@ impl Filesystem for Directory {
     fn open(&self, request: &fuser::Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some((_, file)) = self.file(inode) else { return reply.error(fuser::Errno::ENOENT) };
         let mut state = self.state();
-        let open = match Reading::of(file) {
-            None => OpenFile::Number(file),
+        let caller = self.caller(request);
+        let open = match Reading::of(self.faults.shown(file)) {
+            None => match self.faults.open_number(&mut state.doors, caller) {
+                Ok(()) => OpenFile::Number(file),
+                Err(refusal) => return reply.error(errno(refusal)),
+            },
             Some(reading) => {
                 let access = match flags.acc_mode() {
                     OpenAccMode::O_RDONLY => Access::Read,
                     OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
                 };
-                match state.doors.open(access, self.caller(request)) {
-                    Ok(door) => OpenFile::Measurements { reading, door },
+                match self.faults.open(&mut state.doors, file, access, caller) {
+                    Ok(door) => {
+                        let writer = access == Access::Write;
+                        OpenFile::Measurements { file, reading, door, writer, ended: false }
+                    }
                     Err(refusal) => return reply.error(errno(refusal)),
                 }
             }
@@ -257,8 +274,14 @@ impl Filesystem for Directory {
         reply: ReplyData,
     ) {
         match self.state().open.get_mut(&u64::from(handle)) {
-            Some(OpenFile::Measurements { reading, .. }) => {
-                reply.data(reading.read(self.ima.list(), offset, size as usize));
+            Some(OpenFile::Measurements { reading, ended, .. }) => {
+                if *ended && offset > 0 && self.faults.end_for_ever() {
+                    return reply.data(&[]);
+                }
+                let size = self.faults.read_size(size as usize);
+                let bytes = reading.read(self.ima.list(), offset, size);
+                *ended = bytes.is_empty();
+                reply.data(bytes);
             }
             Some(OpenFile::Number(file)) => {
                 let text = self.number(*file);
@@ -283,12 +306,16 @@ impl Filesystem for Directory {
         reply: ReplyWrite,
     ) {
         match self.state().open.get_mut(&u64::from(handle)) {
-            Some(OpenFile::Measurements { reading, .. }) => {
-                match self.request(reading.part(), data) {
+            Some(OpenFile::Measurements { file, reading, .. }) => {
+                match self.request(*file, data) {
                     Ok(()) => {
-                        reading.written(offset, data.len());
                         // A request is at most 21 bytes.
-                        reply.written(data.len() as u32);
+                        let len = self.faults.written(data.len() as u32);
+                        reading.written(offset, len as usize);
+                        if self.faults.request_rewinds() {
+                            reading.rewind();
+                        }
+                        reply.written(len);
                     }
                     Err(refusal) => reply.error(errno(refusal)),
                 }
@@ -309,10 +336,20 @@ impl Filesystem for Directory {
         reply: ReplyEmpty,
     ) {
         let mut state = self.state();
-        if let Some(OpenFile::Measurements { door, .. }) = state.open.remove(&u64::from(handle)) {
-            state.doors.release(door);
+        if let Some(OpenFile::Measurements { door: Some(door), writer, .. }) =
+            state.open.remove(&u64::from(handle))
+        {
+            self.faults.release(&mut state.doors, door, writer);
         }
         reply.ok();
+    }
+
+    fn fsync(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EINVAL);
+    }
+
+    fn unlink(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EPERM);
     }
 
     fn flush(

@@ -9,10 +9,12 @@
 mod caller;
 pub mod control;
 mod exec_watch;
+mod fault;
 mod filesystem;
 mod ima;
 mod reading;
 mod sandbox;
 
+pub use fault::{Fault, UnknownFault};
 pub use ima::{HASH, Ima, Outcome};
 pub use sandbox::{Config, Sandbox, SandboxError, TpmChoice, tpm_of};

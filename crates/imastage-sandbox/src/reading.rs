@@ -53,15 +53,15 @@ impl Reading {
         })
     }
 
-    /// The part that the file shows.
-    pub(crate) fn part(&self) -> Part {
-        self.part
-    }
-
     /// Notes that something was written at FUSE's `offset`.
     pub(crate) fn written(&mut self, offset: u64, len: usize) {
         self.arrive(offset);
         self.descriptor = offset + len as u64;
+    }
+
+    /// As if the descriptor were moved to the beginning.
+    pub(crate) fn rewind(&mut self) {
+        self.position = 0;
     }
 
     /// The next bytes at FUSE's `offset`, at most `size`; empty at the end. Constant time for one

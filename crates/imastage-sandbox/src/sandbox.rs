@@ -15,6 +15,7 @@ use crate::{
     Ima,
     control::{self, RUN_LINK},
     exec_watch,
+    fault::{Fault, Faults},
     filesystem::Directory,
 };
 
@@ -106,9 +107,18 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]; nothing is left behind.
     pub fn start(config: &Config) -> Result<Sandbox, SandboxError> {
+        Sandbox::start_with(config, None)
+    }
+
+    /// Like [`Sandbox::start`], with a rule that it breaks: for tests of those who test it.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing is left behind.
+    pub fn start_with(config: &Config, fault: Option<Fault>) -> Result<Sandbox, SandboxError> {
         let mut sandbox = Sandbox::boot(config)?;
         let at = |error| SandboxError::Fuse { path: config.mount.clone(), error };
-        let directory = Directory::new(Arc::clone(&sandbox.ima), sandbox.run_dir.path().to_owned());
+        let run_dir = sandbox.run_dir.path().to_owned();
+        let directory = Directory::new(Arc::clone(&sandbox.ima), Faults(fault), run_dir);
         let mut options = fuser::Config::default();
         options.mount_options = vec![
             MountOption::FSName("imastage-sandbox".into()),

@@ -38,6 +38,7 @@ enum Command {
     Check(commands::check::Args),
     Diff(commands::diff::Args),
     Sandbox(commands::sandbox::Args),
+    Conformance(commands::conformance::Args),
     Demo(commands::demo::Args),
 }
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Command::Check(args) => commands::check::run(args, &out),
         Command::Diff(args) => commands::diff::run(args, &out),
         Command::Sandbox(args) => commands::sandbox::run(args, &out),
+        Command::Conformance(args) => commands::conformance::run(args, &out),
         Command::Demo(args) => commands::demo::run(args, &out),
     };
     match outcome {

@@ -7,10 +7,25 @@ use crate::{
 };
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    deletion(target, note)?;
     nothing(target, note)?;
     current(target, note)?;
     staged(target, note)?;
     both(target, note)
+}
+
+/// What all the others rest on.
+fn deletion(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.add(3)?;
+    if target.list(STAGED)?.is_empty() {
+        target.must(STAGED, "A\n")?;
+    }
+    let got = written(&target.write(STAGED, b"D\n"));
+    let got = format!("{got}, {} staged", target.list(STAGED)?.len());
+    note.expect("staged records: \"D\\n\"", "ok:2, 0 staged", got);
+    let got = written(&target.write(STAGED, b"D\n"));
+    note.expect("staged records: \"D\\n\" twice", "ENOENT", got);
+    Ok(())
 }
 
 fn nothing(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
@@ -40,15 +55,13 @@ fn current(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     note.expect("current records: \"D\\n\"", "ENOENT del=0", got);
 
     note.quiet("current records: N = one more than there are", "ENOENT del=0", || n(target, 1))?;
+    target.at_least(5)?;
     let before = target.list(CURRENT)?;
     let got = written(&target.write(CURRENT, b"3\n"));
     let got = format!("{got} {}", told_deleted(&before, &target.list(CURRENT)?));
     note.expect("current records: N = 3 leaves the rest", "ok:2 del=3", got);
 
-    note.quiet("current records: N = all", "ok del=all", || {
-        target.at_least(3)?;
-        n(target, 0)
-    })?;
+    note.quiet("current records: N = all", "ok del=all", || n(target, 0))?;
 
     target.add(5)?;
     let before = target.list(CURRENT)?;
@@ -81,12 +94,6 @@ fn staged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
             Ok(format!("{got} {}", told_deleted(&before, &target.list(STAGED)?)))
         })?;
     }
-    only_staged()?;
-    let got = written(&target.write(STAGED, b"D\n"));
-    let got = format!("{got}, {} staged", target.list(STAGED)?.len());
-    note.expect("staged records: \"D\\n\"", "ok:2, 0 staged", got);
-    let got = written(&target.write(STAGED, b"D\n"));
-    note.expect("staged records: \"D\\n\" twice", "ENOENT", got);
     Ok(())
 }
 
@@ -113,9 +120,8 @@ fn both(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         );
         note.expect(format!("staged and current records: {request:?}"), expected, got);
     }
-    note.quiet("staged and current records: N = one more than there are", "ENOENT del=0", || {
-        n(target, 1)
-    })?;
+    let name = "staged and current records: N = one more than there are";
+    note.quiet(name, "ENOENT del=0", || n(target, 1))?;
     target.add(3)?;
     note.expect("new records go to the current part", "staged unmoved", unmoved(target)?);
     let before = target.list(CURRENT)?;
@@ -129,8 +135,9 @@ fn both(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Asks for N = all current records and `more`.
+/// Asks for N = all current records, at least 3, and `more`.
 fn n(target: &Target<'_>, more: usize) -> Result<String, Trouble> {
+    target.at_least(3)?;
     let before = target.list(CURRENT)?;
     let request = format!("{}\n", before.len() + more);
     let answer = target.write(CURRENT, request.as_bytes());

@@ -2,6 +2,7 @@
 
 pub mod attest;
 pub mod check;
+pub mod conformance;
 pub mod demo;
 pub mod diff;
 pub mod replay;

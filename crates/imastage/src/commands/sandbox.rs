@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use imastage_sandbox::{
-    Config, Sandbox, TpmChoice,
+    Config, Fault, Sandbox, TpmChoice,
     control::{Answer, Command as Ask, Measured, ask},
 };
 
@@ -26,6 +26,9 @@ pub struct Args {
     /// /dev/tpm0, `unix:PATH`, `tcp:HOST:PORT`, or `none`.
     #[arg(long, value_name = "TPM", default_value = "swtpm")]
     tpm: TpmChoice,
+    /// A rule of the interface to break, for tests of those who test it.
+    #[arg(long, value_name = "NAME", hide = true)]
+    fault: Option<Fault>,
     #[command(subcommand)]
     action: Option<Action>,
 }
@@ -54,14 +57,14 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     match (args.action, args.mount) {
         (Some(Action::Measure { mount, paths }), _) => measure(&mount, paths, out),
         (Some(Action::Status { mount }), _) => status(&mount, out),
-        (None, Some(mount)) => serve(Config { mount, tpm: args.tpm }, out),
+        (None, Some(mount)) => serve(Config { mount, tpm: args.tpm }, args.fault, out),
         (None, None) => Err(Failure::input("--mount DIR is missing")),
     }
 }
 
-fn serve(config: Config, out: &Output) -> Result<Outcome, Failure> {
+fn serve(config: Config, fault: Option<Fault>, out: &Output) -> Result<Outcome, Failure> {
     let stop = wait_for_stop()?;
-    let sandbox = Sandbox::start(&config).environment("sandbox")?;
+    let sandbox = Sandbox::start_with(&config, fault).environment("sandbox")?;
     let watching = sandbox.watches_programs();
     let answer = serde_json::json!({
         "mount": config.mount,

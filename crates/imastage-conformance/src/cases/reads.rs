@@ -1,0 +1,214 @@
+//! What reads show, and from which record on.
+
+use std::{fs::File, io::Read, io::Write, os::unix::fs::FileExt};
+
+use ima_log::{Bank, Format, Records};
+use rustix::fs::OFlags;
+
+use crate::{
+    errno::{Errno, told},
+    report::Recorder,
+    target::{CURRENT, List, STAGED, Target, Trouble, file_of, parse, read_anew, read_on},
+};
+
+/// What a kernel renders at once: whole records of about a page.
+const PAGE: usize = 4096;
+
+pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    forms(target, note)?;
+    order(target, note)?;
+    growth(target, note)?;
+    pages(target, note)?;
+    batches(target, note)?;
+    shortened(target, note)
+}
+
+/// Every file shows the same records in its own form.
+fn forms(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.add(20)?;
+    target.must(STAGED, "A\n")?;
+    target.add(20)?;
+    for (part, suffix) in [(CURRENT, ""), (STAGED, "_staged")] {
+        let list = target.read(part)?;
+        for bank in target.banks() {
+            for form in ["ascii", "binary"] {
+                let mut expected = Vec::new();
+                for record in Records::new(&list, Format::native(Bank::Sha1)) {
+                    let record = record.map_err(|error| Trouble(format!("{part}: {error}")))?;
+                    match form {
+                        "ascii" => record.write_ascii(bank, &mut expected),
+                        _ => record.write_binary(bank, &mut expected),
+                    }
+                }
+                let name = file_of(form, bank, suffix);
+                let got = target.read(&name)?;
+                note.holds(
+                    format!("{name} shows the records of {part}"),
+                    !list.is_empty() && got.starts_with(&expected),
+                    format!("{} bytes", expected.len()),
+                    format!("{} bytes, or others", got.len()),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Records stand in the order in which they were measured, and are there as soon as they were.
+fn order(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    let paths = target.add(30)?;
+    let all = format!("{:?}", (0..paths.len()).collect::<Vec<_>>());
+    let found = Target::find(&paths, &target.list(CURRENT)?);
+    note.expect("new records in the order of measuring", &all, format!("{found:?}"));
+    target.must(STAGED, "A\n")?;
+    let staged = target.list(STAGED)?;
+    let found = Target::find(&paths, &staged);
+    note.expect("staged records in the order of measuring", &all, format!("{found:?}"));
+    let again = target.list(STAGED)?;
+    note.holds("staged records read twice", staged == again, "the same", "others");
+    let more = target.add(3)?;
+    let same = target.list(STAGED)? == staged;
+    note.holds("staged records do not become more", same, "the same", "others");
+    let found = Target::find(&more, &target.list(CURRENT)?);
+    note.expect("records added after \"A\\n\" are current", "[0, 1, 2]", format!("{found:?}"));
+    Ok(())
+}
+
+/// A file that stays open for reading goes on where it ended.
+fn growth(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    target.add(5)?;
+    let mut file = open(target, CURRENT, OFlags::RDONLY)?;
+    let before = read_on(&mut file)?;
+    let paths = target.add(2)?;
+    let more = records(&read_on(&mut file)?)?;
+    let found = Target::find(&paths, &more);
+    note.expect(
+        "an open file read to its end shows records added since, and only these",
+        "[0, 1]",
+        format!("{found:?}"),
+    );
+    let all = read_anew(&mut file)?;
+    note.holds(
+        "after lseek to 0 it begins with what it began with",
+        all.starts_with(&before),
+        "the same records",
+        "others",
+    );
+    let mut at = vec![0; before.len().min(100)];
+    let read = file.read_at(&mut at, 7).map_err(Errno::from);
+    let expected = before.get(7..).unwrap_or_default();
+    note.holds(
+        "pread at any offset",
+        read.is_ok_and(|len| len > 0 && at.get(..len).is_some_and(|at| expected.starts_with(at))),
+        "the bytes there",
+        told(&read),
+    );
+    Ok(())
+}
+
+/// One read(2) gives about a page of whole records, however much is asked for.
+fn pages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    target.add(100)?;
+    let mut file = open(target, CURRENT, OFlags::RDONLY)?;
+    let mut buffer = vec![0; 1 << 20];
+    let (mut largest, mut whole, mut calls, mut all) = (0, true, 0, Vec::new());
+    loop {
+        let len = file.read(&mut buffer).map_err(|error| Trouble(format!("reading: {error}")))?;
+        let some = buffer.get(..len).unwrap_or_default();
+        if some.is_empty() {
+            break;
+        }
+        (largest, calls) = (largest.max(len), calls + 1);
+        whole &= parse(some).is_ok();
+        all.extend_from_slice(some);
+    }
+    note.holds(
+        "reads of 1 MiB give a page at most",
+        largest <= PAGE && calls > 1,
+        format!("{PAGE} bytes at most"),
+        format!("{largest} bytes in {calls} reads"),
+    );
+    note.holds("reads of 1 MiB give whole records", whole, "whole records", "parts");
+    file = open(target, CURRENT, OFlags::RDONLY)?;
+    let mut bytes = Vec::new();
+    let mut small = [0; 61];
+    while bytes.len() < all.len() {
+        let len = file.read(&mut small).map_err(|error| Trouble(format!("reading: {error}")))?;
+        if len == 0 {
+            break;
+        }
+        bytes.extend_from_slice(small.get(..len).unwrap_or_default());
+    }
+    let same = bytes.starts_with(&all) || all.starts_with(&bytes) && bytes.len() == all.len();
+    note.holds("reads of 61 bytes give the same bytes", same, "the same bytes", "others");
+    Ok(())
+}
+
+/// A descriptor that reads several batches stands where the last one ended until it is moved.
+fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    let paths = target.add(3)?;
+    let mut file = open(target, STAGED, OFlags::RDWR)?;
+    note.expect("nothing staged, on a descriptor: bytes", 0, read_on(&mut file)?.len());
+    ask(&mut file, "A\n")?;
+    let first = records(&read_on(&mut file)?)?;
+    let found = Target::find(&paths, &first);
+    note.expect("first batch on a descriptor", "[0, 1, 2]", format!("{found:?}"));
+    note.expect("at the end of the batch: bytes", 0, read_on(&mut file)?.len());
+    ask(&mut file, "D\n")?;
+    note.expect("after \"D\\n\", without lseek: bytes", 0, read_on(&mut file)?.len());
+    note.expect("after \"D\\n\", after lseek to 0: bytes", 0, read_anew(&mut file)?.len());
+    // The position is the number of records that were read, so a second batch that is no longer
+    // than the first reads as empty.
+    drop(file);
+    target.add(6)?;
+    let mut file = open(target, STAGED, OFlags::RDWR)?;
+    ask(&mut file, "A\n")?;
+    read_on(&mut file)?;
+    ask(&mut file, "D\n")?;
+    let paths = target.add(2)?;
+    ask(&mut file, "A\n")?;
+    let stale = records(&read_on(&mut file)?)?;
+    let found = Target::find(&paths, &stale);
+    note.expect("second batch on a descriptor, without lseek", "[]", format!("{found:?}"));
+    let second = records(&read_anew(&mut file)?)?;
+    let found = Target::find(&paths, &second);
+    note.expect("second batch on a descriptor, after lseek to 0", "[0, 1]", format!("{found:?}"));
+    ask(&mut file, "D\n")
+}
+
+/// N under a descriptor that has read some.
+fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    target.add(12)?;
+    let mut file = open(target, CURRENT, OFlags::RDWR)?;
+    let before = records(&read_on(&mut file)?)?;
+    ask(&mut file, "5\n")?;
+    let after = records(&read_anew(&mut file)?)?;
+    let rest = before.get(5..).unwrap_or_default();
+    note.holds(
+        "after N = 5 and lseek to 0 a descriptor shows the exact rest",
+        after.starts_with(rest),
+        format!("{} records", rest.len()),
+        format!("{} records, or others", after.len()),
+    );
+    Ok(())
+}
+
+fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
+    target.open(name, flags).map_err(|errno| Trouble(format!("opening {name}: {errno}")))
+}
+
+fn ask(file: &mut File, request: &str) -> Result<(), Trouble> {
+    match file.write(request.as_bytes()).map_err(Errno::from) {
+        Ok(len) if len == request.len() => Ok(()),
+        answer => Err(Trouble(format!("{request:?} on a descriptor: {}", told(&answer)))),
+    }
+}
+
+fn records(bytes: &[u8]) -> Result<List, Trouble> {
+    parse(bytes).map_err(|why| Trouble(format!("what was read: {why}")))
+}
