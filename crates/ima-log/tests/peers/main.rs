@@ -43,7 +43,9 @@ fn record(template: &str, i: u64) -> Vec<u8> {
     match template {
         "ima" => ima(10, &Bank::Sha1.hash(&[&seed]), name),
         "ima-ng" => fields(10, template, &[&d_ng(&file), &n_ng(name)], false),
-        "ima-sig" if i % 3 == 0 => fields(10, template, &[&d_ng(&file), &n_ng(name), &[]], false),
+        "ima-sig" if i.is_multiple_of(3) => {
+            fields(10, template, &[&d_ng(&file), &n_ng(name), &[]], false)
+        }
         "ima-sig" => {
             let signature = signature(if i % 3 == 1 { 256 } else { 71 });
             fields(10, template, &[&d_ng(&file), &n_ng(name), &signature], false)
