@@ -1,6 +1,14 @@
-use std::{io, path::PathBuf};
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
-use tpm2_protocol::{TpmError as ProtocolError, data::TpmRc};
+use ima_log::Bank;
+use tpm2_protocol::{
+    TpmError as ProtocolError,
+    data::{TpmRc, TpmRcBase},
+};
 
 use crate::Endpoint;
 
@@ -9,14 +17,14 @@ use crate::Endpoint;
 #[non_exhaustive]
 pub enum TpmError {
     /// Nobody answers at the endpoint.
-    #[error("{endpoint}: {error}{}", hint(endpoint, error))]
+    #[error("{endpoint}: {error}{}", connect_hint(endpoint, error))]
     Connect {
         /// The endpoint.
         endpoint: Endpoint,
         /// What the system said.
         error: io::Error,
     },
-    /// The connection broke.
+    /// The connection broke. It cannot be used any more.
     #[error("{command}: {error}")]
     Io {
         /// What was asked.
@@ -25,12 +33,12 @@ pub enum TpmError {
         error: io::Error,
     },
     /// The TPM refused.
-    #[error("{command}: the TPM answers {code}")]
+    #[error("{command}: the TPM answers {code}{}", code.hint())]
     Refused {
         /// What was asked.
         command: &'static str,
         /// The response code.
-        code: TpmRc,
+        code: ResponseCode,
     },
     /// The response is none, or says something else than was asked.
     #[error("{command}: the response is malformed: {why}")]
@@ -41,12 +49,20 @@ pub enum TpmError {
         why: String,
     },
     /// The command cannot be written down.
-    #[error("{command}: {error}")]
+    #[error("{command}: the command cannot be written: {error:?}")]
     Command {
         /// What was asked.
         command: &'static str,
         /// What is wrong with it.
         error: ProtocolError,
+    },
+    /// The TPM has no such PCR.
+    #[error("the TPM has no PCR {pcr} in a bank {bank} (see which it has: tpm2_getcap pcrs)")]
+    NoPcr {
+        /// The bank.
+        bank: Bank,
+        /// The PCR.
+        pcr: u32,
     },
     /// The TPM has none of the banks that are known.
     #[error("the TPM has no PCR bank of sha1, sha256, sha384 or sha512")]
@@ -54,13 +70,13 @@ pub enum TpmError {
     /// PCRs kept changing while they were read.
     #[error("PCRs changed each time they were read; try again when less is measured")]
     Unsteady,
-    /// swtpm cannot be run.
+    /// swtpm is not installed.
     #[error("swtpm: {error}; install it with: apt-get install swtpm")]
     SwtpmMissing {
         /// What the system said.
         error: io::Error,
     },
-    /// swtpm ended or does not answer.
+    /// swtpm did not start.
     #[error("swtpm with its state in {}: {why}", state.display())]
     SwtpmFailed {
         /// Its state directory.
@@ -70,15 +86,125 @@ pub enum TpmError {
     },
 }
 
-fn hint(endpoint: &Endpoint, error: &io::Error) -> &'static str {
+/// What a TPM answers when it refuses (TPM 2.0 Library, Part 2, 6.6). Displayed by name, if it has
+/// one, and number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ResponseCode(pub u32);
+
+impl ResponseCode {
+    /// Bits 16 to 23 say who answers: 0 the TPM, this the kernel's resource manager in its place.
+    const KERNEL: u32 = 11;
+
+    /// The TPM's part of the code.
+    fn tpm(self) -> Option<TpmRc> {
+        TpmRc::try_from(self.0 & 0xffff).ok()
+    }
+
+    fn hint(self) -> &'static str {
+        match self.tpm().map(|code| code.base()) {
+            Some(TpmRcBase::Initialize) => "; it is not started up: tpm2_startup -c",
+            Some(TpmRcBase::ObjectMemory | TpmRcBase::ObjectHandles) => {
+                "; its slots are full of keys that others left: tpm2_flushcontext -t"
+            }
+            Some(TpmRcBase::SessionMemory | TpmRcBase::SessionHandles) => {
+                "; its slots are full of sessions that others left: tpm2_flushcontext -l"
+            }
+            Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth) => "; the hierarchy has a password",
+            Some(TpmRcBase::Hierarchy) => "; the hierarchy is switched off",
+            Some(TpmRcBase::Failure) => "; it is in failure mode and has to be reset",
+            _ => "",
+        }
+    }
+}
+
+impl fmt::Display for ResponseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tpm() {
+            Some(TpmRc::Fmt1(code)) => {
+                write!(f, "{}", code.base)?;
+                if let Some(index) = code.index {
+                    write!(f, " of {index}")?;
+                }
+            }
+            Some(code) => write!(f, "{code}")?,
+            None => write!(f, "an unknown code")?,
+        }
+        match self.0 >> 16 {
+            0 => {}
+            ResponseCode::KERNEL => write!(f, ", the kernel in its place")?,
+            layer => write!(f, ", software layer {layer} in its place")?,
+        }
+        write!(f, " ({:#x})", self.0)
+    }
+}
+
+impl fmt::Debug for ResponseCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn connect_hint(endpoint: &Endpoint, error: &io::Error) -> String {
     match (endpoint, error.kind()) {
-        (Endpoint::Device(_), io::ErrorKind::PermissionDenied) => {
-            "; run as root, or join the device's group (mostly tss)"
-        }
-        (Endpoint::Device(_), io::ErrorKind::NotFound) => "; this machine has no such TPM",
+        (Endpoint::Device(path), io::ErrorKind::PermissionDenied) => match group(path) {
+            Some(group) => format!("; run as root, or join the device's group: {group}"),
+            None => "; run as root".to_owned(),
+        },
+        (Endpoint::Device(_), io::ErrorKind::NotFound) => "; this machine has no such TPM".into(),
         (Endpoint::Device(_), io::ErrorKind::ResourceBusy) => {
-            "; another process uses it, try /dev/tpmrm0"
+            "; another process uses it, try /dev/tpmrm0".into()
         }
-        _ => "",
+        (Endpoint::Unix(_) | Endpoint::Tcp(_), io::ErrorKind::NotFound)
+        | (Endpoint::Unix(_) | Endpoint::Tcp(_), io::ErrorKind::ConnectionRefused) => {
+            "; no TPM is served there".into()
+        }
+        (Endpoint::Unix(path), io::ErrorKind::PermissionDenied) => match group(path) {
+            Some(group) => format!("; run as the socket's owner, root, or in its group: {group}"),
+            None => "; run as root".to_owned(),
+        },
+        _ => String::new(),
+    }
+}
+
+/// The group that a file belongs to, by name if it has one.
+fn group(path: &Path) -> Option<String> {
+    let gid = fs::metadata(path).ok()?.gid().to_string();
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let name = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some(&gid)).then(|| name.to_owned())
+    });
+    Some(name.unwrap_or(gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_named() {
+        for (code, text) in [
+            (0x184, "TPM_RC_VALUE of handle[1] (0x184)"),
+            (0x1d5, "TPM_RC_SIZE of parameter[1] (0x1d5)"),
+            (0x902, "TPM_RC_OBJECT_MEMORY (0x902)"),
+            (0xb0143, "TPM_RC_COMMAND_CODE, the kernel in its place (0xb0143)"),
+            (0x5_0001, "an unknown code, software layer 5 in its place (0x50001)"),
+            (0xffff_fffe, "an unknown code, software layer 65535 in its place (0xfffffffe)"),
+        ] {
+            assert_eq!(ResponseCode(code).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn refused_connections_say_what_is_missing() {
+        let denied = || io::ErrorKind::PermissionDenied.into();
+        // Root's own group has the number 0 everywhere.
+        let error = TpmError::Connect { endpoint: Endpoint::Device("/".into()), error: denied() };
+        assert!(error.to_string().contains("join the device's group: root"), "{error}");
+        let endpoint = Endpoint::Unix("/nonexistent/tpm.sock".into());
+        let error = TpmError::Connect { endpoint, error: io::ErrorKind::NotFound.into() };
+        let error = error.to_string();
+        assert!(error.contains("/nonexistent/tpm.sock") && error.contains("no TPM is"), "{error}");
     }
 }

@@ -57,7 +57,9 @@ impl Tpm {
         };
         let response: TpmCreatePrimaryResponse = self.ask(WHAT, &command, &[password()])?;
         let [handle] = response.handles;
-        match pem(&response.out_public.inner) {
+        // If a client had this handle, what it stood for is gone.
+        self.claims.forget(handle.value());
+        match pem(kind, &response.out_public.inner) {
             Ok(public_pem) => Ok(AttestationKey { handle, public_pem }),
             Err(why) => {
                 self.flush_handle(handle)?;
@@ -108,20 +110,27 @@ fn template(kind: KeyKind) -> TpmtPublic {
 }
 
 /// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in PEM.
-fn pem(public: &TpmtPublic) -> Result<String, String> {
-    match &public.unique {
-        TpmuPublicId::Ecc(point) => {
+fn pem(kind: KeyKind, public: &TpmtPublic) -> Result<String, String> {
+    if public.object_attributes != template(kind).object_attributes {
+        return Err(format!("the key has attributes {:?}", public.object_attributes));
+    }
+    match (kind, &public.parameters, &public.unique) {
+        (KeyKind::EccP256, TpmuPublicParms::Ecc(_), TpmuPublicId::Ecc(point)) => {
             let (x, y) = (coordinate(&point.x)?, coordinate(&point.y)?);
             let point = p256::Sec1Point::from_affine_coordinates(&x.into(), &y.into(), false);
             let key = p256::PublicKey::from_sec1_bytes(point.as_bytes())
                 .map_err(|error| format!("the key is no point of P-256: {error}"))?;
             key.to_public_key_pem(LineEnding::LF).map_err(|error| error.to_string())
         }
-        TpmuPublicId::Rsa(modulus) => {
+        (KeyKind::Rsa2048, TpmuPublicParms::Rsa(parameters), TpmuPublicId::Rsa(modulus)) => {
             let modulus = BoxedUint::from_be_slice(modulus, 2048).map_err(|e| e.to_string())?;
-            // 0 in the template stands for this one (Part 2, TPMS_RSA_PARMS).
-            let exponent = BoxedUint::from(65537u32);
-            let key = rsa::PublicKey::new(modulus, exponent).map_err(|e| e.to_string())?;
+            let exponent = match parameters.exponent.value() {
+                // What 0 stands for (Part 2, TPMS_RSA_PARMS).
+                0 => 65537,
+                exponent => exponent,
+            };
+            let key = rsa::PublicKey::new(modulus, BoxedUint::from(exponent))
+                .map_err(|error| error.to_string())?;
             key.to_public_key_pem(LineEnding::LF).map_err(|error| error.to_string())
         }
         _ => Err("the key is of another kind than was asked for".to_owned()),

@@ -6,6 +6,7 @@
 //! Source: TPM 2.0 Library specification, Part 2 (structures) and Part 3 (commands).
 #![forbid(unsafe_code)]
 
+mod claims;
 mod error;
 mod key;
 mod shared;
@@ -13,9 +14,9 @@ mod swtpm;
 mod tpm;
 mod transport;
 
-pub use error::TpmError;
+pub use error::{ResponseCode, TpmError};
 pub use key::{AttestationKey, KeyKind};
-pub use shared::SharedTpm;
+pub use shared::{Serving, SharedTpm};
 pub use swtpm::Swtpm;
 pub use tpm::{ClockInfo, PcrSelection, PcrValue, Quote, Tpm};
 pub use transport::{Endpoint, EndpointError};

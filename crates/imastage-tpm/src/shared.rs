@@ -1,23 +1,29 @@
 //! One TPM for many processes.
 
 use std::{
+    collections::HashMap,
     io::{self, Write},
+    net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
-use tpm2_protocol::{basic::TpmHandle, data::TpmCc};
+use tpm2_protocol::basic::TpmHandle;
 
-use crate::{
-    Tpm,
-    transport::{HEADER, read_frame},
-};
+use crate::{ResponseCode, Tpm, transport::Frames};
 
 /// A TPM connection that others use too, over a Unix socket, as they use the kernel's
-/// `/dev/tpmrm0`: commands come one after the other, and what a client left loaded when it went, or
-/// was killed, is flushed, so that nobody can fill the TPM's few slots for ever. Unlike the kernel's
-/// resource manager it does not swap: at most three objects are loaded at a time.
+/// `/dev/tpmrm0`:
+/// - commands come one after the other, those of the process itself among them;
+/// - a client can use and flush what it loaded itself, nothing else;
+/// - what a client left loaded when it went, or was killed, is flushed, so that nobody can fill
+///   the TPM's few slots for ever.
+///
+/// Unlike the kernel's resource manager it does not swap, so all clients together have as many
+/// objects loaded as the TPM has slots, mostly three; and TPM2_GetCapability names also what others
+/// have loaded. Commands that are not in the TPM 2.0 Library are refused.
 ///
 /// Cheap to clone; all clones share the connection.
 #[derive(Clone)]
@@ -25,99 +31,183 @@ pub struct SharedTpm {
     tpm: Arc<Mutex<Tpm>>,
 }
 
+/// A socket on which a [`SharedTpm`] is served. If it is dropped, serving goes on until the process
+/// ends.
+pub struct Serving {
+    listener: Arc<UnixListener>,
+    clients: Arc<Clients>,
+    accepting: JoinHandle<()>,
+}
+
 impl SharedTpm {
+    /// How many clients a socket serves at once. Whoever comes then is disconnected.
+    pub const MAX_CLIENTS: usize = 64;
+
     /// Shares a connection.
     pub fn new(tpm: Tpm) -> SharedTpm {
         SharedTpm { tpm: Arc::new(Mutex::new(tpm)) }
     }
 
-    /// The TPM, for as long as the guard lives.
+    /// The TPM, for as long as the guard lives. Everybody else waits.
     pub fn lock(&self) -> MutexGuard<'_, Tpm> {
-        // A command that panicked halfway leaves a connection whose next answer is refused or
-        // malformed, which is an error like others.
-        self.tpm.lock().unwrap_or_else(PoisonError::into_inner)
+        // What a panic may leave behind is a command without its response, and the connection
+        // refuses to be used after that.
+        ignore_poison(self.tpm.lock())
     }
 
-    /// Serves whoever connects, until the process ends.
+    /// Serves whoever connects, in threads of its own, one a client.
     ///
     /// # Errors
     /// [`io::Error`] if no thread can be made.
-    pub fn serve(&self, listener: UnixListener) -> io::Result<()> {
-        let shared = self.clone();
-        let accept = move || {
-            for client in listener.incoming().flatten() {
-                let shared = shared.clone();
-                let serve = move || {
-                    if let Err(error) = shared.serve_client(client) {
-                        tracing::debug!(%error, "a TPM client left");
-                    }
-                };
-                let spawned = thread::Builder::new().name("tpm-client".into()).spawn(serve);
-                if let Err(error) = spawned {
-                    tracing::error!(%error, "no thread for a TPM client");
-                }
-            }
+    pub fn serve(&self, listener: UnixListener) -> io::Result<Serving> {
+        let listener = Arc::new(listener);
+        let clients = Arc::new(Clients::default());
+        let accept = {
+            let (shared, listener, clients) =
+                (self.clone(), Arc::clone(&listener), Arc::clone(&clients));
+            move || clients.accept(&shared, &listener)
         };
-        thread::Builder::new().name("tpm-share".into()).spawn(accept).map(drop)
+        let accepting = thread::Builder::new().name("tpm-share".into()).spawn(accept)?;
+        Ok(Serving { listener, clients, accepting })
     }
 
-    fn serve_client(&self, mut client: UnixStream) -> io::Result<()> {
-        let mut loaded = Loaded { tpm: self, handles: Vec::new() };
-        let mut command = Vec::new();
-        while read_frame(&mut client, &mut command)? {
-            let mut tpm = self.lock();
-            let response = tpm.pass(&command)?;
-            loaded.note(&command, response);
-            // The response is copied out before others may use the TPM.
-            let response = response.to_vec();
-            drop(tpm);
-            client.write_all(&response)?;
+    fn serve_client(&self, mut stream: UnixStream) -> io::Result<()> {
+        let client = Client { tpm: self, id: self.lock().claims.client() };
+        let mut commands = Frames::new();
+        let mut response = Vec::new();
+        while commands.receive(&mut stream)? {
+            client.pass(commands.frame(), &mut response)?;
+            stream.write_all(&response)?;
         }
         Ok(())
     }
 }
 
-/// What a client has in the TPM's memory. Flushed when dropped.
-struct Loaded<'a> {
-    tpm: &'a SharedTpm,
-    handles: Vec<u32>,
-}
-
-impl Loaded<'_> {
-    /// Commands whose response begins with a handle of something now loaded.
-    const LOADING: [TpmCc; 7] = [
-        TpmCc::CreatePrimary,
-        TpmCc::Load,
-        TpmCc::LoadExternal,
-        TpmCc::CreateLoaded,
-        TpmCc::ContextLoad,
-        TpmCc::StartAuthSession,
-        TpmCc::HashSequenceStart,
-    ];
-
-    fn note(&mut self, command: &[u8], response: &[u8]) {
-        let word = |bytes: &[u8], at: usize| {
-            bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|b| u32::from_be_bytes(*b))
-        };
-        if word(response, 6) != Some(0) {
+impl Serving {
+    /// Disconnects all clients, flushes what they have loaded, and serves nobody any more. Waits
+    /// for commands the TPM is working on.
+    pub fn stop(self) {
+        let clients = self.clients.stop();
+        // Wakes the thread that accepts: accept(2) fails with EINVAL.
+        if let Err(error) = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both) {
+            tracing::error!(%error, "a TPM's socket cannot be shut down");
             return;
         }
-        let (Some(code), handle) = (word(command, 6), word(response, HEADER)) else { return };
-        if code == TpmCc::FlushContext as u32 {
-            let flushed = word(command, HEADER);
-            self.handles.retain(|handle| Some(*handle) != flushed);
-        } else if Self::LOADING.iter().any(|loading| *loading as u32 == code) {
-            self.handles.extend(handle);
+        for (stream, thread) in clients {
+            // Gone already if the client was faster.
+            let _ = stream.shutdown(Shutdown::Both);
+            // It says itself what went wrong.
+            let _ = thread.join();
         }
+        let _ = self.accepting.join();
     }
 }
 
-impl Drop for Loaded<'_> {
+/// A client's way to the TPM. What it has loaded is flushed when this is dropped.
+struct Client<'a> {
+    tpm: &'a SharedTpm,
+    id: u64,
+}
+
+impl Client<'_> {
+    /// Has the TPM answer a command.
+    fn pass(&self, command: &[u8], response: &mut Vec<u8>) -> io::Result<()> {
+        let mut guard = self.tpm.lock();
+        let Tpm { transport, claims, .. } = &mut *guard;
+        response.clear();
+        if let Some(code) = claims.refusal(self.id, command) {
+            tracing::debug!("a TPM client is refused: {code}");
+            response.extend(refusal(code));
+            return Ok(());
+        }
+        let answer = transport.exchange(command)?;
+        claims.note(self.id, command, answer);
+        // Copied, so that others need not wait until the client has read it.
+        response.extend(answer);
+        Ok(())
+    }
+}
+
+impl Drop for Client<'_> {
     fn drop(&mut self) {
-        for handle in &self.handles {
-            if let Err(error) = self.tpm.lock().flush_handle(TpmHandle::from(*handle)) {
+        let mut tpm = self.tpm.lock();
+        for handle in tpm.claims.take(self.id) {
+            if let Err(error) = tpm.flush_handle(TpmHandle::from(handle)) {
                 tracing::debug!(%error, "handle {handle:#x} was gone already");
             }
         }
     }
+}
+
+#[derive(Default)]
+struct Clients {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    stopped: bool,
+    next: u64,
+    connected: HashMap<u64, (UnixStream, JoinHandle<()>)>,
+}
+
+impl Clients {
+    fn accept(self: &Arc<Self>, shared: &SharedTpm, listener: &UnixListener) {
+        loop {
+            let accepted = listener.accept();
+            if self.lock().stopped {
+                return;
+            }
+            let started = accepted.and_then(|(stream, _)| self.start(shared, stream));
+            if let Err(error) = started {
+                tracing::warn!(%error, "a TPM client cannot be served");
+                // Out of descriptors or threads, which does not pass at once.
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, shared: &SharedTpm, stream: UnixStream) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.stopped {
+            return Ok(());
+        }
+        if state.connected.len() >= SharedTpm::MAX_CLIENTS {
+            return Err(io::Error::other(format!("{} are connected", SharedTpm::MAX_CLIENTS)));
+        }
+        let id = state.next;
+        state.next += 1;
+        let ours = stream.try_clone()?;
+        let (clients, shared) = (Arc::clone(self), shared.clone());
+        let serve = move || {
+            if let Err(error) = shared.serve_client(stream) {
+                tracing::debug!(%error, "a TPM client left");
+            }
+            clients.lock().connected.remove(&id);
+        };
+        let thread = thread::Builder::new().name("tpm-client".into()).spawn(serve)?;
+        // The lock is held: a client that is served already is removed after this.
+        state.connected.insert(id, (ours, thread));
+        Ok(())
+    }
+
+    fn stop(&self) -> Vec<(UnixStream, JoinHandle<()>)> {
+        let mut state = self.lock();
+        state.stopped = true;
+        state.connected.drain().map(|(_, client)| client).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        ignore_poison(self.state.lock())
+    }
+}
+
+/// A response that says nothing but a code. It has no sessions, whatever the command had.
+fn refusal(ResponseCode(code): ResponseCode) -> impl Iterator<Item = u8> {
+    let header = [0x80, 0x01, 0, 0, 0, 10];
+    header.into_iter().chain(code.to_be_bytes())
+}
+
+fn ignore_poison<T>(locked: Result<T, PoisonError<T>>) -> T {
+    locked.unwrap_or_else(PoisonError::into_inner)
 }

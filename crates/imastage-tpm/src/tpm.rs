@@ -1,30 +1,32 @@
 use ima_log::{Bank, Digest};
 use tpm2_protocol::{
-    TpmMarshal, TpmWriter,
+    TpmWriter,
     basic::{TpmHandle, TpmUint32},
     data::{
         Tpm2bData, Tpm2bDigest, TpmAlgId, TpmCap, TpmRh, TpmSt, TpmlDigestValues, TpmlPcrSelection,
-        TpmsAuthCommand, TpmsPcrSelect, TpmsPcrSelection, TpmtHa, TpmtSigScheme, TpmuCapabilities,
-        TpmuHa,
+        TpmsAuthCommand, TpmsPcrSelect, TpmsPcrSelection, TpmtHa, TpmtSigScheme, TpmuAttest,
+        TpmuCapabilities, TpmuHa,
     },
     frame::{
         TpmFlushContextCommand, TpmFrame, TpmGetCapabilityCommand, TpmGetCapabilityResponse,
         TpmPcrExtendCommand, TpmPcrReadCommand, TpmPcrReadResponse, TpmQuoteCommand,
-        TpmQuoteResponse, TpmReadClockCommand, TpmReadClockResponse, TpmResponse,
-        TpmResponseOutcome, TpmResponseView, TpmUnmarshalBody, tpm_marshal_command,
+        TpmQuoteResponse, TpmReadClockCommand, TpmReadClockResponse, TpmResponse, TpmUnmarshalBody,
+        tpm_marshal_command,
     },
 };
 
 use crate::{
-    AttestationKey, Endpoint, TpmError,
-    transport::{MAX_FRAME, Transport},
+    AttestationKey, Endpoint, ResponseCode, TpmError,
+    claims::Claims,
+    transport::{HEADER, MAX_FRAME, Transport},
 };
 
-/// One connection to a TPM.
+/// One connection to a TPM. Once an operation failed with [`TpmError::Io`] it has to be made anew.
 pub struct Tpm {
-    transport: Transport,
-    command: Vec<u8>,
-    response: Vec<u8>,
+    pub(crate) transport: Transport,
+    /// What clients have loaded, if the connection is shared.
+    pub(crate) claims: Claims,
+    command: Box<[u8; MAX_FRAME]>,
 }
 
 /// PCRs of one bank.
@@ -32,8 +34,13 @@ pub struct Tpm {
 pub struct PcrSelection {
     /// The bank.
     pub bank: Bank,
-    /// Bit i selects PCR i, of 24.
+    /// Bit i selects PCR i, of [`PcrSelection::PCRS`].
     pub pcrs: u32,
+}
+
+impl PcrSelection {
+    /// How many PCRs a bank has on PCs and servers (TCG PC Client Platform TPM Profile).
+    pub const PCRS: u32 = 24;
 }
 
 /// A bank, a PCR's number, its value.
@@ -51,13 +58,14 @@ pub struct Quote {
 /// The TPM's clock and counters (TPMS_CLOCK_INFO).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockInfo {
-    /// Milliseconds the TPM has been powered, more or less.
+    /// Milliseconds the TPM has been powered; may have been set forward.
     pub clock: u64,
     /// Resets: PCRs begin anew with each.
     pub reset_count: u32,
     /// Resumes and restarts since the last reset.
     pub restart_count: u32,
-    /// Whether `clock` was never set back.
+    /// Whether `clock` never had this value before: `false` for the first seconds after a reset
+    /// that was not announced, as swtpm's are.
     pub safe: bool,
 }
 
@@ -100,67 +108,71 @@ impl Tpm {
     /// The value of one PCR.
     ///
     /// # Errors
-    /// [`TpmError`]; [`TpmError::Malformed`] if the TPM has no such bank or PCR.
+    /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM has no such bank or PCR.
     pub fn pcr_read(&mut self, bank: Bank, pcr: u32) -> Result<Digest, TpmError> {
-        let values = self.pcr_values(&[PcrSelection { bank, pcrs: 1 << pcr.min(31) }])?;
-        match values.as_slice() {
-            [(_, _, value)] => Ok(*value),
-            _ => Err(malformed(PCR_READ, &format!("no PCR {pcr} in bank {bank}"))),
-        }
+        let no_pcr = TpmError::NoPcr { bank, pcr };
+        let Some(pcrs) = 1u32.checked_shl(pcr) else { return Err(no_pcr) };
+        let values = self.pcr_values(&[PcrSelection { bank, pcrs }])?;
+        values.first().map(|(_, _, value)| *value).ok_or(no_pcr)
     }
 
-    /// The values of selected PCRs, all of the same moment, in the order of selection, ascending
-    /// in each bank. PCRs that the TPM does not have are left out.
+    /// The values of selected PCRs, all of the same moment: banks in the order in which they are
+    /// first selected, PCRs ascending in each, every one once.
+    ///
+    /// A TPM gives at most eight values at once. Its count of PCR updates tells whether one came
+    /// in between, and then all are read again. It does not count updates of PCRs that it lists
+    /// under TPM_PT_PCR_NO_INCREMENT, such as the debug PCR 16.
     ///
     /// # Errors
-    /// [`TpmError`].
+    /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of them,
+    /// [`TpmError::Unsteady`] after ten attempts.
     pub fn pcr_values(&mut self, selection: &[PcrSelection]) -> Result<Vec<PcrValue>, TpmError> {
         const TRIES: usize = 10;
+        let selection = merged(selection)?;
         for _ in 0..TRIES {
-            if let Some(values) = self.try_pcr_values(selection)? {
+            if let Some(values) = self.try_pcr_values(&selection)? {
                 return Ok(values);
             }
         }
         Err(TpmError::Unsteady)
     }
 
-    /// `None` if a PCR was changed in between: a TPM gives at most eight values at once.
+    /// `None` if a PCR was changed in between.
     fn try_pcr_values(
         &mut self,
         selection: &[PcrSelection],
     ) -> Result<Option<Vec<PcrValue>>, TpmError> {
+        const WHAT: &str = "TPM2_PCR_Read";
         let mut left = selection.to_vec();
         let mut values = Vec::new();
         let mut counter = None;
-        while left.iter().any(|selection| selection.pcrs != 0) {
-            let command = TpmPcrReadCommand {
-                pcr_selection_in: wire_selection(PCR_READ, &left)?,
-                handles: [],
-            };
-            let response: TpmPcrReadResponse = self.ask(PCR_READ, &command, &[])?;
-            let read = from_wire_selection(&response.pcr_selection_out);
-            let mut digests = response.pcr_values.iter();
-            let before = values.len();
-            for PcrSelection { bank, pcrs } in read {
-                for pcr in (0..32).filter(|pcr| pcrs >> pcr & 1 == 1) {
-                    let Some(value) = digests.next() else {
-                        return Err(malformed(PCR_READ, "fewer values than PCRs"));
-                    };
-                    let value = Digest::from_slice(bank, value)
-                        .map_err(|error| malformed(PCR_READ, &error.to_string()))?;
-                    values.push((bank, pcr, value));
-                    if let Some(left) = left.iter_mut().find(|left| left.bank == bank) {
-                        left.pcrs &= !(1 << pcr);
-                    }
-                }
-            }
-            if values.len() == before {
-                // What is left does not exist.
-                break;
-            }
+        while let Some(missing) = left.iter().find(|left| left.pcrs != 0) {
+            let no_pcr = TpmError::NoPcr { bank: missing.bank, pcr: missing.pcrs.trailing_zeros() };
+            let command =
+                TpmPcrReadCommand { pcr_selection_in: wire_selection(WHAT, &left)?, handles: [] };
+            let response: TpmPcrReadResponse = self.ask(WHAT, &command, &[])?;
             let seen = response.pcr_update_counter.value();
             if *counter.get_or_insert(seen) != seen {
                 return Ok(None);
+            }
+            let read = from_wire_selection(&response.pcr_selection_out);
+            let mut digests = response.pcr_values.iter();
+            for (bank, pcr) in read.iter().flat_map(PcrSelection::each) {
+                // Each response leaves less to ask for, or this would not end.
+                match left.iter_mut().find(|left| left.bank == bank && left.pcrs >> pcr & 1 == 1) {
+                    Some(left) => left.pcrs &= !(1 << pcr),
+                    None => return Err(malformed(WHAT, "a PCR that was not asked for")),
+                }
+                let value = digests.next().ok_or_else(|| malformed(WHAT, "too few values"))?;
+                let value = Digest::from_slice(bank, value)
+                    .map_err(|error| malformed(WHAT, &error.to_string()))?;
+                values.push((bank, pcr, value));
+            }
+            if digests.next().is_some() {
+                return Err(malformed(WHAT, "too many values"));
+            }
+            if read.iter().all(|read| read.pcrs == 0) {
+                return Err(no_pcr);
             }
         }
         let place = |bank| selection.iter().position(|selection| selection.bank == bank);
@@ -168,7 +180,9 @@ impl Tpm {
         Ok(Some(values))
     }
 
-    /// Extends a PCR in the banks of `digests`.
+    /// Extends a PCR in the banks of `digests`, in one command.
+    ///
+    /// Banks that are not named keep their value, so name all that [`Tpm::banks`] has.
     ///
     /// # Errors
     /// [`TpmError`].
@@ -177,19 +191,19 @@ impl Tpm {
         let mut values = TpmlDigestValues::default();
         for digest in digests {
             let hash_alg = wire_bank(digest.bank());
-            let unwritable = |error| TpmError::Command { command: WHAT, error };
-            let digest =
-                TpmuHa::Digest(Tpm2bDigest::try_from(digest.as_bytes()).map_err(unwritable)?);
-            values.try_push(TpmtHa { hash_alg, digest }).map_err(unwritable)?;
+            let digest = Tpm2bDigest::try_from(digest.as_bytes()).map_err(unwritable(WHAT))?;
+            let digest = TpmuHa::Digest(digest);
+            values.try_push(TpmtHa { hash_alg, digest }).map_err(unwritable(WHAT))?;
         }
         let command = TpmPcrExtendCommand { digests: values, handles: [TpmHandle::from(pcr)] };
         self.send(WHAT, &command, &[password()]).map(drop)
     }
 
-    /// Quotes PCRs over a nonce of at most 64 bytes.
+    /// Quotes PCRs over a nonce, which may have as many bytes as the TPM's largest digest and two
+    /// more: 34 always fit, 66 if it has sha512.
     ///
     /// # Errors
-    /// [`TpmError`].
+    /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of the PCRs.
     pub fn quote(
         &mut self,
         key: &AttestationKey,
@@ -197,19 +211,29 @@ impl Tpm {
         selection: &[PcrSelection],
     ) -> Result<Quote, TpmError> {
         const WHAT: &str = "TPM2_Quote";
-        let unwritable = |error| TpmError::Command { command: WHAT, error };
+        let selection = merged(selection)?;
         let command = TpmQuoteCommand {
-            qualifying_data: Tpm2bData::try_from(nonce).map_err(unwritable)?,
+            qualifying_data: Tpm2bData::try_from(nonce).map_err(unwritable(WHAT))?,
             // The key's own scheme.
             in_scheme: TpmtSigScheme::default(),
-            pcr_select: wire_selection(WHAT, selection)?,
+            pcr_select: wire_selection(WHAT, &selection)?,
             handles: [key.handle()],
         };
-        let response: TpmQuoteResponse = self.ask(WHAT, &command, &[password()])?;
-        Ok(Quote {
-            message: bytes_of(WHAT, &response.quoted.inner)?,
-            signature: bytes_of(WHAT, &response.signature)?,
-        })
+        let response = self.send(WHAT, &command, &[password()])?;
+        let parsed: TpmQuoteResponse = unmarshal(WHAT, response)?;
+        let TpmuAttest::Quote(info) = &parsed.quoted.inner.attested else {
+            return Err(malformed(WHAT, "it attests something else"));
+        };
+        // What a TPM does not have it leaves out without a word.
+        let quoted = from_wire_selection(&info.pcr_select);
+        for (bank, pcr) in selection.iter().flat_map(PcrSelection::each) {
+            if !quoted.iter().any(|quoted| quoted.bank == bank && quoted.pcrs >> pcr & 1 == 1) {
+                return Err(TpmError::NoPcr { bank, pcr });
+            }
+        }
+        let (message, signature) =
+            quote_parts(response).ok_or_else(|| malformed(WHAT, "it is cut short"))?;
+        Ok(Quote { message: message.to_vec(), signature: signature.to_vec() })
     }
 
     /// The clock and the counters.
@@ -237,22 +261,12 @@ impl Tpm {
     }
 
     pub(crate) fn over(transport: Transport) -> Tpm {
-        Tpm {
-            transport,
-            command: Vec::with_capacity(MAX_FRAME),
-            response: Vec::with_capacity(MAX_FRAME),
-        }
+        Tpm { transport, claims: Claims::default(), command: Box::new([0; MAX_FRAME]) }
     }
 
     pub(crate) fn flush_handle(&mut self, handle: TpmHandle) -> Result<(), TpmError> {
         let command = TpmFlushContextCommand { flush_handle: handle, handles: [] };
         self.send("TPM2_FlushContext", &command, &[]).map(drop)
-    }
-
-    /// Passes a whole command on as it is, and gives the whole response.
-    pub(crate) fn pass(&mut self, command: &[u8]) -> std::io::Result<&[u8]> {
-        self.transport.exchange(command, &mut self.response)?;
-        Ok(&self.response)
     }
 
     pub(crate) fn ask<R: TpmUnmarshalBody>(
@@ -261,11 +275,10 @@ impl Tpm {
         command: &impl TpmFrame,
         auth: &[TpmsAuthCommand],
     ) -> Result<R, TpmError> {
-        self.send(what, command, auth)?
-            .unmarshal()
-            .map_err(|error| malformed(what, &error.to_string()))
+        unmarshal(what, self.send(what, command, auth)?)
     }
 
+    /// Sends a command and gives the response of a TPM that did as it was told.
     fn send(
         &mut self,
         what: &'static str,
@@ -273,25 +286,38 @@ impl Tpm {
         auth: &[TpmsAuthCommand],
     ) -> Result<&TpmResponse, TpmError> {
         let tag = if auth.is_empty() { TpmSt::NoSessions } else { TpmSt::Sessions };
-        self.command.resize(MAX_FRAME, 0);
-        let mut writer = TpmWriter::new(&mut self.command);
-        tpm_marshal_command(command, tag, auth, &mut writer)
-            .map_err(|error| TpmError::Command { command: what, error })?;
-        let len = writer.len();
-        self.command.truncate(len);
-        self.transport
-            .exchange(&self.command, &mut self.response)
+        let mut writer = TpmWriter::new(&mut self.command[..]);
+        tpm_marshal_command(command, tag, auth, &mut writer).map_err(unwritable(what))?;
+        let response = self
+            .transport
+            .exchange(writer.as_bytes())
             .map_err(|error| TpmError::Io { command: what, error })?;
-        let bad = |error: tpm2_protocol::TpmError| malformed(what, &error.to_string());
-        let response = TpmResponse::cast(&self.response).map_err(bad)?;
-        match TpmResponseView::cast(command.cc(), response).map_err(bad)? {
-            TpmResponseOutcome::Dispatched(_) => Ok(response),
-            TpmResponseOutcome::Rejected(code) => Err(TpmError::Refused { command: what, code }),
+        match response_code(response) {
+            ResponseCode(0) => {}
+            code => return Err(TpmError::Refused { command: what, code }),
         }
+        let bad = |error: tpm2_protocol::TpmError| malformed(what, &format!("{error:?}"));
+        let response = TpmResponse::cast(response).map_err(bad)?;
+        response.validate(command.cc()).map_err(bad)?;
+        if response.tag() != Ok(tag) {
+            return Err(malformed(what, "its tag is not the command's"));
+        }
+        Ok(response)
     }
 }
 
-const PCR_READ: &str = "TPM2_PCR_Read";
+impl PcrSelection {
+    fn each(&self) -> impl Iterator<Item = (Bank, u32)> + use<> {
+        let PcrSelection { bank, pcrs } = *self;
+        (0..u32::BITS).filter(move |pcr| pcrs >> pcr & 1 == 1).map(move |pcr| (bank, pcr))
+    }
+}
+
+/// The code of a response, which has a header.
+pub(crate) fn response_code(response: &[u8]) -> ResponseCode {
+    let code = response.get(6..HEADER).and_then(|code| code.first_chunk());
+    ResponseCode(code.map_or(u32::MAX, |code| u32::from_be_bytes(*code)))
+}
 
 /// An empty password, which hierarchies and our keys have.
 pub(crate) fn password() -> TpmsAuthCommand {
@@ -302,13 +328,24 @@ pub(crate) fn malformed(command: &'static str, why: &str) -> TpmError {
     TpmError::Malformed { command, why: why.to_owned() }
 }
 
-pub(crate) fn bytes_of(what: &'static str, value: &impl TpmMarshal) -> Result<Vec<u8>, TpmError> {
-    let mut bytes = vec![0; MAX_FRAME];
-    let mut writer = TpmWriter::new(&mut bytes);
-    value.marshal(&mut writer).map_err(|error| TpmError::Command { command: what, error })?;
-    let len = writer.len();
-    bytes.truncate(len);
-    Ok(bytes)
+fn unwritable(command: &'static str) -> impl Fn(tpm2_protocol::TpmError) -> TpmError {
+    move |error| TpmError::Command { command, error }
+}
+
+fn unmarshal<R: TpmUnmarshalBody>(
+    what: &'static str,
+    response: &TpmResponse,
+) -> Result<R, TpmError> {
+    response.unmarshal().map_err(|error| malformed(what, &format!("{error:?}")))
+}
+
+/// The TPMS_ATTEST and the TPMT_SIGNATURE in a response to TPM2_Quote, as the TPM wrote them: what
+/// is signed are those bytes.
+fn quote_parts(response: &TpmResponse) -> Option<(&[u8], &[u8])> {
+    let (size, rest) = response.body().split_first_chunk()?;
+    let parameters = rest.get(..u32::from_be_bytes(*size) as usize)?;
+    let (size, rest) = parameters.split_first_chunk()?;
+    rest.split_at_checked(usize::from(u16::from_be_bytes(*size)))
 }
 
 fn wire_bank(bank: Bank) -> TpmAlgId {
@@ -320,18 +357,36 @@ fn wire_bank(bank: Bank) -> TpmAlgId {
     }
 }
 
+/// Each bank once.
+fn merged(selection: &[PcrSelection]) -> Result<Vec<PcrSelection>, TpmError> {
+    let mut merged: Vec<PcrSelection> = Vec::new();
+    for PcrSelection { bank, pcrs } in selection.iter().copied() {
+        let beyond = pcrs >> PcrSelection::PCRS;
+        if beyond != 0 {
+            return Err(TpmError::NoPcr {
+                bank,
+                pcr: PcrSelection::PCRS + beyond.trailing_zeros(),
+            });
+        }
+        match merged.iter_mut().find(|merged| merged.bank == bank) {
+            Some(merged) => merged.pcrs |= pcrs,
+            None => merged.push(PcrSelection { bank, pcrs }),
+        }
+    }
+    Ok(merged)
+}
+
 fn wire_selection(
     what: &'static str,
     selection: &[PcrSelection],
 ) -> Result<TpmlPcrSelection, TpmError> {
-    let unwritable = |error| TpmError::Command { command: what, error };
     let mut list = TpmlPcrSelection::default();
     for PcrSelection { bank, pcrs } in selection {
         // 24 PCRs in three bytes, PCR 0 in the lowest bit of the first.
         let [a, b, c, _] = pcrs.to_le_bytes();
-        let pcr_select = TpmsPcrSelect::try_from(&[a, b, c][..]).map_err(unwritable)?;
+        let pcr_select = TpmsPcrSelect::try_from(&[a, b, c][..]).map_err(unwritable(what))?;
         list.try_push(TpmsPcrSelection { hash: wire_bank(*bank), pcr_select })
-            .map_err(unwritable)?;
+            .map_err(unwritable(what))?;
     }
     Ok(list)
 }

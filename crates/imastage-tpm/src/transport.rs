@@ -11,6 +11,7 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 
 /// Where a TPM answers.
@@ -35,9 +36,29 @@ pub(crate) const MAX_FRAME: usize = 4096;
 /// Tag, size and code, which commands and responses begin with.
 pub(crate) const HEADER: usize = 10;
 
+/// How long a socket may take to answer. What takes longest, an RSA key, takes seconds; a device
+/// needs no such limit, its driver has one.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A connection that commands go out on and responses come back on.
-pub(crate) enum Transport {
-    /// The kernel gives a whole response to one read.
+pub(crate) struct Transport {
+    peer: Peer,
+    frames: Frames,
+    /// A command went out whose response did not come back whole. Whatever comes next would be
+    /// taken for the answer to another command.
+    broken: bool,
+}
+
+/// Cuts what a peer sends into commands or responses, holding at most one whole.
+pub(crate) struct Frames {
+    bytes: Box<[u8; MAX_FRAME]>,
+    /// Bytes received.
+    filled: usize,
+    /// Bytes of the frame that was received last.
+    size: usize,
+}
+
+enum Peer {
     Device(File),
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -51,17 +72,20 @@ impl Endpoint {
     }
 
     pub(crate) fn connect(&self) -> io::Result<Transport> {
-        match self {
+        let peer = match self {
             Endpoint::Device(path) => {
-                File::options().read(true).write(true).open(path).map(Transport::Device)
+                Peer::Device(File::options().read(true).write(true).open(path)?)
             }
-            Endpoint::Unix(path) => UnixStream::connect(path).map(Transport::Unix),
+            Endpoint::Unix(path) => return Transport::over_unix(UnixStream::connect(path)?),
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address)?;
                 stream.set_nodelay(true)?;
-                Ok(Transport::Tcp(stream))
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
+                Peer::Tcp(stream)
             }
-        }
+        };
+        Ok(Transport::over(peer))
     }
 }
 
@@ -96,66 +120,132 @@ impl fmt::Display for Endpoint {
 }
 
 impl Transport {
-    /// Sends a whole command and receives the whole response into `response`.
-    pub(crate) fn exchange(&mut self, command: &[u8], response: &mut Vec<u8>) -> io::Result<()> {
-        match self {
-            Transport::Device(device) => {
-                device.write_all(command)?;
-                response.resize(MAX_FRAME, 0);
-                let len = device.read(response)?;
-                response.truncate(len);
-                match frame_size(response) {
-                    Ok(size) if size == len => Ok(()),
-                    _ => Err(malformed("the response's size field does not fit its size")),
+    pub(crate) fn over_unix(stream: UnixStream) -> io::Result<Transport> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Transport::over(Peer::Unix(stream)))
+    }
+
+    /// Sends a whole command and receives the whole response.
+    pub(crate) fn exchange(&mut self, command: &[u8]) -> io::Result<&[u8]> {
+        if self.broken {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection broke at an earlier command; connect again",
+            ));
+        }
+        self.broken = true;
+        let sent = self.peer.write_all(command);
+        let answered = sent.and_then(|()| self.frames.receive(&mut self.peer));
+        let answered = answered.map_err(|error| match error.kind() {
+            // What a socket's timeout looks like.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => silent(),
+            _ => error,
+        })?;
+        if !answered {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the TPM closed the connection",
+            ));
+        }
+        if self.frames.more() {
+            return Err(malformed("bytes behind the response"));
+        }
+        self.broken = false;
+        Ok(self.frames.frame())
+    }
+
+    fn over(peer: Peer) -> Transport {
+        Transport { peer, frames: Frames::new(), broken: false }
+    }
+}
+
+impl Frames {
+    pub(crate) fn new() -> Frames {
+        Frames { bytes: Box::new([0; MAX_FRAME]), filled: 0, size: 0 }
+    }
+
+    /// Receives the next frame. `false` if the peer closed before it began.
+    pub(crate) fn receive(&mut self, peer: &mut impl Read) -> io::Result<bool> {
+        self.bytes.copy_within(self.size..self.filled, 0);
+        self.filled -= self.size;
+        self.size = 0;
+        loop {
+            if let Some(size) = frame_size(&self.bytes[..self.filled])?
+                && size <= self.filled
+            {
+                self.size = size;
+                return Ok(true);
+            }
+            // There is room: no frame is larger than the buffer.
+            match peer.read(&mut self.bytes[self.filled..]) {
+                Ok(0) if self.filled == 0 => return Ok(false),
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        format!("a TPM frame ends after {} bytes", self.filled),
+                    ));
                 }
+                Ok(n) => self.filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            Transport::Unix(stream) => {
-                stream.write_all(command)?;
-                read_frame(stream, response).map(drop)
-            }
-            Transport::Tcp(stream) => {
-                stream.write_all(command)?;
-                read_frame(stream, response).map(drop)
-            }
+        }
+    }
+
+    /// The frame that was received last.
+    pub(crate) fn frame(&self) -> &[u8] {
+        &self.bytes[..self.size]
+    }
+
+    /// Whether bytes came with the last frame that are not of it.
+    fn more(&self) -> bool {
+        self.size < self.filled
+    }
+}
+
+impl Read for Peer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Peer::Device(device) => device.read(buffer),
+            Peer::Unix(stream) => stream.read(buffer),
+            Peer::Tcp(stream) => stream.read(buffer),
         }
     }
 }
 
-/// Reads one command or response. `false` if the stream ended before it began.
-pub(crate) fn read_frame(stream: &mut impl Read, frame: &mut Vec<u8>) -> io::Result<bool> {
-    frame.resize(HEADER, 0);
-    let mut filled = 0;
-    while filled < HEADER {
-        match stream.read(&mut frame[filled..]) {
-            Ok(0) if filled == 0 => {
-                frame.clear();
-                return Ok(false);
-            }
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+impl Write for Peer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Peer::Device(device) => device.write(bytes),
+            Peer::Unix(stream) => stream.write(bytes),
+            Peer::Tcp(stream) => stream.write(bytes),
         }
     }
-    let size = frame_size(frame)?;
-    frame.resize(size, 0);
-    stream.read_exact(&mut frame[HEADER..])?;
-    Ok(true)
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
-/// The size that a header says its frame has.
-fn frame_size(header: &[u8]) -> io::Result<usize> {
-    let size = header
-        .get(2..6)
-        .and_then(|size| size.first_chunk())
-        .map(|size| u32::from_be_bytes(*size) as usize);
-    match size {
-        Some(size @ HEADER..=MAX_FRAME) => Ok(size),
-        Some(size) => Err(malformed(&format!(
+/// The size that a header says its frame has; `None` if the header is not whole.
+fn frame_size(bytes: &[u8]) -> io::Result<Option<usize>> {
+    let Some(header) = bytes.first_chunk::<HEADER>() else { return Ok(None) };
+    let [_, _, a, b, c, d, ..] = *header;
+    match u32::from_be_bytes([a, b, c, d]) as usize {
+        size @ HEADER..=MAX_FRAME => Ok(Some(size)),
+        size => Err(malformed(&format!(
             "a TPM frame of {size} bytes: expected {HEADER} to {MAX_FRAME}"
         ))),
-        None => Err(malformed("a TPM frame without a header")),
     }
+}
+
+fn silent() -> io::Error {
+    let why = format!(
+        "no answer in {} s (swtpm serves one connection at a time: does another program hold it?)",
+        PATIENCE.as_secs()
+    );
+    io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
 fn malformed(why: &str) -> io::Error {
@@ -176,17 +266,66 @@ mod tests {
         }
     }
 
+    /// Gives bytes in the pieces they were sent in.
+    struct Pieces<'a>(Vec<&'a [u8]>);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let Some(piece) = self.0.first_mut() else { return Ok(0) };
+            let n = piece.read(buffer)?;
+            if piece.is_empty() {
+                self.0.remove(0);
+            }
+            Ok(n)
+        }
+    }
+
+    const FRAME: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 0, 0, 7, 8];
+
+    #[test]
+    fn frames_are_cut_whatever_the_pieces() {
+        let two: Vec<u8> = [FRAME, FRAME].concat();
+        for cut in 0..=two.len() {
+            let mut peer = Pieces(vec![&two[..cut], &two[cut..]]);
+            peer.0.retain(|piece| !piece.is_empty());
+            let mut frames = Frames::new();
+            for _ in 0..2 {
+                assert!(frames.receive(&mut peer).unwrap(), "cut at {cut}");
+                assert_eq!(frames.frame(), FRAME);
+            }
+            assert!(!frames.receive(&mut peer).unwrap());
+        }
+    }
+
     #[test]
     fn frames_are_bounded() {
-        let mut frame = Vec::new();
-        let huge = [0x80, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
-        assert!(read_frame(&mut &huge[..], &mut frame).is_err());
-        let small = [0x80, 1, 0, 0, 0, 9, 0, 0, 0, 0];
-        assert!(read_frame(&mut &small[..], &mut frame).is_err());
-        let whole = [0x80, 1, 0, 0, 0, 11, 0, 0, 0, 0, 7];
-        assert!(read_frame(&mut &whole[..], &mut frame).unwrap());
-        assert_eq!(frame, whole);
-        assert!(!read_frame(&mut &[][..], &mut frame).unwrap());
-        assert!(read_frame(&mut &whole[..5], &mut frame).is_err());
+        for size in [0, 9, MAX_FRAME as u32 + 1, u32::MAX] {
+            let mut frame = FRAME;
+            frame[2..6].copy_from_slice(&size.to_be_bytes());
+            let error = Frames::new().receive(&mut &frame[..]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{size}");
+        }
+        let mut largest = vec![0xaa; MAX_FRAME + 1];
+        largest[2..6].copy_from_slice(&(MAX_FRAME as u32).to_be_bytes());
+        let mut frames = Frames::new();
+        assert!(frames.receive(&mut &largest[..]).unwrap());
+        assert_eq!(frames.frame(), &largest[..MAX_FRAME]);
+        for len in 1..FRAME.len() {
+            let error = Frames::new().receive(&mut &FRAME[..len]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{len}");
+        }
+    }
+
+    /// Otherwise the second command would be given the first one's late answer.
+    #[test]
+    fn a_broken_connection_answers_nothing_more() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut transport = Transport::over_unix(ours).unwrap();
+        theirs.write_all(&[FRAME, FRAME].concat()).unwrap();
+        let error = transport.exchange(&FRAME).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        theirs.write_all(&FRAME).unwrap();
+        let error = transport.exchange(&FRAME).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotConnected);
     }
 }

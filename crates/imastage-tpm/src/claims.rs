@@ -1,0 +1,137 @@
+use tpm2_protocol::{
+    TpmError, TpmUnmarshal,
+    basic::TpmHandle,
+    data::{TpmCc, TpmRcBase, TpmsAuthCommand},
+    frame::TpmCommand,
+};
+
+use crate::{ResponseCode, tpm::response_code, transport::HEADER};
+
+/// Which client of a shared TPM has loaded what: transient objects and sessions, by handle.
+///
+/// A TPM gives the same handle again once what it stood for is gone, and that may be without a
+/// TPM2_FlushContext: a sequence completed, a session not continued, a hierarchy cleared. So a
+/// claim ends at the latest when the handle is given to somebody else. Until then it is harmless.
+#[derive(Default)]
+pub(crate) struct Claims {
+    clients: u64,
+    loaded: Vec<Claim>,
+}
+
+#[derive(Clone, Copy)]
+struct Claim {
+    handle: u32,
+    client: u64,
+}
+
+impl Claims {
+    /// A number for a client, never used before.
+    pub(crate) fn client(&mut self) -> u64 {
+        self.clients += 1;
+        self.clients
+    }
+
+    /// What to answer to a client's command in the TPM's place: it is none, or names what others
+    /// have loaded. `None` if the TPM may have it.
+    pub(crate) fn refusal(&self, client: u64, command: &[u8]) -> Option<ResponseCode> {
+        match self.parse(client, command) {
+            Ok(refusal) => refusal,
+            Err(TpmError::InvalidCc { .. }) => Some(code(TpmRcBase::CommandCode, 0)),
+            Err(TpmError::InvalidTag { .. }) => Some(code(TpmRcBase::BadTag, 0)),
+            Err(_) => Some(code(TpmRcBase::CommandSize, 0)),
+        }
+    }
+
+    /// Takes note of what a command loaded or flushed.
+    pub(crate) fn note(&mut self, client: u64, command: &[u8], response: &[u8]) {
+        /// Commands whose response begins with the handle of something now loaded.
+        const LOADING: [TpmCc; 8] = [
+            TpmCc::ContextLoad,
+            TpmCc::CreateLoaded,
+            TpmCc::CreatePrimary,
+            TpmCc::HashSequenceStart,
+            TpmCc::HmacStart,
+            TpmCc::Load,
+            TpmCc::LoadExternal,
+            TpmCc::StartAuthSession,
+        ];
+        if response_code(response) != ResponseCode(0) {
+            return;
+        }
+        let Some(cc) = word(command, 6) else { return };
+        if cc == TpmCc::FlushContext as u32 {
+            if let Some(handle) = word(command, HEADER) {
+                self.forget(handle);
+            }
+        } else if LOADING.iter().any(|loading| *loading as u32 == cc)
+            && let Some(handle) = word(response, HEADER)
+        {
+            self.forget(handle);
+            self.loaded.push(Claim { handle, client });
+        }
+    }
+
+    /// Whatever the handle stood for is gone.
+    pub(crate) fn forget(&mut self, handle: u32) {
+        self.loaded.retain(|claim| claim.handle != handle);
+    }
+
+    /// Ends all claims of a client and gives their handles.
+    pub(crate) fn take(&mut self, client: u64) -> Vec<u32> {
+        let (taken, kept) = self.loaded.iter().partition(|claim| claim.client == client);
+        self.loaded = kept;
+        let taken: Vec<Claim> = taken;
+        taken.iter().map(|claim| claim.handle).collect()
+    }
+
+    fn parse(&self, client: u64, command: &[u8]) -> Result<Option<ResponseCode>, TpmError> {
+        let command = TpmCommand::cast(command)?;
+        if command.cc()? == TpmCc::FlushContext {
+            let (handle, _) = TpmHandle::unmarshal(command.parameters()?)?;
+            return Ok(self.foreign(client, handle).then_some(FLUSH_REFUSED));
+        }
+        let mut handles = command.handles()?;
+        for n in 0.. {
+            if handles.is_empty() {
+                break;
+            }
+            let (handle, rest) = TpmHandle::unmarshal(handles)?;
+            if self.foreign(client, handle) {
+                return Ok(Some(code(TpmRcBase::ReferenceH0, n)));
+            }
+            handles = rest;
+        }
+        let mut sessions = command.auth_area()?;
+        for n in 0.. {
+            if sessions.is_empty() {
+                break;
+            }
+            let (session, rest) = TpmsAuthCommand::unmarshal(sessions)?;
+            if self.foreign(client, session.session_handle) {
+                return Ok(Some(code(TpmRcBase::ReferenceS0, n.min(6))));
+            }
+            sessions = rest;
+        }
+        Ok(None)
+    }
+
+    /// Whether the handle is one of something loaded, and not by this client.
+    fn foreign(&self, client: u64, handle: TpmHandle) -> bool {
+        let handle = handle.value();
+        // HMAC session, policy session, transient object (Part 2, 7.2).
+        matches!(handle >> 24, 0x02 | 0x03 | 0x80)
+            && !self.loaded.iter().any(|claim| claim.handle == handle && claim.client == client)
+    }
+}
+
+/// TPM_RC_HANDLE of the first parameter.
+const FLUSH_REFUSED: ResponseCode = ResponseCode(TpmRcBase::Handle as u32 | 0x140);
+
+/// TPM_RC_REFERENCE_H0 is followed by H1 to H6, and so is S0 (Part 2, 6.6.3).
+fn code(base: TpmRcBase, n: u32) -> ResponseCode {
+    ResponseCode(base as u32 + n)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_be_bytes(*word))
+}
