@@ -1,0 +1,111 @@
+//! `imastage conformance` on `imastage sandbox`.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_imastage");
+
+/// A sandbox in a process of its own, ended with SIGTERM.
+struct Sandbox(Child);
+
+impl Sandbox {
+    fn start(mount: &Path, more: &[&str]) -> Sandbox {
+        let mut child = Command::new(PROGRAM)
+            .args(["sandbox", "--tpm", "none", "--mount"])
+            .arg(mount)
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("mounted at"), "{line}");
+        Sandbox(child)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn has_fuse() -> bool {
+    match File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("SKIPPED: /dev/fuse: {error}");
+            false
+        }
+    }
+}
+
+/// Exit code, standard output, standard error.
+fn conformance(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(PROGRAM).arg("conformance").arg(dir).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn says_in_ktap_what_holds_and_what_does_not() {
+    if !has_fuse() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("ima");
+    let sandbox = Sandbox::start(&mount, &[]);
+    // Records are there: at least the boot_aggregate.
+    let (code, out, error) = conformance(&mount, &["--rule", "1.6"]);
+    assert_eq!((code, out.as_str()), (2, ""), "{error}");
+    assert!(error.contains("--destructive"), "{error}");
+
+    let run = ["--destructive", "--rule", "1.6"];
+    let (code, out, error) = conformance(&mount, &run);
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.starts_with("KTAP version 1\n1..1\n  KTAP version 1\n  # Subtest: 1.6 "), "{out}");
+    assert!(out.ends_with("# Totals: pass:9 fail:0 skip:0\n"), "{out}");
+    assert!(!out.contains("not ok"), "{out}");
+
+    let command =
+        format!("{PROGRAM} sandbox measure --mount '{}' {{}} >/dev/null", mount.display());
+    let (code, out, error) = conformance(&mount, &[&run[..], &["--measure", &command]].concat());
+    assert_eq!(code, 0, "{out}{error}");
+    let (code, out, _) = conformance(&mount, &[&run[..], &["--measure", "false {}"]].concat());
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("got measuring: exit status: 1"), "{out}");
+    drop(sandbox);
+
+    let (code, _, error) = conformance(&mount, &run);
+    assert_eq!(code, 3, "{error}");
+    assert!(error.contains("No such file"), "{error}");
+}
+
+#[test]
+fn a_fault_is_an_exit_code_and_a_line() {
+    if !has_fuse() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("ima");
+    let _sandbox = Sandbox::start(&mount, &["--fault", "count-with-staged"]);
+    let run = ["--destructive", "--rule", "1.6"];
+    let (code, out, _) = conformance(&mount, &run);
+    assert_eq!(code, 1, "{out}");
+    let failed = "not ok 4 the count of 3 records, 6 others being staged";
+    assert!(out.contains(failed) && out.contains("\nnot ok 1 1.6 "), "{out}");
+
+    let (code, out, _) = conformance(&mount, &[&run[..], &["--json"]].concat());
+    assert_eq!(code, 1, "{out}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["counts"]["failed"], 2, "{out}");
+    let case = &json["groups"][0]["cases"][3];
+    assert_eq!((&case["verdict"], &case["expected"]), (&"failed".into(), &"agreed".into()));
+}
