@@ -273,12 +273,8 @@ fn check_template(index: u64, record: &Record<'_>) -> Result<(), KexecError> {
     let why = match record.template() {
         Template::Ima => "its data has no lengths to restore it by",
         _ if name.len() > MAX_RESTORED_NAME => "the name is longer than 68 bytes",
-        Template::Custom(format) => {
-            if format.split('|').count() > MAX_FIELDS {
-                "it has more than 15 fields"
-            } else {
-                return Ok(());
-            }
+        Template::Custom(format) if format.split('|').count() > MAX_FIELDS => {
+            "it has more than 15 fields"
         }
         Template::Unknown(format) => {
             if format.split('|').any(|id| id.is_empty() || id.len() > MAX_FIELD_ID) {

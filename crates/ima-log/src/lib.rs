@@ -58,8 +58,11 @@ mod import;
 #[cfg(feature = "json")]
 pub mod json;
 mod kexec;
+#[cfg(feature = "signatures")]
+mod keys;
 mod record;
 mod replay;
+mod signature;
 mod template;
 
 pub use aggregate::{AggregateError, boot_aggregate, check_boot_aggregate};
@@ -73,8 +76,11 @@ pub use explain::{Cause, Explain, Explanation};
 #[cfg(feature = "json")]
 pub use import::{ImportError, ImportErrorKind};
 pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
+#[cfg(feature = "signatures")]
+pub use keys::{KeyError, SigningKey, VerifyError};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
 pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
+pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};
 
 /// The PCR that IMA extends unless a policy rule says otherwise
