@@ -1,0 +1,32 @@
+//! Entry points for hostile input: each takes any bytes, and panics only where something is wrong.
+//!
+//! A new one is a function here, its line in [`TARGETS`], a folder of inputs in `corpus/` and three
+//! lines in `fuzz_targets/` and `Cargo.toml`. `make fuzz` runs them all; `cargo test` here runs
+//! what is in `corpus/`.
+#![forbid(unsafe_code)]
+
+mod evidence;
+mod exported;
+mod list;
+
+pub use evidence::{key, pcrs, quote, token};
+pub use exported::{cel_cbor, cel_json, json};
+pub use list::{ascii, binary, decoder, replay};
+
+/// An entry point.
+pub type Target = fn(&[u8]);
+
+/// All of them, by the name of their folder in `corpus/`.
+pub const TARGETS: [(&str, Target); 11] = [
+    ("ascii", ascii),
+    ("binary", binary),
+    ("cel_cbor", cel_cbor),
+    ("cel_json", cel_json),
+    ("decoder", decoder),
+    ("json", json),
+    ("key", key),
+    ("pcrs", pcrs),
+    ("quote", quote),
+    ("replay", replay),
+    ("token", token),
+];
