@@ -1,12 +1,17 @@
-//! Replay against the bare hash calls it cannot do without. `cargo bench -p ima-log`
-#![allow(clippy::print_stdout, clippy::unwrap_used)]
+//! Replay against the bare hash calls it cannot do without and against evmctl and keylime; what a
+//! record costs in lists of 1,000 to 10,000,000. `cargo bench -p ima-log`; keylime comes from
+//! scripts/install-keylime.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, clippy::panic)]
+
+#[path = "../tests/peers/tools.rs"]
+mod tools;
 
 use std::{
     hint::black_box,
     time::{Duration, Instant},
 };
 
-use ima_log::{Bank, Extend, Format, RecordBuf, Records, Replay};
+use ima_log::{Bank, Digest, Extend, Format, Records, Replay};
 use sha1::Sha1;
 use sha2::{Sha256, Sha384, Sha512};
 
@@ -28,24 +33,25 @@ fn main() {
     for bank in Bank::ALL {
         against_bare(&list, bank);
     }
+    println!("\nreplay of the sha256 bank from bytes to verdict, against tools that do the same");
+    against_tools(&list);
+    println!("\ngrowth, ns/record");
+    println!("   records   replay sha256   digests sha256   ASCII");
+    for size in [1_000, 10_000, 100_000, 1_000_000, 10_000_000] {
+        growth(size);
+    }
 }
 
-/// A list that is the same on every machine: names as a distribution has them, every file digest
-/// its own.
 fn list(records: u64) -> Vec<u8> {
-    let mut list = Vec::new();
-    for i in 0..records {
-        let file = Bank::Sha256.hash(&[&i.to_le_bytes()]);
-        let name = format!("/usr/lib/x86_64-linux-gnu/package-{}/file-{i}.so", i % 100);
-        list.extend(RecordBuf::ima_ng(10, &file, name.as_bytes()).into_bytes());
-    }
-    list
+    (0..records).flat_map(tools::ima_ng).collect()
+}
+
+fn records(list: &[u8]) -> Records<'_> {
+    Records::new(list, Format::native(Bank::Sha1))
 }
 
 fn templates(list: &[u8]) -> Vec<&[u8]> {
-    Records::new(list, Format::native(Bank::Sha1))
-        .map(|record| record.unwrap().template_data())
-        .collect()
+    records(list).map(|record| record.unwrap().template_data()).collect()
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
@@ -65,13 +71,7 @@ fn against_bare(list: &[u8], bank: Bank) {
             Bank::Sha512 => bare_hashes::<Sha512>(black_box(&templates)),
         });
         bare = bare.min(time);
-        let (time, value) = timed(|| {
-            let mut pcr = Replay::new(bank, Extend::Own);
-            for record in Records::new(black_box(list), Format::native(Bank::Sha1)) {
-                pcr.extend(&record.unwrap());
-            }
-            pcr.value()
-        });
+        let (time, value) = timed(|| replayed(black_box(list), bank));
         replay = replay.min(time);
         assert_eq!(value.as_bytes(), expected);
     }
@@ -83,6 +83,60 @@ fn against_bare(list: &[u8], bank: Bank) {
         replay.as_nanos() as f64 / templates.len() as f64,
         100.0 * bare.as_secs_f64() / replay.as_secs_f64(),
     );
+}
+
+fn replayed(list: &[u8], bank: Bank) -> Digest {
+    let mut pcr = Replay::new(bank, Extend::Own);
+    for record in records(list) {
+        pcr.extend(&record.unwrap());
+    }
+    pcr.value()
+}
+
+fn against_tools(list: &[u8]) {
+    let mut pcr = Digest::zero(Bank::Sha256);
+    let ours = best(|| pcr = replayed(black_box(list), Bank::Sha256));
+    println!("  imastage {:>9.1} ms", ours.as_secs_f64() * 1e3);
+    let row = |name: &str, time: Duration| {
+        let times = time.as_secs_f64() / ours.as_secs_f64();
+        println!("{name:>10} {:>9.1} ms   {times:.0} times as long", time.as_secs_f64() * 1e3);
+    };
+    let said: Option<Vec<_>> = (0..3).map(|_| tools::evmctl(list, &[(10, pcr)], &[])).collect();
+    if let Some(said) = said {
+        assert!(said.iter().all(|said| said.fine), "{}", said[0].said);
+        row("evmctl", said.iter().map(|said| said.time).min().unwrap());
+    }
+    let mut ascii = Vec::new();
+    records(list).for_each(|record| record.unwrap().write_ascii(Bank::Sha1, &mut ascii));
+    if let Some(said) = tools::keylime(&[(ascii.clone(), pcr), (ascii, pcr)]) {
+        assert!(said.iter().all(|said| said.failures.is_empty()), "{said:?}");
+        row("keylime", said.iter().map(|said| said.time).min().unwrap());
+    }
+}
+
+fn growth(size: u64) {
+    let list = list(size);
+    let per_record = |time: Duration| time.as_nanos() as f64 / size as f64;
+    let replay = best(|| black_box(replayed(black_box(&list), Bank::Sha256)));
+    let digests = best(|| {
+        for record in records(black_box(&list)) {
+            black_box(record.unwrap().template_digest(Bank::Sha256));
+        }
+    });
+    let mut line = Vec::new();
+    let ascii = best(|| {
+        for record in records(black_box(&list)) {
+            line.clear();
+            record.unwrap().write_ascii(Bank::Sha256, &mut line);
+            black_box(&line);
+        }
+    });
+    let [replay, digests, ascii] = [replay, digests, ascii].map(per_record);
+    println!("{size:>10} {replay:>15.0} {digests:>16.0} {ascii:>7.0}");
+}
+
+fn best<T>(mut work: impl FnMut() -> T) -> Duration {
+    (0..5).map(|_| timed(&mut work).0).min().unwrap_or_default()
 }
 
 /// The two hash calls a record needs, on data already cut into records.
