@@ -10,6 +10,7 @@
 //!   freeing to whoever drops [`Removed`];
 //! - [`Chunk`] is a piece of the list as it was at one moment, taken without copying whole
 //!   segments. Other forms (ASCII, other banks) are computed from it, outside any lock;
+//! - [`List::dump`] and [`List::restore`] carry a list over a kexec;
 //! - [`SharedList`] (feature `std`) is the list for many threads.
 //!
 //! Digests of deleted records are kept, as in the kernel, so that nothing is recorded twice
@@ -41,6 +42,7 @@ extern crate std;
 
 mod chain;
 mod digests;
+mod kexec;
 mod list;
 mod segments;
 #[cfg(feature = "std")]

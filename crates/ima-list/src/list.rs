@@ -57,9 +57,9 @@ pub struct Counts {
     pub current: u64,
     /// Records in the staged part.
     pub staged: u64,
-    /// Records that were ever added.
+    /// Records that were ever added, or restored.
     pub total: u64,
-    /// Violations that were ever added.
+    /// Violations that were ever added; not those that were restored.
     pub violations: u64,
     /// Bytes of the records in both parts, in the sha1 form.
     pub held_bytes: u64,
@@ -255,6 +255,12 @@ impl List {
             held_bytes: self.current.size() + self.staged.size(),
             freed_bytes: self.freed_bytes,
         }
+    }
+
+    /// Adds a record that the kernel before this one had.
+    pub(crate) fn carry_over(&mut self, record: &[u8]) {
+        self.current.push(record);
+        self.total += 1;
     }
 
     fn part(&self, part: Part) -> &Chain {

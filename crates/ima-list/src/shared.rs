@@ -1,4 +1,4 @@
-use std::sync::PoisonError;
+use std::{sync::PoisonError, vec::Vec};
 
 // tests/loom.rs tries the threads' interleavings with a mutex that counts them.
 #[cfg(loom)]
@@ -6,10 +6,10 @@ use loom::sync::{Mutex, MutexGuard};
 #[cfg(not(loom))]
 use std::sync::{Mutex, MutexGuard};
 
-use ima_log::{Digest, RecordBuf};
+use ima_log::{Digest, Endian, KexecError, RecordBuf};
 
 use crate::{
-    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError,
+    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError, kexec,
     segments::Room,
 };
 
@@ -28,7 +28,7 @@ pub struct SharedList {
 impl SharedList {
     /// An empty list.
     pub fn new(options: Options) -> SharedList {
-        SharedList { order: Mutex::new(()), list: Mutex::new(List::new(options)) }
+        List::new(options).into()
     }
 
     /// Adds a record, then calls `extend`, and lets nobody else add a record before that returns.
@@ -87,6 +87,15 @@ impl SharedList {
         self.lock().snapshot(part, from, max_bytes)
     }
 
+    /// [`List::dump`]. The list is locked only while its segments are noted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn dump(&self, endian: Endian, capacity: usize) -> (Vec<u8>, Result<(), KexecError>) {
+        let all = self.lock().all();
+        kexec::write(&all, endian, capacity)
+    }
+
     /// [`List::count`].
     pub fn count(&self, part: Part) -> u64 {
         self.lock().count(part)
@@ -103,11 +112,17 @@ impl SharedList {
     }
 }
 
+impl From<List> for SharedList {
+    fn from(list: List) -> SharedList {
+        SharedList { order: Mutex::new(()), list: Mutex::new(list) }
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use ima_log::Bank;
-    use std::{thread, vec::Vec};
+    use std::thread;
 
     #[test]
     fn the_tpm_is_extended_in_the_order_of_the_list() {

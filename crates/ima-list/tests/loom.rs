@@ -9,7 +9,7 @@ use std::sync::Arc as StdArc;
 use ima_list::{
     AppendError, DeleteError, Duplicates, Options, Part, Removed, SharedList, StageError,
 };
-use ima_log::{Bank, Digest, RecordBuf};
+use ima_log::{Bank, Digest, Endian, RecordBuf};
 use loom::{
     sync::{
         Arc,
@@ -45,7 +45,12 @@ impl Machine {
 
     fn read(&self, part: Part) -> Vec<usize> {
         let chunk = self.list.snapshot(part, 0, usize::MAX);
-        let mut bytes = &*chunk.slices().collect::<Vec<_>>().concat();
+        let records = self.which(&chunk.slices().collect::<Vec<_>>().concat());
+        assert_eq!(chunk.records(), records.len() as u64);
+        records
+    }
+
+    fn which(&self, mut bytes: &[u8]) -> Vec<usize> {
         let mut records = Vec::new();
         while !bytes.is_empty() {
             let record = self
@@ -56,7 +61,6 @@ impl Machine {
             bytes = &bytes[self.made[record].0.as_bytes().len()..];
             records.push(record);
         }
-        assert_eq!(chunk.records(), records.len() as u64);
         records
     }
 
@@ -283,5 +287,27 @@ fn what_a_suspended_list_holds_does_not_change() {
         let total = 1 + u64::from(added.is_ok());
         assert_eq!(machine.list.counts().total, total);
         machine.settle(taken);
+    });
+}
+
+#[test]
+fn what_is_carried_over_a_kexec_is_the_list_at_one_moment() {
+    every_interleaving(Duplicates::Detect, |machine| {
+        machine.append(0).unwrap();
+        let adding = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || [1, 2].map(|record| machine.append(record)))
+        };
+        let staging = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.list.stage())
+        };
+        let (buffer, whole) = machine.list.dump(Endian::native(), usize::MAX);
+        assert_eq!(whole, Ok(()));
+        let carried = machine.which(&buffer[24..]);
+        assert!([0, 1, 2].starts_with(&carried) && !carried.is_empty(), "{carried:?}");
+        assert_eq!(adding.join().unwrap(), [Ok(()), Ok(())]);
+        staging.join().unwrap().unwrap();
+        machine.settle(Vec::new());
     });
 }
