@@ -94,8 +94,11 @@ pub fn run(options: &Options<'_>, each: &mut dyn FnMut(&Group)) -> Result<Counts
     let mut counts = Counts::default();
     for (rule, title, cases) in groups(options.rule) {
         let mut recorder = Recorder::default();
-        // What one group left behind is nothing to the next.
-        if let Err(trouble) = target.empty().and_then(|()| cases(&target, &mut recorder)) {
+        // What one group left behind is nothing to the next. If it cannot be removed, the cases
+        // may tell why.
+        let emptied = target.empty();
+        let done = cases(&target, &mut recorder);
+        if let Err(trouble) = emptied.and(done) {
             recorder.broke_off(&trouble);
         }
         let group = Group { rule, title, cases: recorder.cases };
