@@ -11,22 +11,24 @@ mod list;
 
 pub use evidence::{key, pcrs, quote, token};
 pub use exported::{cel_cbor, cel_json, json};
-pub use list::{ascii, binary, decoder, replay};
+pub use list::{ascii, binary, decoder, kexec, replay, signature};
 
 /// An entry point.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("ascii", ascii),
     ("binary", binary),
     ("cel_cbor", cel_cbor),
     ("cel_json", cel_json),
     ("decoder", decoder),
     ("json", json),
+    ("kexec", kexec),
     ("key", key),
     ("pcrs", pcrs),
     ("quote", quote),
     ("replay", replay),
+    ("signature", signature),
     ("token", token),
 ];

@@ -1,8 +1,8 @@
 //! Binary lists, and what is made of them.
 
 use ima_log::{
-    Bank, Decoder, Digest, Endian, Extend, Format, ParseError, PrefixSearch, Record, Records,
-    Replay,
+    Bank, Decoder, Digest, Endian, Extend, Format, KexecBuffer, KexecWriter, ParseError,
+    PrefixSearch, Record, Records, Replay, Signature,
 };
 
 /// The first byte chooses the form, the rest is a list.
@@ -93,6 +93,28 @@ pub fn replay(data: &[u8]) {
             let found = search.bank_match(bank).map(|found| found.records);
             assert!(found.is_some_and(|found| found <= records.len() as u64));
         }
+    }
+}
+
+/// A kexec buffer: what is read from one is written as one that reads the same.
+pub fn kexec(data: &[u8]) {
+    let Ok(buffer) = KexecBuffer::parse(data) else { return };
+    let records: Vec<Record<'_>> = buffer.records().map_while(Result::ok).collect();
+    let mut writer = KexecWriter::new(buffer.endian(), data.len());
+    for record in &records {
+        check(record);
+        writer.push(record).unwrap();
+    }
+    let written = writer.finish();
+    let again = KexecBuffer::parse(&written).unwrap();
+    assert_eq!(again.count(), records.len() as u64);
+    assert!(again.records().map(Result::unwrap).eq(records));
+}
+
+/// A file signature as it stands in `security.ima`.
+pub fn signature(data: &[u8]) {
+    if let Ok(signature) = Signature::parse(data) {
+        let _ = (signature.hash_name(), signature.hash_bank());
     }
 }
 
