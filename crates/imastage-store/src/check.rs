@@ -1,20 +1,27 @@
-use std::{fs::File, io::Read, ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
-use ima_log::{Bank, Format, Records};
+use crc32fast::Hasher;
+use ima_log::{Bank, Decoder, Digest, Format};
 
 use crate::{
-    Epoch, StoreError,
+    StoreError,
     commits::{Commit, Commits},
-    files::{self, At, COMMITS},
-    store::extend,
+    disk::{Disk, Mode, SystemDisk},
+    files::{self, NOTES},
+    notes,
+    reader::CHUNK,
+    writing::extend,
 };
 
 /// What a full check of a state directory's latest epoch found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Records that were read.
+    /// Records that are committed.
     pub records: u64,
-    /// What is wrong, in the order of the records.
+    /// What is wrong, in the order of the records; about a hundred findings at most.
     pub damage: Vec<Damage>,
 }
 
@@ -26,9 +33,9 @@ pub struct Damage {
     pub path: PathBuf,
     /// Where in it, in bytes.
     pub offset: u64,
-    /// The records it is in: one, or those of a commit.
+    /// The records it is in: one, or those of a commit; none if it is in no record.
     pub records: Range<u64>,
-    /// What is wrong.
+    /// What is wrong: what was expected, what was found.
     pub what: String,
 }
 
@@ -36,133 +43,233 @@ pub struct Damage {
 const MOST_DAMAGE: usize = 100;
 
 /// Reads a whole epoch again: every commit, every record, every digest and every running PCR.
-/// Linear; one commit's records are in memory at a time.
+/// Linear in its bytes; holds one record and a chunk in memory.
 ///
 /// # Errors
-/// [`StoreError`] if the files cannot be read at all. What is wrong in them is reported.
-pub fn check(state: &std::path::Path) -> Result<CheckReport, StoreError> {
-    files::require(state)?;
-    let mut report = CheckReport::default();
-    let Some(number) = files::latest_epoch(state)? else { return Ok(report) };
+/// [`StoreError`] if the epoch's own description, or its commits, cannot be read. Everything else
+/// that is wrong is reported.
+pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
+    check_on(&SystemDisk, state)
+}
+
+pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, StoreError> {
+    files::require(disk, state)?;
+    let Some(number) = files::latest_epoch(disk, state)? else {
+        return Ok(CheckReport::default());
+    };
     let dir = files::epoch_dir(state, number);
-    let epoch = Epoch::read(&dir)?;
-    let path = dir.join(COMMITS);
-    let file = File::open(&path).at(&path, "open")?;
-    let commits = Commits::open(&dir, file, &epoch.banks)?;
+    let (epoch, commits) = Commits::open(disk, &dir, Mode::Read)?;
+    let segments = files::segments(disk, &dir)?;
+    let mut check = Check { disk, dir, segments, damage: Vec::new() };
 
     let mut before = Commit::none(&epoch.banks);
-    let mut segment: Option<(u64, PathBuf, File)> = None;
+    // Whether the entry behind `before` is damaged.
+    let mut gap = false;
     for at in 0..commits.entries {
-        if report.damage.len() >= MOST_DAMAGE {
+        if check.damage.len() >= MOST_DAMAGE {
             break;
         }
-        let Some(commit) = commits.read(at)? else {
-            report.damage.push(Damage {
-                path: path.clone(),
-                offset: commits.offset(at),
-                records: before.records..before.records,
-                what: format!("commit {at} is damaged"),
-            });
-            // Where its records end, only the next one could tell.
-            continue;
-        };
-        if !follows(&before, &commit) {
-            report.damage.push(Damage {
-                path: path.clone(),
-                offset: commits.offset(at),
-                records: before.records..before.records,
-                what: format!("commit {at} does not follow the one before"),
-            });
-            before = commit;
-            continue;
-        }
-        if segment.as_ref().is_none_or(|(first, ..)| *first != commit.segment) {
-            let path = files::segment_path(&dir, commit.segment);
-            let file = File::open(&path).at(&path, "open")?;
-            segment = Some((commit.segment, path, file));
-        }
-        if let Some((_, path, file)) = &segment {
-            let start = if before.segment == commit.segment { before.segment_len } else { 0 };
-            let mut bytes = Vec::new();
-            let mut file = file;
-            std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start)).at(path, "seek")?;
-            let len = commit.segment_len - start;
-            file.take(len).read_to_end(&mut bytes).at(path, "read")?;
-            if let Some(damage) = examine(&bytes, path, start, &before, &commit) {
-                report.damage.push(damage);
+        let offset = commits.offset(at);
+        match commits.read(at)? {
+            None => {
+                let what = format!("commit {at} is damaged");
+                check.found(&commits.path, offset, before.records..before.records, what);
+                gap = true;
+            }
+            Some(commit) => {
+                if follows(&before, &commit) {
+                    check.span(&before, &commit, gap);
+                } else {
+                    let what = format!("commit {at} does not follow the one before");
+                    check.found(&commits.path, offset, before.records..before.records, what);
+                }
+                (before, gap) = (commit, false);
             }
         }
-        before = commit;
     }
-    report.records = before.records;
-    Ok(report)
-}
-
-fn follows(before: &Commit, commit: &Commit) -> bool {
-    let bytes = commit.bytes.checked_sub(before.bytes);
-    let start = if before.segment == commit.segment { before.segment_len } else { 0 };
-    let continues = before.segment == commit.segment || commit.segment == before.records;
-    continues
-        && commit.records > before.records
-        && bytes.is_some()
-        && commit.segment_len.checked_sub(start) == bytes
-}
-
-/// Checks the records of one commit. The most exact finding is given.
-fn examine(
-    bytes: &[u8],
-    path: &std::path::Path,
-    start: u64,
-    before: &Commit,
-    commit: &Commit,
-) -> Option<Damage> {
-    let damage = |offset: u64, records: Range<u64>, what: String| {
-        Some(Damage { path: path.to_owned(), offset: start + offset, records, what })
-    };
-    let whole = before.records..commit.records;
-    let mut index = before.records;
-    let mut offset = 0;
-    let mut pcrs = before.pcrs.clone();
-    for record in Records::new(bytes, Format::native(Bank::Sha1)) {
-        let record = match record {
-            Ok(record) => record,
-            Err(error) => {
-                return damage(error.offset, index..commit.records, error.kind.to_string());
-            }
-        };
-        let digest = record.template_digest(Bank::Sha1);
-        if digest != record.printed_digest() {
-            let what = format!(
-                "the record was altered: its digest is {}, its data's {digest}",
-                record.printed_digest()
-            );
-            return damage(offset, index..index + 1, what);
-        }
-        extend(&mut pcrs, &record, &digest);
-        index += 1;
-        offset += record.as_bytes().len() as u64;
-    }
-    if index != commit.records {
+    if let Some(torn) = commits.torn {
         let what = format!(
-            "{} records were stored, {} are there",
-            whole.end - whole.start,
-            index - whole.start
+            "commit {torn}, the last, is torn or was altered: what it stored does not count, and \
+             is put aside when the store is opened for writing"
         );
-        return damage(offset, index.min(whole.end)..whole.end, what);
+        check.found(&commits.path, commits.offset(torn), before.records..before.records, what);
     }
-    if crc32fast::hash(bytes) != commit.crc {
-        let what = "a byte that no digest covers was altered (PCR index or template name), or a \
-                    record was replaced"
-            .to_owned();
-        return damage(0, whole, what);
+    let notes = notes::read(disk, &check.dir)?;
+    let end = before.records..before.records;
+    for offset in notes.damaged.into_iter().take(MOST_DAMAGE) {
+        check.found(&check.dir.join(NOTES), offset, end.clone(), "a remark is damaged".to_owned());
     }
-    let wrong = pcrs.iter().zip(&commit.pcrs).find(|(replayed, stored)| replayed != stored);
-    let (replayed, stored) = wrong?;
-    let what = format!("records replay to {replayed} ({}), {stored} was stored", stored.bank());
-    damage(0, whole, what)
+    if let Some(offset) = notes.torn {
+        let what = "the last remark is torn or was altered: it does not count".to_owned();
+        check.found(&check.dir.join(NOTES), offset, end, what);
+    }
+    Ok(CheckReport { records: before.records, damage: check.damage })
 }
 
-fn place(path: &std::path::Path, offset: &u64, records: &Range<u64>) -> String {
+/// Whether `commit` can be a later one than `before`.
+fn follows(before: &Commit, commit: &Commit) -> bool {
+    let goes_on = if before.segment == commit.segment {
+        commit.segment_len > before.segment_len
+    } else {
+        commit.segment >= before.records
+    };
+    goes_on
+        && commit.records > before.records
+        && commit.bytes > before.bytes
+        && commit.violations >= before.violations
+}
+
+struct Check<'a> {
+    disk: &'a dyn Disk,
+    dir: PathBuf,
+    /// The first indexes of the segments there are, ascending.
+    segments: Vec<u64>,
+    damage: Vec<Damage>,
+}
+
+/// What was read of a span of records.
+struct Span {
+    /// The index behind the last record read.
+    next: u64,
+    violations: u64,
+    bytes: u64,
+    crc: Hasher,
+    pcrs: Vec<Digest>,
+}
+
+impl Check<'_> {
+    fn found(&mut self, path: &Path, offset: u64, records: Range<u64>, what: String) {
+        self.damage.push(Damage { path: path.to_owned(), offset, records, what });
+    }
+
+    /// Checks the records between two commits that stand next to each other, but for one or more
+    /// damaged ones between them if there is a `gap`.
+    fn span(&mut self, before: &Commit, commit: &Commit, gap: bool) {
+        let known = self.damage.len();
+        let mut span = Span {
+            next: before.records,
+            violations: before.violations,
+            bytes: before.bytes,
+            crc: Hasher::new(),
+            pcrs: before.pcrs.clone(),
+        };
+        let whole = before.records..commit.records;
+        let same = before.segment == commit.segment;
+        if !same && before.records > 0 {
+            // Nothing may stand behind the last commit of a segment that was left.
+            let unaccounted = if gap { u64::MAX } else { before.segment_len };
+            self.part(&mut span, before.segment, before.segment_len, unaccounted, commit);
+        }
+        let between: Vec<u64> = self.segments.clone();
+        let later = |first: &u64| *first > before.segment || before.records == 0;
+        for first in between.into_iter().filter(later).filter(|first| *first < commit.segment) {
+            let end = if gap { u64::MAX } else { 0 };
+            self.part(&mut span, first, 0, end, commit);
+        }
+        let begin = if same { before.segment_len } else { 0 };
+        if !same && span.next != commit.segment && self.damage.len() == known {
+            let what = format!(
+                "the segment should begin with record {}, its name says {}",
+                span.next, commit.segment
+            );
+            let path = files::segment_path(&self.dir, commit.segment);
+            self.found(&path, 0, whole.clone(), what);
+        }
+        self.part(&mut span, commit.segment, begin, commit.segment_len, commit);
+        if self.damage.len() > known {
+            // What follows would only say the same less exactly.
+            return;
+        }
+
+        let path = files::segment_path(&self.dir, commit.segment);
+        let wrong_pcr = span.pcrs.iter().zip(&commit.pcrs).find(|(now, then)| now != then);
+        let what = if (span.next, span.bytes) != (commit.records, commit.bytes) {
+            format!(
+                "records up to index {} in {} bytes were stored, index {} in {} bytes are there",
+                commit.records - 1,
+                commit.bytes,
+                span.next.saturating_sub(1),
+                span.bytes
+            )
+        } else if let Some((now, then)) = wrong_pcr {
+            let bank = then.bank();
+            format!("the records replay to {now} ({bank}), {then} was stored")
+        } else if !gap && span.crc.clone().finalize() != commit.crc {
+            "a byte that no digest covers was altered (PCR index or template name)".to_owned()
+        } else if span.violations != commit.violations {
+            let (then, now) = (commit.violations, span.violations);
+            format!("{then} violations up to here were stored, {now} are there")
+        } else {
+            return;
+        };
+        self.found(&path, begin, whole, what);
+    }
+
+    /// Reads part of a segment. To its end, if `end` is [`u64::MAX`]; if it is the beginning, there
+    /// should be nothing.
+    fn part(&mut self, span: &mut Span, first: u64, begin: u64, end: u64, commit: &Commit) {
+        let path = files::segment_path(&self.dir, first);
+        let left = |span: &Span| span.next.min(commit.records)..commit.records;
+        let file = self.disk.open(&path, Mode::Read).and_then(|file| Ok((file.size()?, file)));
+        let (size, file) = match file {
+            Ok(file) => file,
+            Err(error) => return self.found(&path, begin, left(span), error.to_string()),
+        };
+        if begin == end {
+            if size > end {
+                let what = format!("{} bytes are there that no commit stored", size - end);
+                self.found(&path, end, span.next..span.next, what);
+            }
+            return;
+        }
+        let end = if end == u64::MAX { size } else { end };
+        let mut decoder = Decoder::new(Format::native(Bank::Sha1));
+        let (mut chunk, mut offset) = (vec![0; CHUNK], begin);
+        while offset < end {
+            let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(CHUNK);
+            let read = match file.read_up_to(&mut chunk[..most], offset) {
+                Ok(0) => {
+                    let what = format!("the segment ends here, expected {end} bytes");
+                    return self.found(&path, offset, left(span), what);
+                }
+                Ok(read) => read,
+                Err(error) => return self.found(&path, offset, left(span), error.to_string()),
+            };
+            let bytes = &chunk[..read];
+            span.crc.update(bytes);
+            span.bytes += read as u64;
+            offset += read as u64;
+            decoder.feed(bytes);
+            loop {
+                let at = begin + decoder.offset();
+                let record = match decoder.next_record() {
+                    Ok(Some(record)) => record,
+                    Ok(None) => break,
+                    Err(error) => {
+                        return self.found(&path, at, left(span), error.kind.to_string());
+                    }
+                };
+                let (printed, computed) =
+                    (record.printed_digest(), record.template_digest(Bank::Sha1));
+                extend(&mut span.pcrs, &record, &computed);
+                span.violations += u64::from(record.is_violation());
+                let index = span.next;
+                span.next += 1;
+                if printed != computed && self.damage.len() < MOST_DAMAGE {
+                    let what = format!(
+                        "the record was altered: its digest is {printed}, its data's {computed}"
+                    );
+                    self.found(&path, at, index..index + 1, what);
+                }
+            }
+        }
+        if let Err(error) = decoder.finish() {
+            self.found(&path, begin + error.offset, left(span), error.kind.to_string());
+        }
+    }
+}
+
+fn place(path: &Path, offset: &u64, records: &Range<u64>) -> String {
     let records = match records.end.saturating_sub(records.start) {
         0 => format!("before record {}", records.end),
         1 => format!("record {}", records.start),

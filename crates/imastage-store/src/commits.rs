@@ -2,16 +2,16 @@
 //! arithmetic, and the last ones tell all that is needed to go on.
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ima_log::{Bank, Digest};
 
 use crate::{
-    StoreError,
-    files::{At, COMMITS},
+    Epoch, StoreError,
+    disk::{Content, Disk, Mode},
+    files::{self, At, COMMITS, EPOCH},
 };
 
 /// How far the records go, and what they replay to.
@@ -29,18 +29,25 @@ pub(crate) struct Commit {
 }
 
 /// The file, open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Commits {
     pub(crate) path: PathBuf,
-    pub(crate) file: File,
+    pub(crate) file: Arc<dyn Content>,
     banks: Vec<Bank>,
     /// How many entries count.
     pub(crate) entries: u64,
+    /// The entry behind them, if one has its full size but is not valid.
+    pub(crate) torn: Option<u64>,
 }
 
 const MAGIC: &[u8; 8] = b"IMSTGC1\n";
-pub(crate) const HEADER: u64 = 16;
+const HEADER: u64 = 20;
+/// An entry without digests and its own CRC.
 const FIXED: usize = 44;
+/// The largest `epoch.json` that is read, in bytes.
+const MOST_JSON: usize = 64 << 10;
+/// The most bytes an epoch can have; keeps sums of what files claim from overflowing.
+const MOST_BYTES: u64 = 1 << 56;
 
 impl Commit {
     /// Before the first record.
@@ -84,7 +91,7 @@ impl Commit {
             pcrs.push(Digest::from_slice(*bank, pcr).ok()?);
             rest = behind;
         }
-        Some(Commit {
+        let commit = Commit {
             records: field(0)?,
             violations: field(1)?,
             bytes: field(2)?,
@@ -92,60 +99,95 @@ impl Commit {
             segment_len: field(4)?,
             crc: u32::from_le_bytes(*fields.get(40..)?.first_chunk()?),
             pcrs,
-        })
+        };
+        commit.can_be().then_some(commit)
+    }
+
+    fn can_be(&self) -> bool {
+        self.violations <= self.records
+            && self.records <= self.bytes
+            && self.bytes < MOST_BYTES
+            && self.segment < self.records
+            && (1..=self.bytes).contains(&self.segment_len)
     }
 }
 
 impl Commits {
-    /// The header of a new file.
-    pub(crate) fn header(banks: &[Bank]) -> Vec<u8> {
+    /// The header of a new file, for an epoch whose `epoch.json` is given.
+    pub(crate) fn header(banks: &[Bank], epoch: &[u8]) -> Vec<u8> {
         let mask = banks.iter().fold(0u32, |mask, bank| mask | 1 << bank_bit(*bank));
         let mut header = MAGIC.to_vec();
         header.extend_from_slice(&mask.to_le_bytes());
+        header.extend_from_slice(&crc32fast::hash(epoch).to_le_bytes());
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
         header
     }
 
-    /// The commits of an epoch. Constant time: the entry at the end may be torn, all others are
-    /// taken to be whole ([`crate::check`] reads them all).
-    pub(crate) fn open(epoch: &Path, file: File, banks: &[Bank]) -> Result<Commits, StoreError> {
-        let path = epoch.join(COMMITS);
-        let len = file.metadata().at(&path, "look at")?.len();
-        let expected = Commits::header(banks);
-        let mut header = vec![0; expected.len()];
-        let header_is_right = len >= HEADER && file.read_exact_at(&mut header, 0).is_ok();
-        if !header_is_right || header != expected {
-            let why = "the header is not that of the epoch's commits".to_owned();
+    /// The epoch in a directory and its commits. Constant time: the entry at the end may be torn,
+    /// all others are taken to be whole ([`crate::check`] reads them all).
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        dir: &Path,
+        mode: Mode,
+    ) -> Result<(Epoch, Commits), StoreError> {
+        let path = dir.join(COMMITS);
+        let file = disk.open(&path, mode).at(&path, "open")?;
+        let size = file.size().at(&path, "look at")?;
+        let mut header = [0; HEADER as usize];
+        let read = file.read_up_to(&mut header, 0).at(&path, "read")?;
+        let (body, crc) = header.split_at(HEADER as usize - 4);
+        if read < header.len()
+            || !body.starts_with(MAGIC)
+            || crc32fast::hash(body).to_le_bytes() != crc
+        {
+            let why = "the header is damaged".to_owned();
             return Err(StoreError::Damaged { path, offset: 0, why });
         }
-        let mut commits = Commits { path, file, banks: banks.to_vec(), entries: 0 };
-        commits.entries = (len - HEADER) / commits.entry_len();
+
+        let epoch_path = dir.join(EPOCH);
+        let damaged =
+            |why: String| StoreError::Damaged { path: epoch_path.clone(), offset: 0, why };
+        let json = files::read_small(disk, &epoch_path, MOST_JSON)?
+            .ok_or_else(|| damaged("the file is missing".to_owned()))?;
+        let epoch = Epoch::decode(&json).map_err(damaged)?;
+        if header[..] != Commits::header(&epoch.banks, &json) {
+            return Err(damaged(format!("it is not the file that {} began with", path.display())));
+        }
+
+        let banks = epoch.banks.clone();
+        let mut commits = Commits { path, file, banks, entries: 0, torn: None };
+        commits.entries = size.saturating_sub(HEADER) / commits.entry_len();
         // A crash tears the last entry at most.
-        if commits.entries > 0 && commits.read(commits.entries - 1)?.is_none() {
-            commits.entries -= 1;
-            if commits.entries > 0 && commits.read(commits.entries - 1)?.is_none() {
-                return Err(commits.damaged(commits.entries - 1));
+        if let Some(last) = commits.entries.checked_sub(1)
+            && commits.read(last)?.is_none()
+        {
+            commits.torn = Some(last);
+            commits.entries = last;
+            if let Some(before) = last.checked_sub(1)
+                && commits.read(before)?.is_none()
+            {
+                return Err(commits.damaged(before));
             }
         }
-        Ok(commits)
+        Ok((epoch, commits))
     }
 
     /// The entry at a place; `None` if it is damaged.
     pub(crate) fn read(&self, at: u64) -> Result<Option<Commit>, StoreError> {
         let mut entry = vec![0; self.entry_len() as usize];
-        self.file.read_exact_at(&mut entry, self.offset(at)).at(&self.path, "read")?;
-        Ok(Commit::decode(&entry, &self.banks))
+        let read = self.file.read_up_to(&mut entry, self.offset(at)).at(&self.path, "read")?;
+        Ok(entry.get(..read).and_then(|entry| Commit::decode(entry, &self.banks)))
     }
 
-    /// The last commit that holds no more than `records` records; the state before the first if
-    /// there is none. Logarithmic in the number of commits.
-    pub(crate) fn before(&self, records: u64) -> Result<Commit, StoreError> {
+    /// The last commit for which `holds` is true, which it is up to some commit and no further; the
+    /// state before the first if there is none. Logarithmic in the number of commits.
+    pub(crate) fn last_that(&self, holds: impl Fn(&Commit) -> bool) -> Result<Commit, StoreError> {
         let (mut low, mut high) = (0, self.entries);
         let mut found = Commit::none(&self.banks);
         while low < high {
             let middle = low + (high - low) / 2;
             let commit = self.read(middle)?.ok_or_else(|| self.damaged(middle))?;
-            if commit.records <= records {
+            if holds(&commit) {
                 found = commit;
                 low = middle + 1;
             } else {
@@ -157,7 +199,10 @@ impl Commits {
 
     /// The last commit.
     pub(crate) fn last(&self) -> Result<Commit, StoreError> {
-        self.before(u64::MAX)
+        match self.entries.checked_sub(1) {
+            Some(last) => self.read(last)?.ok_or_else(|| self.damaged(last)),
+            None => Ok(Commit::none(&self.banks)),
+        }
     }
 
     pub(crate) fn entry_len(&self) -> u64 {
@@ -169,7 +214,7 @@ impl Commits {
         HEADER + at * self.entry_len()
     }
 
-    pub(crate) fn damaged(&self, at: u64) -> StoreError {
+    fn damaged(&self, at: u64) -> StoreError {
         StoreError::Damaged {
             path: self.path.clone(),
             offset: self.offset(at),

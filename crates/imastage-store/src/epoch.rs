@@ -1,12 +1,5 @@
-use std::path::Path;
-
 use ima_log::Bank;
 use serde::{Deserialize, Serialize};
-
-use crate::{
-    StoreError,
-    files::{At, replace},
-};
 
 /// What tells an epoch from others: the PCRs of one TPM since its last reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,36 +45,30 @@ impl EpochId {
 }
 
 impl Epoch {
-    pub(crate) fn write(&self, dir: &Path) -> Result<(), StoreError> {
-        let path = dir.join("epoch.json");
+    /// The file `epoch.json`.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let created = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
-        let file = EpochFile {
+        let mut json = serde_json::to_vec_pretty(&EpochFile {
             number: self.number,
             id: self.id.clone(),
             created,
             banks: self.banks.iter().map(ToString::to_string).collect(),
-        };
-        let mut json =
-            serde_json::to_vec_pretty(&file).map_err(std::io::Error::from).at(&path, "write")?;
+        })?;
         json.push(b'\n');
-        replace(&path, &json)
+        Ok(json)
     }
 
-    pub(crate) fn read(dir: &Path) -> Result<Epoch, StoreError> {
-        let path = dir.join("epoch.json");
-        let json = std::fs::read(&path).at(&path, "read")?;
-        let not_a_store = |why: String| StoreError::NotAStore { path: path.clone(), why };
-        let file: EpochFile =
-            serde_json::from_slice(&json).map_err(|error| not_a_store(error.to_string()))?;
-        let mut banks = Vec::new();
+    /// `Err` says in words what is wrong.
+    pub(crate) fn decode(json: &[u8]) -> Result<Epoch, String> {
+        let file: EpochFile = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let mut banks: Vec<Bank> = Vec::new();
         for name in &file.banks {
-            let bank = name.parse().map_err(|error| not_a_store(format!("{name}: {error}")))?;
-            banks.push(bank);
+            banks.push(name.parse().map_err(|error| format!("{name}: {error}"))?);
         }
         if !banks.is_sorted_by(|a, b| a < b) {
-            return Err(not_a_store("the banks are not in order".to_owned()));
+            return Err("the banks are not in order".to_owned());
         }
         Ok(Epoch { number: file.number, id: file.id, banks })
     }

@@ -1,6 +1,6 @@
 use std::{io, path::PathBuf};
 
-use ima_log::{Digest, ParseError};
+use ima_log::{Digest, ParseErrorKind};
 
 /// Why a store could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,14 +49,16 @@ pub enum StoreError {
         why: String,
     },
     /// A stored record cannot be read.
-    #[error("{}: record {index} cannot be read: {error}", path.display())]
+    #[error("{} at byte {offset}: record {index} cannot be read: {error}", path.display())]
     Unreadable {
         /// The segment.
         path: PathBuf,
         /// The record's index in the epoch.
         index: u64,
-        /// What is wrong; its record and offset are counted in the segment.
-        error: ParseError,
+        /// Where in the segment it begins, in bytes.
+        offset: u64,
+        /// What is wrong.
+        error: ParseErrorKind,
     },
     /// A record that was to be appended is not as it should be.
     #[error("record {index} was not stored: its digest is {printed}, its data's {computed}")]

@@ -1,17 +1,21 @@
-//! Paths, permissions and syncs.
+//! Names of files and directories, and how they come to be durably.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::StoreError;
+use crate::{
+    StoreError,
+    disk::{Content, Disk, Mode},
+};
 
-pub(crate) const FORMAT: &str = "format";
 pub(crate) const LOCK: &str = "lock";
+pub(crate) const EPOCH: &str = "epoch.json";
 pub(crate) const COMMITS: &str = "commits";
+pub(crate) const NOTES: &str = "notes";
+const FORMAT: &str = "format";
 const FORMAT_LINE: &str = "imastage store 1\n";
 
 /// Says what was being done to what.
@@ -38,97 +42,170 @@ pub(crate) fn segment_path(epoch: &Path, first: u64) -> PathBuf {
 }
 
 /// The first indexes of the segments there are, ascending.
-pub(crate) fn segments(epoch: &Path) -> Result<Vec<u64>, StoreError> {
-    let mut firsts = Vec::new();
-    for entry in fs::read_dir(epoch).at(epoch, "list")? {
-        let name = entry.at(epoch, "list")?.file_name();
-        let first = name.to_str().and_then(|name| name.strip_suffix(".ima"));
-        if let Some(Ok(first)) = first.map(str::parse) {
-            firsts.push(first);
-        }
-    }
+pub(crate) fn segments(disk: &dyn Disk, epoch: &Path) -> Result<Vec<u64>, StoreError> {
+    let mut firsts: Vec<u64> = disk
+        .list(epoch)
+        .at(epoch, "list")?
+        .iter()
+        .filter_map(|name| name.to_str()?.strip_suffix(".ima")?.parse().ok())
+        .collect();
     firsts.sort_unstable();
     Ok(firsts)
 }
 
 /// The number of the latest epoch.
-pub(crate) fn latest_epoch(state: &Path) -> Result<Option<u64>, StoreError> {
+pub(crate) fn latest_epoch(disk: &dyn Disk, state: &Path) -> Result<Option<u64>, StoreError> {
     let dir = epochs_dir(state);
-    let mut latest = None;
-    for entry in fs::read_dir(&dir).at(&dir, "list")? {
-        let name = entry.at(&dir, "list")?.file_name();
-        latest = latest.max(name.to_str().and_then(|name| name.parse().ok()));
-    }
-    Ok(latest)
+    let names = disk.list(&dir).at(&dir, "list")?;
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).max())
 }
 
-/// Makes a directory for our eyes only, and syncs the one it is in.
-pub(crate) fn create_dir(path: &Path) -> Result<(), StoreError> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Ok(()) => sync_parent(path),
-        Err(error) => Err(error).at(path, "make the directory"),
+/// Makes a directory and those it is in, durably. They may be there: then their names are synced all
+/// the same, because one who was killed, or whose sync failed, may have made them.
+pub(crate) fn make_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    let mut dirs: Vec<&Path> = dir.ancestors().filter(|dir| !dir.as_os_str().is_empty()).collect();
+    dirs.reverse();
+    for dir in dirs {
+        match disk.make_dir(dir) {
+            Ok(()) => sync_parent(disk, dir)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                match sync_parent(disk, dir) {
+                    // Where we may not even read we made nothing.
+                    Err(StoreError::Io { error, .. })
+                        if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    synced => synced?,
+                }
+            }
+            Err(error) => return Err(error).at(dir, "make the directory"),
+        }
     }
-}
-
-/// Opens a file for appending and cutting, for our eyes only.
-pub(crate) fn open_writable(path: &Path) -> Result<File, StoreError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .at(path, "open")
+    Ok(())
 }
 
 /// Writes a small file whole or not at all.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let new = path.with_extension("new");
-    let mut file = open_writable(&new)?;
-    file.set_len(0).at(&new, "empty")?;
-    file.write_all(bytes).at(&new, "write")?;
-    file.sync_all().at(&new, "sync")?;
-    fs::rename(&new, path).at(path, "rename into place")?;
-    sync_parent(path)
+    let file = disk.open(&new, Mode::Create).at(&new, "open")?;
+    file.set_size(0).at(&new, "empty")?;
+    file.write_all(bytes, 0).at(&new, "write")?;
+    file.sync().at(&new, "sync")?;
+    disk.rename(&new, path).at(path, "rename into place")?;
+    sync_parent(disk, path)
 }
 
-pub(crate) fn sync_parent(path: &Path) -> Result<(), StoreError> {
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => sync_dir(parent),
+fn exists(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
+    match disk.open(path, Mode::Read) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).at(path, "open"),
+    }
+}
+
+/// A small file; `None` if there is none.
+pub(crate) fn read_small(
+    disk: &dyn Disk,
+    path: &Path,
+    most: usize,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    match disk.open(path, Mode::Read) {
+        Ok(file) => read_whole(file.as_ref(), path, most).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).at(path, "open"),
+    }
+}
+
+/// All of a file that is open and not longer than `most` bytes.
+pub(crate) fn read_whole(
+    file: &dyn Content,
+    path: &Path,
+    most: usize,
+) -> Result<Vec<u8>, StoreError> {
+    let size = file.size().at(path, "look at")?;
+    if size > most as u64 {
+        let why = format!("the file has {size} bytes, expected at most {most}");
+        return Err(StoreError::Damaged { path: path.to_owned(), offset: most as u64, why });
+    }
+    let mut bytes = vec![0; size as usize];
+    let read = file.read_up_to(&mut bytes, 0).at(path, "read")?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Shortens a file to `to` bytes, and makes what is left durable whoever wrote it; gives the number
+/// of bytes cut off.
+pub(crate) fn cut(file: &dyn Content, to: u64, path: &Path) -> Result<u64, StoreError> {
+    let size = file.size().at(path, "look at")?;
+    if size > to {
+        file.set_size(to).at(path, "cut")?;
+    }
+    // Also if nothing is to be cut: a sync that failed may have cut it before.
+    file.sync().at(path, "sync")?;
+    Ok(size.saturating_sub(to))
+}
+
+/// Opens a segment that a commit names; `last` is the last record it has to hold.
+pub(crate) fn open_segment(
+    disk: &dyn Disk,
+    path: &Path,
+    mode: Mode,
+    last: u64,
+) -> Result<Arc<dyn Content>, StoreError> {
+    match disk.open(path, mode) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Damaged {
+            path: path.to_owned(),
+            offset: 0,
+            why: format!("the segment is gone: its records, up to index {last}, are missing"),
+        }),
+        file => file.at(path, "open"),
+    }
+}
+
+pub(crate) fn sync_parent(disk: &dyn Disk, path: &Path) -> Result<(), StoreError> {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(disk, Path::new(".")),
+        Some(parent) => sync_dir(disk, parent),
         None => Ok(()),
     }
 }
 
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).at(dir, "sync")
+pub(crate) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    disk.sync_dir(dir).at(dir, "sync")
 }
 
-/// Makes a state directory, or sees that it is one.
-pub(crate) fn prepare(state: &Path) -> Result<(), StoreError> {
-    create_dir(state)?;
+/// Makes what a state directory holds, or sees that it is there.
+pub(crate) fn prepare(disk: &dyn Disk, state: &Path) -> Result<(), StoreError> {
+    let epochs = epochs_dir(state);
+    make_dirs(disk, &epochs)?;
     let format = state.join(FORMAT);
-    if !format.exists() {
-        // Something else's directory is not ours to fill; our own sockets and mounts may be there.
-        create_dir(&epochs_dir(state))?;
-        replace(&format, FORMAT_LINE.as_bytes())?;
+    if !exists(disk, &format)? {
+        // The directory need not be empty: its owner's sockets and mounts may be there. But
+        // epochs without the line that says how they are to be read are not ours to go on with.
+        if !disk.list(&epochs).at(&epochs, "list")?.is_empty() {
+            return Err(not_a_store(state, format!("it has epochs and no file {FORMAT}")));
+        }
+        replace(disk, &format, FORMAT_LINE.as_bytes())?;
     }
-    require(state)
+    require(disk, state)
 }
 
 /// Sees that it is a state directory of this version.
-pub(crate) fn require(state: &Path) -> Result<(), StoreError> {
+pub(crate) fn require(disk: &dyn Disk, state: &Path) -> Result<(), StoreError> {
     let path = state.join(FORMAT);
-    let not_a_store = |why: String| StoreError::NotAStore { path: state.to_owned(), why };
-    match fs::read_to_string(&path) {
-        Ok(line) if line == FORMAT_LINE => Ok(()),
-        Ok(line) => Err(not_a_store(format!(
-            "the file {FORMAT} holds {:?}, expected {FORMAT_LINE:?}",
-            line.chars().take(40).collect::<String>()
-        ))),
+    let file = match disk.open(&path, Mode::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(not_a_store(format!("there is no file {FORMAT}")))
+            return Err(not_a_store(state, format!("there is no file {FORMAT}")));
         }
-        Err(error) => Err(error).at(&path, "read"),
+        file => file.at(&path, "open")?,
+    };
+    let mut line = [0; 40];
+    let len = file.read_up_to(&mut line, 0).at(&path, "read")?;
+    let line = String::from_utf8_lossy(&line[..len]);
+    if line == FORMAT_LINE {
+        return Ok(());
     }
+    Err(not_a_store(state, format!("the file {FORMAT} holds {line:?}, expected {FORMAT_LINE:?}")))
+}
+
+fn not_a_store(state: &Path, why: String) -> StoreError {
+    StoreError::NotAStore { path: state.to_owned(), why }
 }

@@ -10,16 +10,23 @@
 
 mod check;
 mod commits;
+mod disk;
 mod epoch;
 mod error;
 mod files;
 mod notes;
 mod reader;
+#[cfg(test)]
+mod sim;
 mod store;
+#[cfg(test)]
+mod survival;
+mod writing;
 
 pub use check::{CheckReport, Damage, check};
 pub use epoch::{Epoch, EpochId};
 pub use error::StoreError;
 pub use notes::{Note, notes};
 pub use reader::{Cursor, Reader};
-pub use store::{Recovery, Store};
+pub use store::Store;
+pub use writing::Recovery;

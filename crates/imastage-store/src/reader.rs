@@ -1,21 +1,22 @@
 use std::{
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use ima_log::{Bank, Decoder, Digest, Format, Record};
+use ima_log::{Bank, Decoder, Digest, Format, ParseError, Record};
 
 use crate::{
     Epoch, StoreError,
     commits::{Commit, Commits},
-    files::{self, At, COMMITS},
+    disk::{Content, Disk, Mode, SystemDisk},
+    files::{self, At},
 };
 
 /// The records of the latest epoch as they were when this was opened. Any number may read, in any
 /// process, while one writes.
 #[derive(Debug)]
 pub struct Reader {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     epoch: Epoch,
     commits: Commits,
@@ -25,40 +26,54 @@ pub struct Reader {
 /// Gives records one after the other.
 #[derive(Debug)]
 pub struct Cursor {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
+    commits: Commits,
     /// The index behind the last record to be given.
     to: u64,
     /// The index of the next record.
     next: u64,
-    last: Commit,
     segment: Segment,
     decoder: Decoder,
     chunk: Vec<u8>,
 }
 
+/// The part of a segment that is read.
 #[derive(Debug)]
 struct Segment {
     path: PathBuf,
-    /// What is left of it.
-    bytes: std::io::Take<File>,
+    file: Arc<dyn Content>,
+    /// Where reading began, and with it the decoder.
+    begin: u64,
+    /// Where it goes on.
+    offset: u64,
+    /// Where the last commit in the segment ends.
+    end: u64,
+    /// The index that follows there.
+    next: u64,
 }
 
+/// How much is read at once, in bytes.
+pub(crate) const CHUNK: usize = 256 << 10;
+
 impl Reader {
-    /// Opens a state directory's latest epoch. Logarithmic in the number of commits.
+    /// Opens a state directory's latest epoch. Constant time.
     ///
     /// # Errors
-    /// [`StoreError::NotAStore`], [`StoreError::Empty`], [`StoreError::Damaged`].
+    /// [`StoreError::NotAStore`], [`StoreError::Empty`], [`StoreError::Damaged`],
+    /// [`StoreError::Io`].
     pub fn open(state: &Path) -> Result<Reader, StoreError> {
-        files::require(state)?;
-        let number = files::latest_epoch(state)?
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        files::require(disk.as_ref(), state)?;
+        let number = files::latest_epoch(disk.as_ref(), state)?
             .ok_or_else(|| StoreError::Empty { path: state.to_owned() })?;
-        let dir = files::epoch_dir(state, number);
-        let epoch = Epoch::read(&dir)?;
-        let path = dir.join(COMMITS);
-        let file = File::open(&path).at(&path, "open")?;
-        let commits = Commits::open(&dir, file, &epoch.banks)?;
+        Reader::open_epoch(disk, &files::epoch_dir(state, number))
+    }
+
+    pub(crate) fn open_epoch(disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader, StoreError> {
+        let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Read)?;
         let last = commits.last()?;
-        Ok(Reader { dir, epoch, commits, last })
+        Ok(Reader { disk, dir: dir.to_owned(), epoch, commits, last })
     }
 
     /// The epoch.
@@ -86,23 +101,32 @@ impl Reader {
         &self.last.pcrs
     }
 
-    /// The records from index `from` on. Finding it reads at most one commit's records.
+    /// The records from index `from` on. Finding it reads at most one commit's records, and commits
+    /// logarithmic in their number.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchRecord`] if `from` is behind the end, [`StoreError::Io`].
+    /// [`StoreError::NoSuchRecord`] if `from` is behind the end; [`StoreError::Damaged`],
+    /// [`StoreError::Unreadable`], [`StoreError::Io`].
     pub fn records(&self, from: u64) -> Result<Cursor, StoreError> {
         if from > self.len() {
             return Err(StoreError::NoSuchRecord { asked: from, len: self.len() });
         }
-        let start = self.commits.before(from)?;
+        let start = self.commits.last_that(|commit| commit.records <= from)?;
+        // At the end nothing is read, and without a commit there is no segment.
+        let segment = if from == self.len() {
+            Segment::none(&self.commits)
+        } else {
+            Segment::open(self.disk.as_ref(), &self.dir, &self.commits, &start)?
+        };
         let mut cursor = Cursor {
+            disk: Arc::clone(&self.disk),
             dir: self.dir.clone(),
+            commits: self.commits.clone(),
             to: self.len(),
             next: start.records,
-            segment: Segment::open(&self.dir, start.segment, start.segment_len, &self.last)?,
-            last: self.last.clone(),
+            segment,
             decoder: Decoder::new(Format::native(Bank::Sha1)),
-            chunk: vec![0; 256 << 10],
+            chunk: vec![0; CHUNK],
         };
         while cursor.next < from {
             cursor.next_record()?;
@@ -115,62 +139,112 @@ impl Cursor {
     /// The next record; `None` at the end.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`], [`StoreError::Damaged`], [`StoreError::Io`].
+    /// [`StoreError::Unreadable`], [`StoreError::Damaged`], [`StoreError::Io`]. There is no way on
+    /// from there.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, StoreError> {
         if self.next == self.to {
             return Ok(None);
         }
         // Asked twice, because what is given borrows the decoder.
         while !self.decoder.has_record().map_err(|error| self.unreadable(error))? {
-            let Segment { path, bytes } = &mut self.segment;
-            match bytes.read(&mut self.chunk).at(path, "read")? {
-                0 => self.next_segment()?,
-                n => self.decoder.feed(&self.chunk[..n]),
+            if self.segment.offset == self.segment.end {
+                self.next_segment()?;
+            } else {
+                let n = self.segment.read(&mut self.chunk, self.next)?;
+                self.decoder.feed(&self.chunk[..n]);
             }
         }
         self.next += 1;
-        let (path, index) = (&self.segment.path, self.next - 1);
-        let unreadable = |error| StoreError::Unreadable { path: path.clone(), index, error };
-        self.decoder.next_record().map_err(unreadable)
+        let Cursor { decoder, segment, next, .. } = self;
+        decoder.next_record().map_err(|error| segment.unreadable(*next - 1, error))
     }
 
     fn next_segment(&mut self) -> Result<(), StoreError> {
         self.decoder.finish().map_err(|error| self.unreadable(error))?;
-        if !files::segment_path(&self.dir, self.next).exists() {
+        if self.next != self.segment.next {
+            let why = format!(
+                "{} records were committed up to here, {} are there; records since the commit \
+                 before are not those that were stored",
+                self.segment.next, self.next
+            );
             return Err(StoreError::Damaged {
                 path: self.segment.path.clone(),
-                offset: self.decoder.offset(),
-                why: format!(
-                    "record {} should follow here or begin a segment; the records from there to \
-                     index {} are missing",
-                    self.next,
-                    self.to - 1
-                ),
+                offset: self.segment.end,
+                why,
             });
         }
-        self.segment = Segment::open(&self.dir, self.next, 0, &self.last)?;
+        // A segment is named by its first record.
+        let start = Commit { segment: self.next, segment_len: 0, ..Commit::none(&[]) };
+        self.segment = Segment::open(self.disk.as_ref(), &self.dir, &self.commits, &start)?;
         self.decoder = Decoder::new(Format::native(Bank::Sha1));
         Ok(())
     }
 
-    fn unreadable(&self, error: ima_log::ParseError) -> StoreError {
-        StoreError::Unreadable { path: self.segment.path.clone(), index: self.next, error }
+    fn unreadable(&self, error: ParseError) -> StoreError {
+        self.segment.unreadable(self.next, error)
     }
 }
 
 impl Segment {
-    /// From an offset on, up to the last commit.
-    fn open(dir: &Path, first: u64, offset: u64, last: &Commit) -> Result<Segment, StoreError> {
-        use std::io::{Seek, SeekFrom};
-        let path = files::segment_path(dir, first);
-        if last.records == 0 {
-            // Nothing was stored, so there is no segment, and nothing will be read.
-            let nothing = File::open("/dev/null").at(&path, "open")?;
-            return Ok(Segment { path, bytes: nothing.take(0) });
+    /// From behind commit `start` on, up to the last commit of that segment.
+    fn open(
+        disk: &dyn Disk,
+        dir: &Path,
+        commits: &Commits,
+        start: &Commit,
+    ) -> Result<Segment, StoreError> {
+        let path = files::segment_path(dir, start.segment);
+        let last = commits.last_that(|commit| commit.segment <= start.segment)?;
+        if last.records == 0
+            || last.segment != start.segment
+            || last.segment_len < start.segment_len
+        {
+            return Err(StoreError::Damaged {
+                path: commits.path.clone(),
+                offset: 0,
+                why: format!("record {} begins a segment, no commit says so", start.segment),
+            });
         }
-        let mut file = File::open(&path).at(&path, "open")?;
-        file.seek(SeekFrom::Start(offset)).at(&path, "seek")?;
-        let end = if first == last.segment { last.segment_len } else { u64::MAX };
-        Ok(Segment { path, bytes: file.take(end.saturating_sub(offset)) })
+        let file = files::open_segment(disk, &path, Mode::Read, last.records - 1)?;
+        let (begin, end) = (start.segment_len, last.segment_len);
+        Ok(Segment { path, file, begin, offset: begin, end, next: last.records })
+    }
+
+    /// Nothing to be read.
+    fn none(commits: &Commits) -> Segment {
+        let (path, file) = (commits.path.clone(), Arc::clone(&commits.file));
+        Segment { path, file, begin: 0, offset: 0, end: 0, next: 0 }
+    }
+
+    /// Reads on; `next` is the record that is waited for.
+    fn read(&mut self, chunk: &mut [u8], next: u64) -> Result<usize, StoreError> {
+        let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        let chunk_len = chunk.len().min(left);
+        let chunk = &mut chunk[..chunk_len];
+        match self.file.read_up_to(chunk, self.offset).at(&self.path, "read")? {
+            0 => Err(StoreError::Damaged {
+                path: self.path.clone(),
+                offset: self.offset,
+                why: format!(
+                    "the segment ends here, {} bytes were committed: records {next} to {} are \
+                     missing",
+                    self.end,
+                    self.next - 1
+                ),
+            }),
+            n => {
+                self.offset += n as u64;
+                Ok(n)
+            }
+        }
+    }
+
+    fn unreadable(&self, index: u64, error: ParseError) -> StoreError {
+        StoreError::Unreadable {
+            path: self.path.clone(),
+            index,
+            offset: self.begin + error.offset,
+            error: error.kind,
+        }
     }
 }

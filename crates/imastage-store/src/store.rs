@@ -1,57 +1,32 @@
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{Read, Write},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use ima_log::{Bank, Digest, Format, IMA_PCR, Record};
+use ima_log::{Bank, Digest, Record};
 use rustix::fs::FlockOperation;
 
 use crate::{
-    Epoch, EpochId, Note, Reader, StoreError,
-    commits::{Commit, Commits},
-    files::{self, At, COMMITS, LOCK},
+    Epoch, EpochId, Note, Reader, Recovery, StoreError,
+    commits::Commits,
+    disk::{self, Disk, Mode, SystemDisk},
+    files::{self, At, COMMITS, EPOCH, LOCK},
     notes,
+    writing::Writing,
 };
 
 /// The records of a state directory, to be added to. One at a time for each directory.
 #[derive(Debug)]
 pub struct Store {
+    disk: Arc<dyn Disk>,
     state: PathBuf,
     segment_size: u64,
     writing: Option<Writing>,
     recovery: Recovery,
     /// Locked as long as it is open.
-    _lock: File,
-}
-
-/// What opening a store cut off behind the last commit: batches that a crash interrupted, whose
-/// records nobody was told were stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recovery {
-    /// Bytes of a torn commit.
-    pub commit_bytes: u64,
-    /// Bytes of records.
-    pub record_bytes: u64,
-}
-
-/// The epoch that is written to.
-#[derive(Debug)]
-struct Writing {
-    epoch: Epoch,
-    dir: PathBuf,
-    commits: Commits,
-    /// The segment of `committed`, once there is one.
-    segment: Option<File>,
-    /// What is durable.
-    committed: Commit,
-    /// That, and what was appended since.
-    running: Commit,
-    /// The bytes of what was appended since.
-    pending: Vec<u8>,
-    /// A commit failed and may have left something behind the last one.
-    untidy: bool,
+    lock: Option<File>,
 }
 
 /// When a segment is this large, the next commit begins a new one.
@@ -63,7 +38,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Locked`] if another process has it open, [`StoreError::Damaged`] if more is
-    /// missing than a crash can take.
+    /// missing than a crash can take, [`StoreError::NotAStore`], [`StoreError::Io`].
     pub fn open(state: &Path) -> Result<Store, StoreError> {
         Store::open_with(state, SEGMENT_SIZE)
     }
@@ -73,42 +48,61 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(state: &Path, segment_size: u64) -> Result<Store, StoreError> {
-        files::prepare(state)?;
+        files::make_dirs(&SystemDisk, state)?;
         let lock = lock(state)?;
+        let mut store = Store::open_on(Arc::new(SystemDisk), state, segment_size)?;
+        store.lock = Some(lock);
+        Ok(store)
+    }
+
+    /// Opens a state directory that nobody else writes to.
+    pub(crate) fn open_on(
+        disk: Arc<dyn Disk>,
+        state: &Path,
+        segment_size: u64,
+    ) -> Result<Store, StoreError> {
+        files::make_dirs(disk.as_ref(), state)?;
+        files::prepare(disk.as_ref(), state)?;
         let mut store = Store {
+            disk,
             state: state.to_owned(),
             segment_size,
             writing: None,
             recovery: Recovery::default(),
-            _lock: lock,
+            lock: None,
         };
-        if let Some(number) = files::latest_epoch(state)? {
+        if let Some(number) = files::latest_epoch(store.disk.as_ref(), state)? {
             store.enter(number)?;
         }
         Ok(store)
     }
 
-    /// Begins a new epoch, which becomes the one that is written to. The store keeps the running
-    /// PCR 10 of `banks`.
+    /// Begins a new epoch, which becomes the one that is written to. What was appended to the one
+    /// before and not committed is forgotten. The store keeps the running PCR 10 of `banks`.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`]; there is no epoch to write to then.
     pub fn begin_epoch(&mut self, id: EpochId, banks: &[Bank]) -> Result<(), StoreError> {
+        self.writing = None;
+        let disk = self.disk.as_ref();
         let mut banks = banks.to_vec();
         banks.sort_unstable();
         banks.dedup();
-        let number = files::latest_epoch(&self.state)?.unwrap_or(0) + 1;
+        let epochs = files::epochs_dir(&self.state);
+        let number = files::latest_epoch(disk, &self.state)?.unwrap_or(0).checked_add(1);
+        let number = number
+            .ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+            .at(&epochs, "number the next epoch")?;
+
         // Made under another name first: an epoch is there whole or not at all.
         let dir = files::epoch_dir(&self.state, number);
         let new = dir.with_extension("new");
-        if new.exists() {
-            fs::remove_dir_all(&new).at(&new, "remove")?;
-        }
-        files::create_dir(&new)?;
-        files::replace(&new.join(COMMITS), &Commits::header(&banks))?;
-        Epoch { number, id, banks }.write(&new)?;
-        fs::rename(&new, &dir).at(&dir, "rename into place")?;
-        files::sync_parent(&dir)?;
+        let epoch = Epoch { number, id, banks };
+        let json = epoch.encode().map_err(std::io::Error::from).at(&new, "describe the epoch")?;
+        files::make_dirs(disk, &new)?;
+        files::replace(disk, &new.join(COMMITS), &Commits::header(&epoch.banks, &json))?;
+        files::replace(disk, &new.join(EPOCH), &json)?;
+        disk.rename(&new, &dir).at(&dir, "rename into place")?;
         self.enter(number)
     }
 
@@ -133,6 +127,11 @@ impl Store {
         self.writing.as_ref().map_or(0, |writing| writing.running.bytes)
     }
 
+    /// Violations among the epoch's records.
+    pub fn violations(&self) -> u64 {
+        self.writing.as_ref().map_or(0, |writing| writing.running.violations)
+    }
+
     /// PCR 10 as all records of the epoch replay; `None` for a bank that is not kept.
     pub fn running(&self, bank: Bank) -> Option<Digest> {
         let pcrs = &self.writing.as_ref()?.running.pcrs;
@@ -140,49 +139,29 @@ impl Store {
     }
 
     /// What opening the store cut off.
-    pub fn recovery(&self) -> Recovery {
-        self.recovery
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
-    /// Appends a record, in the sha1 form and native byte order, and gives its index. It is not
-    /// durable before [`Store::commit`].
+    /// Appends a record, in the sha1 form and native byte order, and gives its index. It is kept in
+    /// memory up to [`Store::commit`].
     ///
     /// # Errors
     /// [`StoreError::WrongForm`], [`StoreError::WrongDigest`], [`StoreError::NoEpoch`].
     pub fn append(&mut self, record: &Record<'_>) -> Result<u64, StoreError> {
-        let writing = self.writing.as_mut().ok_or(StoreError::NoEpoch)?;
-        let index = writing.running.records;
-        if record.format() != Format::native(Bank::Sha1) {
-            return Err(StoreError::WrongForm { index });
-        }
-        let digest = record.template_digest(Bank::Sha1);
-        if digest != record.printed_digest() {
-            let printed = record.printed_digest();
-            return Err(StoreError::WrongDigest { index, printed, computed: digest });
-        }
-        extend(&mut writing.running.pcrs, record, &digest);
-        writing.running.records += 1;
-        writing.running.violations += u64::from(record.is_violation());
-        writing.running.bytes += record.as_bytes().len() as u64;
-        writing.pending.extend_from_slice(record.as_bytes());
-        Ok(index)
+        self.writing.as_mut().ok_or(StoreError::NoEpoch)?.append(record)
     }
 
     /// Makes everything that was appended durable. When this returns, it survives a power cut.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; nothing that was appended since the last commit counts as stored then.
+    /// [`StoreError::Io`]; nothing that was appended since the last commit counts as stored then,
+    /// and the index of the next record is again what it was after that.
     pub fn commit(&mut self) -> Result<(), StoreError> {
-        let Some(writing) = &mut self.writing else { return Ok(()) };
-        if writing.pending.is_empty() {
-            return Ok(());
+        match &mut self.writing {
+            Some(writing) => writing.commit(self.segment_size),
+            None => Ok(()),
         }
-        let result = writing.commit(self.segment_size);
-        if result.is_err() {
-            writing.untidy = true;
-            writing.rollback();
-        }
-        result
     }
 
     /// Forgets what was appended since the last commit.
@@ -200,153 +179,38 @@ impl Store {
         let Some(writing) = &self.writing else { return Ok(Vec::new()) };
         let from = writing.committed.records.saturating_sub(n as u64);
         let mut tail = Vec::new();
-        if from < writing.committed.records {
-            let mut cursor = Reader::open(&self.state)?.records(from)?;
-            while let Some(record) = cursor.next_record()? {
-                tail.push(record.as_bytes().to_vec());
-            }
+        let reader = Reader::open_epoch(Arc::clone(&self.disk), &writing.dir)?;
+        let mut cursor = reader.records(from)?;
+        for _ in from..writing.committed.records {
+            tail.extend(cursor.next_record()?.map(|record| record.as_bytes().to_vec()));
         }
         Ok(tail)
     }
 
-    /// Keeps a remark about a place between records.
+    /// Keeps a remark about a place between records, durably.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::NoEpoch`].
+    /// [`StoreError::Io`], [`StoreError::Damaged`] if there is no room for more,
+    /// [`StoreError::NoEpoch`].
     pub fn note(&mut self, note: &Note) -> Result<(), StoreError> {
         let writing = self.writing.as_ref().ok_or(StoreError::NoEpoch)?;
-        notes::append(&writing.dir, note)
+        notes::append(self.disk.as_ref(), &writing.dir, note)
     }
 
-    /// Opens an epoch and cuts off what is behind its last commit.
     fn enter(&mut self, number: u64) -> Result<(), StoreError> {
+        // Its name may have been given, and not made durable, by one who was killed.
+        files::sync_dir(self.disk.as_ref(), &files::epochs_dir(&self.state))?;
         let dir = files::epoch_dir(&self.state, number);
-        let epoch = Epoch::read(&dir)?;
-        let file = files::open_writable(&dir.join(COMMITS))?;
-        let commits = Commits::open(&dir, file, &epoch.banks)?;
-        let committed = commits.last()?;
-        let mut writing = Writing {
-            epoch,
-            dir,
-            commits,
-            segment: None,
-            running: committed.clone(),
-            committed,
-            pending: Vec::new(),
-            untidy: false,
-        };
-        self.recovery = writing.tidy()?;
+        let (writing, recovery) = Writing::open(Arc::clone(&self.disk), &dir)?;
         self.writing = Some(writing);
+        self.recovery = recovery;
         Ok(())
     }
-}
-
-impl Writing {
-    fn commit(&mut self, segment_size: u64) -> Result<(), StoreError> {
-        if self.untidy {
-            self.tidy()?;
-        }
-        let is_new = self.segment.is_none() || self.committed.segment_len >= segment_size;
-        let (first, start) = if is_new {
-            (self.committed.records, 0)
-        } else {
-            (self.committed.segment, self.committed.segment_len)
-        };
-        let path = files::segment_path(&self.dir, first);
-        let segment = match &self.segment {
-            Some(segment) if !is_new => segment,
-            _ => self.segment.insert(files::open_writable(&path)?),
-        };
-        // Whatever is sent next, the counts in `running` are already right.
-        self.running.segment = first;
-        self.running.segment_len = start + self.pending.len() as u64;
-        self.running.crc = crc32fast::hash(&self.pending);
-        segment.write_all_at(&self.pending, start).at(&path, "write records")?;
-        segment.sync_data().at(&path, "sync")?;
-        if is_new {
-            files::sync_dir(&self.dir)?;
-        }
-        let Commits { file, path, .. } = &self.commits;
-        let offset = self.commits.offset(self.commits.entries);
-        file.write_all_at(&self.running.encode(), offset).at(path, "write a commit")?;
-        file.sync_data().at(path, "sync")?;
-
-        self.commits.entries += 1;
-        self.committed = self.running.clone();
-        self.pending.clear();
-        Ok(())
-    }
-
-    fn rollback(&mut self) {
-        self.pending.clear();
-        self.running = self.committed.clone();
-    }
-
-    /// Cuts off what is behind the last commit, and opens its segment.
-    fn tidy(&mut self) -> Result<Recovery, StoreError> {
-        let mut recovery = Recovery::default();
-        let end = self.commits.offset(self.commits.entries);
-        recovery.commit_bytes = cut(&self.commits.file, end, &self.commits.path)?;
-
-        for first in files::segments(&self.dir)? {
-            // Begun by a commit that was not finished.
-            if first > self.committed.segment || self.committed.records == 0 {
-                let path = files::segment_path(&self.dir, first);
-                recovery.record_bytes += fs::metadata(&path).at(&path, "look at")?.len();
-                fs::remove_file(&path).at(&path, "remove")?;
-            }
-        }
-        self.segment = None;
-        if self.committed.records > 0 {
-            let path = files::segment_path(&self.dir, self.committed.segment);
-            let file = File::options().read(true).write(true).open(&path).at(&path, "open")?;
-            let len = file.metadata().at(&path, "look at")?.len();
-            if len < self.committed.segment_len {
-                let why = format!(
-                    "the segment ends here, {} bytes were committed: records up to index {} are \
-                     missing",
-                    self.committed.segment_len,
-                    self.committed.records - 1
-                );
-                return Err(StoreError::Damaged { path, offset: len, why });
-            }
-            recovery.record_bytes += cut(&file, self.committed.segment_len, &path)?;
-            self.segment = Some(file);
-        }
-        self.untidy = false;
-        Ok(recovery)
-    }
-}
-
-/// Extends PCR 10 in each bank as the kernel did, given the record's SHA-1 template digest.
-pub(crate) fn extend(pcrs: &mut [Digest], record: &Record<'_>, sha1: &Digest) {
-    if record.pcr() != IMA_PCR {
-        return;
-    }
-    for pcr in pcrs {
-        let value = match pcr.bank() {
-            bank if record.is_violation() => Digest::ones(bank),
-            Bank::Sha1 => *sha1,
-            bank => record.template_digest(bank),
-        };
-        *pcr = pcr.extended_with(&value);
-    }
-}
-
-/// Shortens a file, durably; gives the number of bytes cut off.
-fn cut(file: &File, to: u64, path: &Path) -> Result<u64, StoreError> {
-    let len = file.metadata().at(path, "look at")?.len();
-    if len <= to {
-        return Ok(0);
-    }
-    file.set_len(to).at(path, "cut")?;
-    file.sync_all().at(path, "sync")?;
-    Ok(len - to)
 }
 
 fn lock(state: &Path) -> Result<File, StoreError> {
     let path = state.join(LOCK);
-    let mut file = files::open_writable(&path)?;
+    let mut file = disk::open(&path, Mode::Create).at(&path, "open")?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             file.set_len(0).at(&path, "empty")?;

@@ -1,48 +1,15 @@
-//! The store on a real file system: what it keeps, what a crash leaves, what damage is found.
+//! What a store keeps, on a real file system.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod common;
 
+use std::{fs, path::Path, process::Command};
+
+use common::{BANKS, bytes_of, files, id, new_store, record, stored, three_commits};
 use ima_log::{Bank, Digest, Extend, Format, Record, RecordBuf, Records, Replay};
-use imastage_store::{EpochId, Note, Reader, Store, StoreError, check, notes};
+use imastage_store::{Note, Reader, Store, StoreError, check, notes};
 use proptest::prelude::*;
-use tempfile::{TempDir, tempdir};
-
-const BANKS: [Bank; 2] = [Bank::Sha1, Bank::Sha256];
-
-fn id(reset_count: u32) -> EpochId {
-    EpochId { tpm: Some("a TPM".into()), reset_count: Some(reset_count), boot_id: "a boot".into() }
-}
-
-fn record(kind: u32) -> RecordBuf {
-    match kind % 10 {
-        0 => RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/violation"),
-        1 => RecordBuf::ima_ng(11, &Bank::Sha256.hash(&[]), b"/of/another/pcr"),
-        _ => {
-            let name = format!("/file/{kind}/{}", "x".repeat(kind as usize % 50));
-            RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[&kind.to_le_bytes()]), name.as_bytes())
-        }
-    }
-}
-
-fn new_store(dir: &TempDir, segment_size: u64) -> Store {
-    let mut store = Store::open_with(&dir.path().join("state"), segment_size).unwrap();
-    store.begin_epoch(id(1), &BANKS).unwrap();
-    store
-}
-
-fn stored(state: &Path, from: u64) -> Vec<Vec<u8>> {
-    let mut cursor = Reader::open(state).unwrap().records(from).unwrap();
-    let mut records = Vec::new();
-    while let Some(record) = cursor.next_record().unwrap() {
-        records.push(record.as_bytes().to_vec());
-    }
-    records
-}
+use tempfile::tempdir;
 
 fn replay(records: &[RecordBuf], bank: Bank) -> Digest {
     let mut replay = Replay::new(bank, Extend::Own);
@@ -50,10 +17,6 @@ fn replay(records: &[RecordBuf], bank: Bank) -> Digest {
         replay.extend(&record.record());
     }
     replay.value()
-}
-
-fn bytes_of(records: &[RecordBuf]) -> Vec<Vec<u8>> {
-    records.iter().map(|record| record.as_bytes().to_vec()).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn behaves_as_a_vector(
@@ -125,198 +88,18 @@ proptest! {
     }
 }
 
-/// Three commits in small segments; gives the state's directory and what was stored.
-fn three_commits(dir: &TempDir) -> (PathBuf, Vec<RecordBuf>) {
-    let mut store = new_store(dir, 500);
-    let records: Vec<RecordBuf> = (12..30).map(record).collect();
-    for batch in records.chunks(6) {
-        for record in batch {
-            store.append(&record.record()).unwrap();
-        }
-        store.commit().unwrap();
-    }
-    (dir.path().join("state"), records)
-}
-
-fn files(state: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(state.join("epochs/0001"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "ima") || path.ends_with("commits"))
-        .collect();
-    files.sort();
-    files
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 #[test]
-fn a_power_cut_anywhere_in_a_commit_loses_only_that_commit() {
-    // What a crash can leave of the third commit: any part of its record bytes, and of its entry
-    // any part, or a hole of zeros where it should be.
-    let dir = tempdir().unwrap();
-    let mut store = new_store(&dir, 1 << 20);
-    let records: Vec<RecordBuf> = (12..30).map(record).collect();
-    let state = dir.path().join("state");
-    let (segment, commits) =
-        (state.join("epochs/0001/00000000000000000000.ima"), state.join("epochs/0001/commits"));
-    let mut lengths = Vec::new();
-    for batch in records.chunks(6) {
-        batch.iter().for_each(|r| assert!(store.append(&r.record()).is_ok()));
-        store.commit().unwrap();
-        let len = |path: &Path| fs::metadata(path).unwrap().len() as usize;
-        lengths.push((len(&segment), len(&commits)));
-    }
-    drop(store);
-    let whole = (fs::read(&segment).unwrap(), fs::read(&commits).unwrap());
-    let (before, after) = (lengths[1], lengths[2]);
-    let mut cases = 0;
-    for records_left in (before.0..=after.0).step_by(13).chain([after.0]) {
-        for entry_left in before.1..=after.1 {
-            for zeros in [false, true] {
-                // An entry is only written when its records are synced.
-                let intact = records_left == after.0 && entry_left == after.1;
-                if entry_left > before.1 && records_left < after.0 {
-                    continue;
-                }
-                let mut left = whole.1[..entry_left].to_vec();
-                if zeros {
-                    left.resize(after.1, 0);
-                }
-                fs::write(&segment, &whole.0[..records_left]).unwrap();
-                fs::write(&commits, &left).unwrap();
-                let expected = if intact { 18 } else { 12 };
-                assert_eq!(stored(&state, 0), bytes_of(&records[..expected]));
-                let mut store = Store::open(&state).unwrap();
-                assert_eq!(store.len(), expected as u64);
-                // It goes on from there.
-                records[expected..].iter().for_each(|r| assert!(store.append(&r.record()).is_ok()));
-                store.commit().unwrap();
-                assert_eq!(stored(&state, 0), bytes_of(&records));
-                assert_eq!(check(&state).unwrap().damage, []);
-                cases += 1;
-            }
-        }
-    }
-    assert!(cases > 100, "{cases}");
-}
-
-#[test]
-fn every_altered_byte_is_found_and_located() {
-    let dir = tempdir().unwrap();
-    let (state, records) = three_commits(&dir);
-    for file in files(&state) {
-        let bytes = fs::read(&file).unwrap();
-        let is_segment = !file.ends_with("commits");
-        let first: u64 = match is_segment {
-            true => file.file_stem().unwrap().to_str().unwrap().parse().unwrap(),
-            false => 0,
-        };
-        for at in 0..bytes.len() {
-            let mut altered = bytes.clone();
-            altered[at] ^= 0x10;
-            fs::write(&file, &altered).unwrap();
-            let found = match check(&state) {
-                Ok(report) => report.damage,
-                // The header, or two commits at once.
-                Err(error) => {
-                    assert!(error.to_string().contains("commits"), "{error}");
-                    continue;
-                }
-            };
-            if !is_segment {
-                // The last entry may be taken for a torn one: then its records do not count.
-                let torn = found.is_empty() && check(&state).unwrap().records == 12;
-                assert!(torn || !found.is_empty(), "byte {at} of {}", file.display());
-                continue;
-            }
-            // Which record holds the byte?
-            let mut end = 0;
-            let index = Records::new(&bytes, Format::native(Bank::Sha1))
-                .position(|record| {
-                    end += record.unwrap().as_bytes().len();
-                    at < end
-                })
-                .unwrap() as u64
-                + first;
-            let [damage, ..] = &found[..] else {
-                panic!("byte {at} of {} was not found", file.display())
-            };
-            assert!(damage.records.contains(&index), "byte {at}, record {index}: {damage}");
-            let exact = damage.records.end - damage.records.start == 1;
-            let authenticated = {
-                let record = &records[index as usize];
-                let start = end - record.as_bytes().len();
-                // Behind the PCR index, the digest; behind name and length, the data.
-                let in_record = at - start;
-                let data = record.record().template_data().len();
-                (4..24).contains(&in_record) || in_record >= record.as_bytes().len() - data
-            };
-            if authenticated && !records[index as usize].record().is_violation() {
-                let structural = damage.what.contains("claims") || damage.what.contains("fields");
-                assert!(exact || structural, "byte {at}, record {index}: {damage}");
-            }
-        }
-        fs::write(&file, &bytes).unwrap();
-    }
-    assert_eq!(check(&state).unwrap().damage, []);
-}
-
-#[test]
-fn what_no_crash_can_do_is_refused_and_named() {
+fn files_are_for_the_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
     let dir = tempdir().unwrap();
     let (state, _) = three_commits(&dir);
-    let broken = |change: &dyn Fn(&Path)| {
-        let copied = tempdir().unwrap();
-        let state_copy = copied.path().join("state");
-        copy(&state, &state_copy);
-        change(&state_copy.join("epochs/0001"));
-        Store::open(&state_copy).unwrap_err().to_string()
-    };
-    let segments: Vec<PathBuf> = files(&state);
-    let last = segments[segments.len() - 2].file_name().unwrap().to_owned();
-    let error = broken(&|epoch| fs::write(epoch.join(&last), b"").unwrap());
-    assert!(error.contains("records up to index 17 are missing"), "{error}");
-    let error = broken(&|epoch| fs::write(epoch.join("commits"), b"garbage").unwrap());
-    assert!(error.contains("commits at byte 0"), "{error}");
-    let error = broken(&|epoch| {
-        let path = epoch.join("commits");
-        let mut bytes = fs::read(&path).unwrap();
-        let len = bytes.len();
-        bytes[len - 150..].fill(0xff);
-        fs::write(path, bytes).unwrap();
-    });
-    assert!(error.contains("commit 1 is damaged"), "{error}");
-    let error = broken(&|epoch| fs::write(epoch.join("epoch.json"), b"{}").unwrap());
-    assert!(error.contains("epoch.json"), "{error}");
-}
-
-#[test]
-fn a_segment_that_is_gone_is_named_by_readers() {
-    let dir = tempdir().unwrap();
-    let (state, _) = three_commits(&dir);
-    let middle = &files(&state)[1];
-    fs::remove_file(middle).unwrap();
-    let mut cursor = Reader::open(&state).unwrap().records(0).unwrap();
-    let error = loop {
-        match cursor.next_record() {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("the end was reached"),
-            Err(error) => break error.to_string(),
-        }
-    };
-    assert!(error.contains("are missing"), "{error}");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for path in ["", "epochs", "epochs/0001"] {
+        assert_eq!(mode(&state.join(path)), 0o700, "{path}");
+    }
+    for path in files(&state).iter().chain(&[state.join("lock"), state.join("format")]) {
+        assert_eq!(mode(path), 0o600, "{}", path.display());
+    }
 }
 
 #[test]

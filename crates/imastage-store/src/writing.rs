@@ -1,0 +1,269 @@
+//! The epoch that is written to.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ima_log::{Bank, Digest, Format, IMA_PCR, Record};
+
+use crate::{
+    Epoch, StoreError,
+    commits::{Commit, Commits},
+    disk::{Content, Disk, Mode},
+    files::{self, At},
+    reader::CHUNK,
+};
+
+/// What opening a store cut off behind the last commit: a batch that a crash interrupted, whose
+/// records nobody was told were stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Bytes of a torn commit.
+    pub commit_bytes: u64,
+    /// Bytes of records.
+    pub record_bytes: u64,
+    /// Where a copy of these records was put. Only if the last commit's entry has its full size and
+    /// is not valid: it may have been whole once, and nothing tells.
+    pub kept: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Writing {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) epoch: Epoch,
+    commits: Commits,
+    /// The segment of `committed`, once there is one.
+    segment: Option<Arc<dyn Content>>,
+    /// What is durable.
+    pub(crate) committed: Commit,
+    /// That, and what was appended since.
+    pub(crate) running: Commit,
+    /// The bytes of what was appended since.
+    pending: Vec<u8>,
+    /// A commit failed and may have left something behind the last one.
+    untidy: bool,
+}
+
+impl Writing {
+    /// Opens an epoch and cuts off what is behind its last commit.
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<(Writing, Recovery), StoreError> {
+        let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Write)?;
+        let committed = commits.last()?;
+        let mut writing = Writing {
+            disk,
+            dir: dir.to_owned(),
+            epoch,
+            commits,
+            segment: None,
+            running: committed.clone(),
+            committed,
+            pending: Vec::new(),
+            untidy: false,
+        };
+        // Before anything is cut: a segment that is too short is damage, and is left as it is.
+        writing.segment = writing.last_segment()?;
+        writing.rewrite_last_entry()?;
+        let kept = match writing.commits.torn {
+            Some(_) => writing.keep_tail()?,
+            None => None,
+        };
+        let recovery = writing.tidy()?;
+        Ok((writing, Recovery { kept, ..recovery }))
+    }
+
+    /// See [`crate::Store::append`].
+    pub(crate) fn append(&mut self, record: &Record<'_>) -> Result<u64, StoreError> {
+        let index = self.running.records;
+        if record.format() != Format::native(Bank::Sha1) {
+            return Err(StoreError::WrongForm { index });
+        }
+        let computed = record.template_digest(Bank::Sha1);
+        let printed = record.printed_digest();
+        if computed != printed {
+            return Err(StoreError::WrongDigest { index, printed, computed });
+        }
+        extend(&mut self.running.pcrs, record, &computed);
+        self.running.records += 1;
+        self.running.violations += u64::from(record.is_violation());
+        self.running.bytes += record.as_bytes().len() as u64;
+        self.pending.extend_from_slice(record.as_bytes());
+        Ok(index)
+    }
+
+    /// See [`crate::Store::commit`].
+    pub(crate) fn commit(&mut self, segment_size: u64) -> Result<(), StoreError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let result = self.write(segment_size);
+        if result.is_err() {
+            self.untidy = true;
+            self.rollback();
+            // Readers would see what is left. What fails now is tried again before the next
+            // commit, and no commit is written before it succeeds.
+            let _ = self.tidy();
+        }
+        result
+    }
+
+    pub(crate) fn rollback(&mut self) {
+        self.pending.clear();
+        self.running = self.committed.clone();
+    }
+
+    fn write(&mut self, segment_size: u64) -> Result<(), StoreError> {
+        if self.untidy {
+            self.tidy()?;
+        }
+        let segment = self.segment.as_ref().filter(|_| self.committed.segment_len < segment_size);
+        let (first, start) = match segment {
+            Some(_) => (self.committed.segment, self.committed.segment_len),
+            None => (self.committed.records, 0),
+        };
+        let path = files::segment_path(&self.dir, first);
+        let (segment, is_new) = match segment {
+            Some(segment) => (Arc::clone(segment), false),
+            None => (self.disk.open(&path, Mode::Create).at(&path, "open")?, true),
+        };
+        // Everything else in `running` was counted by `append`.
+        self.running.segment = first;
+        self.running.segment_len = start + self.pending.len() as u64;
+        self.running.crc = crc32fast::hash(&self.pending);
+        segment.write_all(&self.pending, start).at(&path, "write records")?;
+        segment.sync().at(&path, "sync")?;
+        if is_new {
+            files::sync_dir(self.disk.as_ref(), &self.dir)?;
+        }
+        let Commits { file, path, .. } = &self.commits;
+        let offset = self.commits.offset(self.commits.entries);
+        file.write_all(&self.running.encode(), offset).at(path, "write a commit")?;
+        file.sync().at(path, "sync")?;
+
+        self.segment = Some(segment);
+        self.commits.entries += 1;
+        self.committed = self.running.clone();
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Cuts off what is behind the last commit, and makes durable what is not: a process that was
+    /// killed may have written a commit and not synced it.
+    ///
+    /// `commits` goes first, so that no valid entry ever stands without its records.
+    fn tidy(&mut self) -> Result<Recovery, StoreError> {
+        let disk = self.disk.as_ref();
+        let end = self.commits.offset(self.commits.entries);
+        let commit_bytes = files::cut(self.commits.file.as_ref(), end, &self.commits.path)?;
+        self.commits.torn = None;
+
+        let mut record_bytes = 0;
+        if let Some(segment) = &self.segment {
+            let path = files::segment_path(&self.dir, self.committed.segment);
+            record_bytes += files::cut(segment.as_ref(), self.committed.segment_len, &path)?;
+        }
+        for first in self.unfinished()? {
+            let path = files::segment_path(&self.dir, first);
+            let file = disk.open(&path, Mode::Read).at(&path, "open")?;
+            record_bytes += file.size().at(&path, "look at")?;
+            disk.remove(&path).at(&path, "remove")?;
+        }
+        files::sync_dir(disk, &self.dir)?;
+        self.untidy = false;
+        Ok(Recovery { commit_bytes, record_bytes, kept: None })
+    }
+
+    /// Writes the last entry as it is, to be synced: whoever wrote it may have failed to sync it, and
+    /// after that a sync need not write what the one before did not. All others are durable, and
+    /// the records of all.
+    fn rewrite_last_entry(&self) -> Result<(), StoreError> {
+        let Commits { file, path, entries, .. } = &self.commits;
+        match entries.checked_sub(1) {
+            Some(last) => file
+                .write_all(&self.committed.encode(), self.commits.offset(last))
+                .at(path, "write a commit again"),
+            None => Ok(()),
+        }
+    }
+
+    /// The segments begun by a commit that was not finished.
+    fn unfinished(&self) -> Result<Vec<u64>, StoreError> {
+        let mut firsts = files::segments(self.disk.as_ref(), &self.dir)?;
+        firsts.retain(|first| self.segment.is_none() || *first > self.committed.segment);
+        Ok(firsts)
+    }
+
+    /// The segment of the last commit, seen to be long enough.
+    fn last_segment(&self) -> Result<Option<Arc<dyn Content>>, StoreError> {
+        let Commit { records, segment, segment_len, .. } = self.committed;
+        if records == 0 {
+            return Ok(None);
+        }
+        let path = files::segment_path(&self.dir, segment);
+        let file = files::open_segment(self.disk.as_ref(), &path, Mode::Write, records - 1)?;
+        let size = file.size().at(&path, "look at")?;
+        if size < segment_len {
+            let why = format!(
+                "the segment ends here, {segment_len} bytes were committed: records up to index {} \
+                 are missing",
+                records - 1
+            );
+            return Err(StoreError::Damaged { path, offset: size, why });
+        }
+        Ok(Some(file))
+    }
+
+    /// Copies the records behind the last commit to a file of their own, if there are any.
+    fn keep_tail(&self) -> Result<Option<PathBuf>, StoreError> {
+        let disk = self.disk.as_ref();
+        let mut parts = Vec::new();
+        if let Some(segment) = &self.segment {
+            let path = files::segment_path(&self.dir, self.committed.segment);
+            parts.push((path, Arc::clone(segment), self.committed.segment_len));
+        }
+        for first in self.unfinished()? {
+            let path = files::segment_path(&self.dir, first);
+            let file = disk.open(&path, Mode::Read).at(&path, "open")?;
+            parts.push((path, file, 0));
+        }
+        let names = disk.list(&self.dir).at(&self.dir, "list")?;
+        let n = names.iter().filter(|name| name.to_string_lossy().ends_with(".cut")).count();
+        let to = self.dir.join(format!("{:020}-{n}.cut", self.committed.records));
+        let mut copy: Option<Arc<dyn Content>> = None;
+        let (mut chunk, mut end) = (vec![0; CHUNK], 0);
+        for (path, file, mut offset) in parts {
+            loop {
+                let read = file.read_up_to(&mut chunk, offset).at(&path, "read")?;
+                if read == 0 {
+                    break;
+                }
+                let copy = match &mut copy {
+                    Some(copy) => copy,
+                    None => copy.insert(disk.open(&to, Mode::Create).at(&to, "open")?),
+                };
+                copy.write_all(&chunk[..read], end).at(&to, "write")?;
+                (offset, end) = (offset + read as u64, end + read as u64);
+            }
+        }
+        let Some(copy) = copy else { return Ok(None) };
+        copy.sync().at(&to, "sync")?;
+        files::sync_dir(disk, &self.dir)?;
+        Ok(Some(to))
+    }
+}
+
+/// Extends PCR 10 in each bank as the kernel did, given the record's SHA-1 template digest.
+pub(crate) fn extend(pcrs: &mut [Digest], record: &Record<'_>, sha1: &Digest) {
+    if record.pcr() != IMA_PCR {
+        return;
+    }
+    for pcr in pcrs {
+        let value = match pcr.bank() {
+            bank if record.is_violation() => Digest::ones(bank),
+            Bank::Sha1 => *sha1,
+            bank => record.template_digest(bank),
+        };
+        *pcr = pcr.extended_with(&value);
+    }
+}
