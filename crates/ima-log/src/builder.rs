@@ -213,7 +213,9 @@ impl RecordBuilder {
             lengths.extend_from_slice(&self.length(value));
             values.extend_from_slice(value);
         }
-        names.push(0);
+        if !names.is_empty() {
+            names.push(0);
+        }
         let mode = match self.endian {
             Endian::Little => evm.mode.to_le_bytes(),
             Endian::Big => evm.mode.to_be_bytes(),

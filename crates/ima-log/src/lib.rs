@@ -43,6 +43,7 @@ extern crate alloc;
 
 mod aggregate;
 mod ascii;
+mod ascii_in;
 mod build;
 mod builder;
 #[cfg(feature = "cel")]
@@ -66,6 +67,7 @@ mod signature;
 mod template;
 
 pub use aggregate::{AggregateError, boot_aggregate, check_boot_aggregate};
+pub use ascii_in::{AsciiDecoder, AsciiError, AsciiErrorKind};
 pub use build::RecordBuf;
 pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};
 pub use decoder::{Decoder, Records};

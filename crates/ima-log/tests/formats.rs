@@ -4,7 +4,9 @@
 
 use std::{fs, path::PathBuf};
 
-use ima_log::{AggregateError, Bank, Digest, Event, Format, Records, check_boot_aggregate};
+use ima_log::{
+    AggregateError, AsciiDecoder, Bank, Digest, Event, Format, Records, check_boot_aggregate,
+};
 
 fn read(path: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/corpus").join(path);
@@ -62,4 +64,36 @@ fn critical_data_about_kexec_counts_what_is_before_it() {
         bytes += record.as_bytes().len() as u64;
     }
     assert_eq!(seen, [&b"kexec_load"[..], b"kexec_execute"]);
+}
+
+#[test]
+fn ascii_lists_are_read_back_to_the_binary_ones() {
+    let check = |ascii: &str, binary: &str| {
+        let (mut decoder, mut list) = (AsciiDecoder::new(), Vec::new());
+        for chunk in read(ascii).chunks(1000) {
+            decoder.feed(chunk);
+            while let Some(record) =
+                decoder.next_record().unwrap_or_else(|error| panic!("{ascii}: {error}"))
+            {
+                list.extend_from_slice(record.as_bytes());
+            }
+        }
+        decoder.finish().unwrap();
+        assert!(list == read(binary), "{ascii}");
+    };
+    for folder in
+        ["debian-6.1", "violations", "signed", "legacy-ima", "kexec/1-before", "kexec/2-after"]
+    {
+        check(&format!("{folder}/ascii"), &format!("{folder}/binary"));
+    }
+    for bank in ["sha1", "sha256", "sha384", "sha512"] {
+        check(
+            &format!("debian-6.12-violations/ascii_{bank}"),
+            "debian-6.12-violations/binary_sha1",
+        );
+    }
+    check(
+        "staging/kexec-staged-pending/stage2/s2_boot_ascii_sha1_current",
+        "staging/kexec-staged-pending/stage2/s2_boot_binary_sha1_current",
+    );
 }

@@ -1,0 +1,170 @@
+use super::*;
+use crate::{DigestType, EvmSig};
+use proptest::{collection::vec, prelude::*};
+
+fn lines(records: &[RecordBuf], bank: Bank) -> Vec<u8> {
+    let mut list = Vec::new();
+    records.iter().for_each(|record| record.record().write_ascii(bank, &mut list));
+    list
+}
+
+fn read(list: &[u8], chunk: usize) -> Result<Vec<RecordBuf>, AsciiError> {
+    let (mut decoder, mut records) = (AsciiDecoder::new(), Vec::new());
+    for bytes in list.chunks(chunk) {
+        decoder.feed(bytes);
+        while let Some(record) = decoder.next_record()? {
+            let bytes = record.as_bytes().to_vec();
+            records.push(RecordBuf::checked(bytes, record.format().endian).unwrap());
+        }
+    }
+    decoder.finish()?;
+    assert_eq!((decoder.records(), decoder.offset()), (records.len() as u64, list.len() as u64));
+    Ok(records)
+}
+
+fn kind(list: &[u8]) -> AsciiErrorKind {
+    read(list, 4096).unwrap_err().kind
+}
+
+fn record() -> RecordBuf {
+    RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), b"/bin/sh")
+}
+
+#[test]
+fn what_cannot_be_read_back_is_told() {
+    let digest = Bank::Sha256.hash(&[]);
+    let builder = RecordBuilder::new(10);
+    let newlines = |count| RecordBuf::ima_ng(10, &digest, &alloc::vec![b'\n'; count]);
+    let list = lines(&[record(), newlines(MAX_NEWLINES + 1)], Bank::Sha1);
+    let offset = lines(&[record()], Bank::Sha1).len() as u64;
+    let kind_at = |record| AsciiError { record, offset, kind: AsciiErrorKind::Unproven };
+    assert_eq!(read(&list, 7), Err(kind_at(1)));
+    let list = [record(), newlines(MAX_NEWLINES), newlines(1), record()];
+    assert_eq!(read(&lines(&list, Bank::Sha1), 7).as_deref(), Ok(&list[..]));
+    let violation = RecordBuf::ima_ng_violation(10, Bank::Sha1, b"a\nb");
+    assert_eq!(kind(&lines(&[violation], Bank::Sha1)), AsciiErrorKind::Pcr);
+    let odd = |fields: &[&[u8]]| {
+        kind(&lines(&[builder.record("d-ng|n-ng", fields).unwrap()], Bank::Sha1))
+    };
+    assert_eq!(odd(&[b"sha1:\0x", b"a b\0"]), AsciiErrorKind::FieldCount { expected: 2, found: 3 });
+    assert_eq!(odd(&[b"sha1:\0x", b"a\0b\0"]), AsciiErrorKind::Unproven);
+    assert_eq!(odd(&[b"sha1:\0x", b"ab"]), AsciiErrorKind::Unproven);
+    assert_eq!(kind(b"MZ"), AsciiErrorKind::Truncated);
+    assert_eq!(kind(b"\n"), AsciiErrorKind::Pcr);
+    assert_eq!(kind(b"+1 00 ima-ng\n"), AsciiErrorKind::Pcr);
+    assert_eq!(kind(b"10 00 ima-ng\n"), AsciiErrorKind::TemplateDigest);
+    assert_eq!(kind(&[b'1'; 300]), AsciiErrorKind::Truncated);
+    let line = lines(&[record()], Bank::Sha512);
+    for (from, to, field) in [("sha256:e", "sha256:x", 0), ("sha256:e", "sha256:", 0)] {
+        let line = str::from_utf8(&line).unwrap().replace(from, to);
+        let expected = AsciiErrorKind::Field { field, expected: "hex digits" };
+        assert_eq!(kind(line.as_bytes()), expected);
+    }
+}
+
+#[test]
+fn the_digest_is_the_proof() {
+    let line = lines(&[record()], Bank::Sha256);
+    assert_eq!(read(&line, 1), Ok(alloc::vec![record()]));
+    for at in 3..line.len() - 1 {
+        let mut altered = line.clone();
+        altered[at] ^= 1;
+        assert!(read(&altered, 4096).is_err(), "byte {at}");
+    }
+    for len in 1..line.len() {
+        assert_eq!(kind(&line[..len]), AsciiErrorKind::Truncated);
+    }
+}
+
+#[test]
+fn a_line_that_does_not_end_is_not_kept() {
+    let mut decoder = AsciiDecoder::new();
+    decoder.feed(&alloc::vec![b'1'; MAX_LINE - 1]);
+    assert_eq!(decoder.has_record(), Ok(false));
+    decoder.feed(b"1");
+    assert_eq!(decoder.has_record().unwrap_err().kind, AsciiErrorKind::TooLong);
+}
+
+#[test]
+fn lists_padded_with_sha1_are_read() {
+    let record = record();
+    let padded = record.record().template_digest(Bank::Sha1).padded_to(Bank::Sha384);
+    let line = lines(core::slice::from_ref(&record), Bank::Sha1);
+    let line = [&line[..3], alloc::format!("{padded}").as_bytes(), &line[43..]].concat();
+    assert_eq!(read(&line, 4096), Ok(alloc::vec![record]));
+}
+
+fn any_record(big: bool) -> impl Strategy<Value = RecordBuf> {
+    let name = vec(prop_oneof![3 => any::<u8>(), 1 => Just(b'\n')], 0..12);
+    let bytes = || vec(any::<u8>(), 0..20);
+    let banks = proptest::sample::select(&Bank::ALL[..]);
+    (0..9u8, banks, name, bytes(), bytes(), any::<(u32, u32, u16)>()).prop_map(
+        move |(template, bank, name, a, b, (uid, gid, mode))| {
+            let endian = if big { Endian::Big } else { Endian::Little };
+            let builder = RecordBuilder::new(uid % 24).endian(endian);
+            let digest = bank.hash(&[&a]);
+            let xattrs = [("security.a", &a[..]), ("b", &b)];
+            let evm = EvmSig { signature: &a, xattrs: &xattrs, uid, gid, mode };
+            match template {
+                0 => builder.ima_ng(&digest, &name),
+                1 => builder.ima_sig(&digest, &name, &a),
+                2 => builder.ima_ngv2(DigestType::Verity, &digest, &name),
+                3 => builder.ima_sigv2(DigestType::Ima, &digest, &name, &b),
+                4 => builder.ima_buf(&digest, &name, &a),
+                5 => builder.ima_modsig(&digest, &name, &a, Some((&digest, &b))),
+                6 => builder.ima_modsig(&digest, &name, &a, None),
+                7 => builder.evm_sig(&digest, &name, &evm),
+                _ => builder.record("n-ng|sig|d-ng|imode", &[b"\0", &a, &b"x"[..0], b""]),
+            }
+            .unwrap()
+        },
+    )
+}
+
+fn any_list() -> impl Strategy<Value = Vec<RecordBuf>> {
+    any::<bool>().prop_flat_map(|big| vec(any_record(big), 0..6))
+}
+
+proptest! {
+    #[test]
+    fn a_list_comes_back_to_the_byte(
+        list in any_list(),
+        bank in proptest::sample::select(&Bank::ALL[..]),
+        chunk in 1..400usize,
+    ) {
+        prop_assert_eq!(read(&lines(&list, bank), chunk).unwrap(), list);
+    }
+
+    #[test]
+    fn violations_follow_the_byte_order_before_them(big in any::<bool>(), uid in any::<u32>()) {
+        let endian = if big { Endian::Big } else { Endian::Little };
+        let builder = RecordBuilder::new(10).endian(endian);
+        let digest = Bank::Sha256.hash(&[]);
+        let evm = EvmSig { uid, ..EvmSig::default() };
+        let list = [
+            builder.ima_ng(&digest, b"boot_aggregate").unwrap(),
+            builder.violation().evm_sig(&digest, b"/f", &evm).unwrap(),
+        ];
+        prop_assert_eq!(read(&lines(&list, Bank::Sha1), 4096).unwrap(), list);
+    }
+
+    #[test]
+    fn template_ima_comes_back_in_the_native_order(
+        name in vec(any::<u8>().prop_filter("odd", |byte| !b"\n\0 ".contains(byte)), 0..255),
+        md5 in any::<bool>(),
+    ) {
+        let digest = &[7; 20][..if md5 { 16 } else { 20 }];
+        let record = RecordBuilder::new(10).record("ima", &[digest, &name]).unwrap();
+        let line = lines(core::slice::from_ref(&record), Bank::Sha1);
+        prop_assert_eq!(read(&line, 100).unwrap(), [record]);
+    }
+
+    #[test]
+    fn any_bytes_end_in_records_or_an_error(
+        line in "( 9|10) [0-9a-f]{40} (ima|ima-ng|evm-sig|x)[ 0-9a-z:]{0,40}\n",
+        bytes in vec(any::<u8>(), 0..80),
+    ) {
+        let _ = read(line.as_bytes(), 30);
+        prop_assert!(read(&bytes, 30).is_err() || bytes.is_empty());
+    }
+}
