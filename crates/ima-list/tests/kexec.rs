@@ -1,4 +1,5 @@
 //! What a list carries over a kexec, and what it does not.
+#![allow(clippy::unwrap_used)]
 
 use std::{fs, ops::Range, path::Path};
 

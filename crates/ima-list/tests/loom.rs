@@ -3,6 +3,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p ima-list --test loom --release`; without the flag there is
 //! nothing here.
 #![cfg(loom)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc as StdArc;
 

@@ -1,0 +1,494 @@
+//! The ways to delete records that were proposed for the kernel, and ours, behind one trait.
+//!
+//! The three of the kernel share its data structure: a list of queue entries, each with a pointer
+//! to a template entry, that with pointers to digests and to the fields' data; and a hash table of
+//! 1,024 buckets. They differ in what they do under which lock, which is what is studied.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ima_list::{AppendError, DeleteError, Duplicates, List, Options, Part, StageError};
+use ima_log::{Bank, Digest, RecordBuf};
+
+/// A list with one way to delete records. Any number of threads add and read, one removes.
+pub trait Design: Send + Sync {
+    /// Adds a record of the template ima-ng.
+    fn append(&self, record: &RecordBuf, key: &Digest) -> Result<(), Refused>;
+
+    /// The request A: how many records are staged now.
+    fn stage(&self) -> Result<u64, Refused>;
+
+    /// The request D: how many records are gone.
+    fn delete_staged(&self) -> Result<u64, Refused>;
+
+    /// The request N or T:N, whichever the design has. `total` is T.
+    fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused>;
+
+    /// Reads all records of a part through a buffer of `page` bytes.
+    fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8]));
+
+    /// How long the requests so far held the list's lock, all together.
+    fn held(&self) -> Duration;
+}
+
+/// Why nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The record is or was there.
+    Duplicate,
+    /// Records are staged already.
+    Pending,
+    /// There is nothing to stage or to delete, or less than was asked for.
+    TooFew,
+    /// T is not what was deleted so far.
+    WrongTotal,
+    /// The design has no such request.
+    Unknown,
+}
+
+/// Which design.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Version 4 of the staging patches: N stages all, looks for the N-th record without a lock, cuts
+    /// there and splices the rest back.
+    V4,
+    /// The trimming patches: T:N looks for the N-th record under the lock. No staging.
+    Trim,
+    /// Linux 7.2: N looks for the N-th record in the current list without a lock, then cuts.
+    Linux72,
+    /// Segments: the N-th record is found by arithmetic.
+    Segments,
+}
+
+impl Kind {
+    /// All, oldest first.
+    pub const ALL: [Kind; 4] = [Kind::V4, Kind::Trim, Kind::Linux72, Kind::Segments];
+
+    /// As the tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::V4 => "v4: stage, cut, splice",
+            Kind::Trim => "T:N: scan under the lock",
+            Kind::Linux72 => "7.2: scan, then cut",
+            Kind::Segments => "ours: segments",
+        }
+    }
+
+    /// Whether there are A and D.
+    pub fn stages(self) -> bool {
+        self != Kind::Trim
+    }
+
+    /// An empty list, with or without duplicate detection.
+    pub fn new_list(self, detect: bool) -> Box<dyn Design> {
+        match self {
+            Kind::Segments => {
+                let duplicates = if detect { Duplicates::Detect } else { Duplicates::Off };
+                let list = Mutex::new(List::new(Options { duplicates }));
+                Box::new(Segments { list, held: AtomicU64::new(0) })
+            }
+            kind => {
+                let buckets = if detect { vec![Vec::new(); BUCKETS] } else { Vec::new() };
+                let lists = Lists { buckets, ..Lists::default() };
+                Box::new(Linked { kind, detect, lists: Mutex::new(lists), held: AtomicU64::new(0) })
+            }
+        }
+    }
+}
+
+/// The list of this crate under one lock, like the others; `SharedList` has one more, for the TPM, and
+/// allocates before it locks what this allocates within.
+struct Segments {
+    list: Mutex<List>,
+    held: AtomicU64,
+}
+
+struct Linked {
+    kind: Kind,
+    detect: bool,
+    lists: Mutex<Lists>,
+    held: AtomicU64,
+}
+
+#[derive(Default)]
+struct Lists {
+    current: Queue,
+    staged: Queue,
+    deleted: u64,
+    buckets: Vec<Vec<Arc<QueueEntry>>>,
+}
+
+/// Queue entries from the first to the last. A deleted entry goes on pointing to the one behind it,
+/// which does no harm: whoever walks counts.
+#[derive(Default)]
+struct Queue {
+    first: Option<Arc<QueueEntry>>,
+    last: Option<Arc<QueueEntry>>,
+    records: u64,
+    bytes: u64,
+}
+
+struct QueueEntry {
+    /// Set once, read without a lock.
+    later: OnceLock<Arc<QueueEntry>>,
+    entry: Box<TemplateEntry>,
+}
+
+struct TemplateEntry {
+    pcr: u32,
+    data_len: u32,
+    /// SHA-1 and SHA-256, each as large as the kernel's struct for the largest digest.
+    digests: Box<[[u8; 66]; 2]>,
+    /// d-ng and n-ng. What deleting frees when digests are kept.
+    fields: Mutex<[Box<[u8]>; 2]>,
+}
+
+const BUCKETS: usize = 1024;
+const TEMPLATE: &[u8] = b"ima-ng";
+
+impl Linked {
+    fn lock(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does a request's work under the lock, and adds up how long that takes.
+    fn locked<T>(&self, work: impl FnOnce(&mut Lists) -> T) -> T {
+        let mut lists = self.lock();
+        let start = Instant::now();
+        let done = work(&mut lists);
+        let held = start.elapsed();
+        drop(lists);
+        self.held.fetch_add(held.as_nanos() as u64, Ordering::Relaxed);
+        done
+    }
+
+    fn take_staged(lists: &mut Lists) -> Result<u64, Refused> {
+        if lists.staged.records > 0 {
+            return Err(Refused::Pending);
+        }
+        if lists.current.records == 0 {
+            return Err(Refused::TooFew);
+        }
+        lists.staged = std::mem::take(&mut lists.current);
+        Ok(lists.staged.records)
+    }
+
+    fn delete_v4(&self, n: u64) -> Result<Queue, Refused> {
+        self.locked(Self::take_staged)?;
+        let first = self.lock().staged.first.clone();
+        let found = nth(&first, n);
+        self.locked(|lists| {
+            let removed = found.ok_or(Refused::TooFew).map(|cut| lists.staged.cut(n, cut));
+            let added = std::mem::take(&mut lists.current);
+            lists.current = std::mem::take(&mut lists.staged);
+            lists.current.join(added);
+            removed
+        })
+    }
+
+    fn delete_trim(&self, total: u64, n: u64) -> Result<Queue, Refused> {
+        self.locked(|lists| {
+            if total != lists.deleted {
+                return Err(Refused::WrongTotal);
+            }
+            let found = nth(&lists.current.first, n).ok_or(Refused::TooFew)?;
+            Ok(lists.current.cut(n, found))
+        })
+    }
+
+    fn delete_72(&self, n: u64) -> Result<Queue, Refused> {
+        // The kernel needs no lock for this; it is not counted.
+        let first = self.lock().current.first.clone();
+        let found = nth(&first, n).ok_or(Refused::TooFew)?;
+        Ok(self.locked(|lists| lists.current.cut(n, found)))
+    }
+
+    /// Frees what was deleted, outside the lock: all, or all but what duplicates are found with.
+    fn free(&self, removed: Queue) -> u64 {
+        self.lock().deleted += removed.records;
+        let mut next = removed.first.clone();
+        for _ in 0..removed.records {
+            let Some(entry) = next else { break };
+            if self.detect {
+                *fields(&entry) = Default::default();
+            }
+            next = entry.later.get().cloned();
+        }
+        removed.records
+    }
+}
+
+/// The `n`-th entry, first 1, and the size of all up to it.
+fn nth(first: &Option<Arc<QueueEntry>>, n: u64) -> Option<(Arc<QueueEntry>, u64)> {
+    let mut entry = first.as_ref()?;
+    let mut bytes = entry.size();
+    for _ in 1..n {
+        entry = entry.later.get()?;
+        bytes += entry.size();
+    }
+    Some((Arc::clone(entry), bytes))
+}
+
+impl Queue {
+    fn push(&mut self, entry: Arc<QueueEntry>) {
+        self.records += 1;
+        self.bytes += entry.size();
+        match self.last.replace(Arc::clone(&entry)) {
+            Some(last) => drop(last.later.set(entry)),
+            None => self.first = Some(entry),
+        }
+    }
+
+    /// Takes off the first `n`, the last of which was found, with their size.
+    fn cut(&mut self, n: u64, (last, bytes): (Arc<QueueEntry>, u64)) -> Queue {
+        let rest = last.later.get().filter(|_| n < self.records).cloned();
+        if rest.is_none() {
+            return std::mem::take(self);
+        }
+        self.records -= n;
+        self.bytes -= bytes;
+        let first = std::mem::replace(&mut self.first, rest);
+        Queue { first, last: Some(last), records: n, bytes }
+    }
+
+    /// Adds another queue behind.
+    fn join(&mut self, other: Queue) {
+        let (Some(last), Some(first)) = (&self.last, &other.first) else {
+            if self.records == 0 {
+                *self = other;
+            }
+            return;
+        };
+        drop(last.later.set(Arc::clone(first)));
+        self.last = other.last;
+        self.records += other.records;
+        self.bytes += other.bytes;
+    }
+}
+
+impl QueueEntry {
+    fn new(record: &RecordBuf, key: &Digest) -> QueueEntry {
+        let parsed = record.record();
+        let data = parsed.template_data();
+        let length = |at: usize| {
+            data[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes) as usize)
+        };
+        let (digest, name) = (length(0), length(4 + length(0)));
+        let fields = [&data[4..4 + digest], &data[8 + digest..8 + digest + name]];
+        let mut digests = Box::new([[0; 66]; 2]);
+        let sha1 = parsed.printed_digest();
+        for (kept, digest) in digests.iter_mut().zip([&sha1, key]) {
+            kept[2..2 + digest.as_bytes().len()].copy_from_slice(digest.as_bytes());
+        }
+        QueueEntry {
+            later: OnceLock::new(),
+            entry: Box::new(TemplateEntry {
+                pcr: parsed.pcr(),
+                data_len: data.len() as u32,
+                digests,
+                fields: Mutex::new(fields.map(Box::from)),
+            }),
+        }
+    }
+
+    /// In the sha1 form.
+    fn size(&self) -> u64 {
+        (32 + TEMPLATE.len()) as u64 + u64::from(self.entry.data_len)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.entry.pcr.to_ne_bytes());
+        out.extend_from_slice(&self.entry.digests[0][2..22]);
+        out.extend_from_slice(&(TEMPLATE.len() as u32).to_ne_bytes());
+        out.extend_from_slice(TEMPLATE);
+        out.extend_from_slice(&self.entry.data_len.to_ne_bytes());
+        for field in fields(self).iter() {
+            out.extend_from_slice(&(field.len() as u32).to_ne_bytes());
+            out.extend_from_slice(field);
+        }
+    }
+}
+
+fn fields(entry: &QueueEntry) -> MutexGuard<'_, [Box<[u8]>; 2]> {
+    entry.entry.fields.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for QueueEntry {
+    /// One after the other: each dropping the next would take as much stack as there are entries.
+    fn drop(&mut self) {
+        let mut next = self.later.take();
+        while let Some(mut entry) = next.and_then(Arc::into_inner) {
+            next = entry.later.take();
+        }
+    }
+}
+
+impl Design for Linked {
+    fn append(&self, record: &RecordBuf, key: &Digest) -> Result<(), Refused> {
+        let entry = Arc::new(QueueEntry::new(record, key));
+        let violation = entry.entry.digests[0] == [0; 66];
+        let mut lists = self.lock();
+        if self.detect && !violation {
+            let bytes = key.as_bytes();
+            let bucket = usize::from(u16::from_le_bytes([bytes[0], bytes[1]])) % BUCKETS;
+            let known = |other: &Arc<QueueEntry>| {
+                other.entry.digests[1] == entry.entry.digests[1]
+                    && other.entry.pcr == entry.entry.pcr
+            };
+            // The kernel adds at a bucket's head and looks from there.
+            if lists.buckets[bucket].iter().rev().any(known) {
+                return Err(Refused::Duplicate);
+            }
+            lists.buckets[bucket].push(Arc::clone(&entry));
+        }
+        lists.current.push(entry);
+        Ok(())
+    }
+
+    fn stage(&self) -> Result<u64, Refused> {
+        if !self.kind.stages() {
+            return Err(Refused::Unknown);
+        }
+        self.locked(Self::take_staged)
+    }
+
+    fn delete_staged(&self) -> Result<u64, Refused> {
+        if !self.kind.stages() {
+            return Err(Refused::Unknown);
+        }
+        let removed = self.locked(|lists| std::mem::take(&mut lists.staged));
+        if removed.records == 0 {
+            return Err(Refused::TooFew);
+        }
+        Ok(self.free(removed))
+    }
+
+    fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused> {
+        let removed = match self.kind {
+            Kind::V4 => self.delete_v4(n),
+            Kind::Trim => self.delete_trim(total, n),
+            Kind::Linux72 | Kind::Segments => self.delete_72(n),
+        }?;
+        Ok(self.free(removed))
+    }
+
+    /// As the kernel's files are read: each page begins with a walk from the first record.
+    fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8])) {
+        let mut buffer = Vec::with_capacity(page);
+        let mut index = 0;
+        loop {
+            let first = match part {
+                Part::Current => self.lock().current.first.clone(),
+                Part::Staged => self.lock().staged.first.clone(),
+            };
+            let mut next = first.as_ref();
+            for _ in 0..index {
+                next = next.and_then(|entry| entry.later.get());
+            }
+            buffer.clear();
+            while let Some(entry) = next {
+                if !buffer.is_empty() && buffer.len() + entry.size() as usize > page {
+                    break;
+                }
+                entry.write(&mut buffer);
+                index += 1;
+                next = entry.later.get();
+            }
+            if buffer.is_empty() {
+                return;
+            }
+            into(&buffer);
+        }
+    }
+
+    fn held(&self) -> Duration {
+        Duration::from_nanos(self.held.load(Ordering::Relaxed))
+    }
+}
+
+impl Segments {
+    fn lock(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Linked::locked`].
+    fn locked<T>(&self, work: impl FnOnce(&mut List) -> T) -> T {
+        let mut list = self.lock();
+        let start = Instant::now();
+        let done = work(&mut list);
+        let held = start.elapsed();
+        drop(list);
+        self.held.fetch_add(held.as_nanos() as u64, Ordering::Relaxed);
+        done
+    }
+}
+
+impl Design for Segments {
+    fn append(&self, record: &RecordBuf, key: &Digest) -> Result<(), Refused> {
+        self.lock().append(record, key).map_err(|error| match error {
+            AppendError::Duplicate => Refused::Duplicate,
+            AppendError::Suspended => Refused::Unknown,
+        })
+    }
+
+    fn stage(&self) -> Result<u64, Refused> {
+        self.locked(List::stage).map_err(|error| match error {
+            StageError::Pending => Refused::Pending,
+            StageError::Empty => Refused::TooFew,
+            StageError::Suspended => Refused::Unknown,
+        })
+    }
+
+    fn delete_staged(&self) -> Result<u64, Refused> {
+        let removed = self.locked(List::delete_staged).map_err(refused)?;
+        Ok(removed.records())
+    }
+
+    fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused> {
+        let removed = self.locked(|list| {
+            let counts = list.counts();
+            if counts.total - counts.current - counts.staged != total {
+                return Err(Refused::WrongTotal);
+            }
+            list.delete_first(n).map_err(refused)
+        })?;
+        Ok(removed.records())
+    }
+
+    fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8])) {
+        let mut index = 0;
+        loop {
+            let chunk = self.lock().snapshot(part, index, page);
+            if chunk.records() == 0 {
+                return;
+            }
+            index += chunk.records();
+            chunk.slices().for_each(&mut *into);
+        }
+    }
+
+    fn held(&self) -> Duration {
+        Duration::from_nanos(self.held.load(Ordering::Relaxed))
+    }
+}
+
+fn refused(error: DeleteError) -> Refused {
+    match error {
+        DeleteError::Empty | DeleteError::TooMany { .. } => Refused::TooFew,
+        DeleteError::Suspended => Refused::Unknown,
+    }
+}
+
+/// A record of 152 bytes on average, and its digest.
+pub fn record(i: u64) -> (RecordBuf, Digest) {
+    let file = Bank::Sha256.hash(&[&i.to_le_bytes()]);
+    let name = format!("/usr/lib/x86_64-linux-gnu/package-{}/file-{i}.so", i % 100);
+    let record = RecordBuf::ima_ng(10, &file, name.as_bytes());
+    let key = record.record().template_digest(Bank::Sha256);
+    (record, key)
+}
