@@ -12,7 +12,7 @@ use std::{
 
 use ima_log::Bank;
 use imastage_source::{Source, SourceError};
-use imastage_store::{EpochId, Reader, Store, StoreError};
+use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
 
 use crate::{
@@ -87,6 +87,7 @@ impl Service {
     /// cannot be drained at the moment is no error: it is tried again.
     pub fn start(config: Config, source: Box<dyn Source>) -> Result<Service, ServiceError> {
         let mut store = Store::open(&config.state)?;
+        report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
         let bank = attester.as_ref().map_or(Bank::Sha256, Attester::bank);
         enter_epoch(&mut store, attester.as_ref())?;
@@ -205,6 +206,20 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
         tpm: BTreeMap::new(),
         since_start: Activity::default(),
     })
+}
+
+/// Says what an interrupted commit had left.
+fn report(recovery: &Recovery) {
+    let Recovery { commit_bytes, record_bytes, kept } = recovery;
+    if *commit_bytes + *record_bytes > 0 {
+        tracing::info!("cut off what a crash interrupted: {record_bytes} bytes of records");
+    }
+    if let Some(kept) = kept {
+        tracing::warn!(
+            "the last commit was torn or damaged; what it may have covered is kept in {}",
+            kept.display()
+        );
+    }
 }
 
 /// Goes on with the epoch that is stored if it is the TPM's (without a TPM: this boot's), and begins
