@@ -69,6 +69,7 @@ fn against_bare(list: &[u8], bank: Bank) {
             Bank::Sha256 => bare_hashes::<Sha256>(black_box(&templates)),
             Bank::Sha384 => bare_hashes::<Sha384>(black_box(&templates)),
             Bank::Sha512 => bare_hashes::<Sha512>(black_box(&templates)),
+            Bank::Sm3 => bare_hashes::<sm3::Sm3>(black_box(&templates)),
         });
         bare = bare.min(time);
         let (time, value) = timed(|| replayed(black_box(list), bank));

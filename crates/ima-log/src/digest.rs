@@ -1,6 +1,6 @@
 use core::{fmt, str::FromStr};
 
-use crate::hash::{Sha1, Sha256, Sha384, Sha512, extend, hash};
+use crate::hash::{Sha1, Sha256, Sha384, Sha512, extend, hash, sm3};
 
 /// A TPM PCR bank, named by its hash algorithm. Each bank has its own PCR values and, since Linux
 /// 6.10, its own files in securityfs.
@@ -14,6 +14,8 @@ pub enum Bank {
     Sha384,
     /// SHA-512, 64 bytes.
     Sha512,
+    /// SM3 (GB/T 32905-2016), 32 bytes.
+    Sm3,
 }
 
 /// A digest of one bank's size: a template digest, a file digest or a PCR value. The bytes are in
@@ -36,20 +38,21 @@ pub struct DigestLengthError {
 
 /// No bank has this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown bank (known: sha1, sha256, sha384, sha512)")]
+#[error("unknown bank (known: sha1, sha256, sha384, sha512, sm3)")]
 pub struct UnknownBankError;
 
 impl Bank {
-    /// All banks, smallest digest first.
-    pub const ALL: [Bank; 4] = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512];
+    /// All banks: those that TPMs have everywhere, smallest digest first, then SM3.
+    pub const ALL: [Bank; 5] = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512, Bank::Sm3];
 
-    /// The kernel's name: `sha1`, `sha256`, `sha384`, `sha512`.
+    /// The kernel's name: `sha1`, `sha256`, `sha384`, `sha512`, `sm3`.
     pub const fn name(self) -> &'static str {
         match self {
             Bank::Sha1 => "sha1",
             Bank::Sha256 => "sha256",
             Bank::Sha384 => "sha384",
             Bank::Sha512 => "sha512",
+            Bank::Sm3 => "sm3",
         }
     }
 
@@ -57,7 +60,7 @@ impl Bank {
     pub const fn size(self) -> usize {
         match self {
             Bank::Sha1 => 20,
-            Bank::Sha256 => 32,
+            Bank::Sha256 | Bank::Sm3 => 32,
             Bank::Sha384 => 48,
             Bank::Sha512 => 64,
         }
@@ -70,6 +73,7 @@ impl Bank {
             Bank::Sha256 => 0x000b,
             Bank::Sha384 => 0x000c,
             Bank::Sha512 => 0x000d,
+            Bank::Sm3 => 0x0012,
         }
     }
 
@@ -93,6 +97,7 @@ impl Bank {
             Bank::Sha256 => hash::<Sha256, 64>(parts, &mut out[..32]),
             Bank::Sha384 => hash::<Sha384, 128>(parts, &mut out[..48]),
             Bank::Sha512 => hash::<Sha512, 128>(parts, &mut out[..64]),
+            Bank::Sm3 => sm3(parts, &mut out[..32]),
         }
     }
 }
@@ -180,6 +185,10 @@ impl Digest {
             Bank::Sha256 => extend::<Sha256, 64, 32>(ours, |out| out.copy_from_slice(&with[..32])),
             Bank::Sha384 => extend::<Sha384, 128, 48>(ours, |out| out.copy_from_slice(&with[..48])),
             Bank::Sha512 => extend::<Sha512, 128, 64>(ours, |out| out.copy_from_slice(&with[..64])),
+            Bank::Sm3 => {
+                let old = *ours;
+                sm3(&[&old[..32], &with[..32]], &mut ours[..32]);
+            }
         }
     }
 
@@ -197,6 +206,7 @@ impl Digest {
             Bank::Sha512 => {
                 extend::<Sha512, 128, 64>(value, |out| hash::<Sha512, 128>(&[data], out));
             }
+            Bank::Sm3 => self.extend_with(&Bank::Sm3.hash(&[data])),
         }
     }
 
@@ -254,6 +264,11 @@ mod tests {
         );
         assert!(Bank::Sha384.hash(abc).to_string().starts_with("cb00753f45a35e8bb5a03d699ac65007"));
         assert!(Bank::Sha512.hash(abc).to_string().starts_with("ddaf35a193617abacc417349ae204131"));
+        // GB/T 32905-2016, example A.1.
+        assert_eq!(
+            Bank::Sm3.hash(abc).to_string(),
+            "66c7f0f462eeedd9d1f2d46bdc10e4e24167c4875cf2f7a2297da02b8f4ba8e0"
+        );
     }
 
     #[test]

@@ -148,6 +148,7 @@ impl SigningKey {
                     Bank::Sha256 => key.pkcs1v15_verify_prehash::<sha2::Sha256>(hash, bytes),
                     Bank::Sha384 => key.pkcs1v15_verify_prehash::<sha2::Sha384>(hash, bytes),
                     Bank::Sha512 => key.pkcs1v15_verify_prehash::<sha2::Sha512>(hash, bytes),
+                    Bank::Sm3 => key.pkcs1v15_verify_prehash::<sm3::Sm3>(hash, bytes),
                 }
                 .is_ok()
             }

@@ -117,8 +117,9 @@ fn lists_are_written_as_the_kernel_writes_them() {
     }
     // The kernel has a file for each bank here: from any to any.
     let folder = "debian-6.12-violations";
-    for from in Bank::ALL {
-        for to in Bank::ALL {
+    let banks = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512];
+    for from in banks {
+        for to in banks {
             check(
                 &format!("{folder}/binary_{from}"),
                 from,

@@ -229,5 +229,6 @@ fn bank_bit(bank: Bank) -> u32 {
         Bank::Sha256 => 1,
         Bank::Sha384 => 2,
         Bank::Sha512 => 3,
+        Bank::Sm3 => 4,
     }
 }

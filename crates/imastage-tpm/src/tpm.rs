@@ -354,6 +354,7 @@ fn wire_bank(bank: Bank) -> TpmAlgId {
         Bank::Sha256 => TpmAlgId::Sha256,
         Bank::Sha384 => TpmAlgId::Sha384,
         Bank::Sha512 => TpmAlgId::Sha512,
+        Bank::Sm3 => TpmAlgId::Sm3_256,
     }
 }
 

@@ -127,7 +127,7 @@ impl fmt::Debug for PublicKey {
 fn rsassa(key: &rsa::PublicKey, digest: &Digest, signature: &TpmsSignatureRsa) -> bool {
     let (hash, sig) = (digest.as_bytes(), &*signature.sig);
     match digest.bank() {
-        Bank::Sha1 => false,
+        Bank::Sha1 | Bank::Sm3 => false,
         Bank::Sha256 => key.pkcs1v15_verify_prehash::<Sha256>(hash, sig).is_ok(),
         Bank::Sha384 => key.pkcs1v15_verify_prehash::<Sha384>(hash, sig).is_ok(),
         Bank::Sha512 => key.pkcs1v15_verify_prehash::<Sha512>(hash, sig).is_ok(),
@@ -139,7 +139,7 @@ fn rsassa(key: &rsa::PublicKey, digest: &Digest, signature: &TpmsSignatureRsa) -
 fn rsapss(key: &rsa::PublicKey, digest: &Digest, signature: &TpmsSignatureRsa) -> bool {
     let (hash, sig) = (digest.as_bytes(), &*signature.sig);
     match digest.bank() {
-        Bank::Sha1 => false,
+        Bank::Sha1 | Bank::Sm3 => false,
         Bank::Sha256 => {
             key.verify(Pss::<Sha256> { salt_len: None, ..Pss::new() }, hash, sig).is_ok()
         }

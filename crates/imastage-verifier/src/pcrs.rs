@@ -314,7 +314,7 @@ mod tests {
         };
         assert!(matches!(refused(0, 17), PcrFileError::Field { offset: 0, .. }));
         assert!(matches!(refused(0, 2), PcrFileError::Field { offset: 12, found: 0, .. }));
-        assert!(matches!(refused(4, 18), PcrFileError::Field { offset: 4, found: 18, .. }));
+        assert!(matches!(refused(4, 0x27), PcrFileError::Field { offset: 4, found: 0x27, .. }));
         assert!(matches!(refused(6, 5), PcrFileError::Field { offset: 6, found: 5, .. }));
         assert_eq!(refused(6, 1), PcrFileError::Count { selected: 1, found: 2 });
         assert_eq!(refused(7, 0), PcrFileError::Count { selected: 1, found: 2 });

@@ -156,7 +156,7 @@ impl UnverifiedQuote<'_> {
             _ => return Err(wrong_scheme),
         };
         let hash = match bank(alg) {
-            Some(hash) if hash != Bank::Sha1 => hash,
+            Some(hash) if !matches!(hash, Bank::Sha1 | Bank::Sm3) => hash,
             _ => return Err(QuoteError::Hash(alg)),
         };
         let digest = hash.hash(&[self.message]);
@@ -373,7 +373,7 @@ mod tests {
             message(&[(11, &[0, 4, 0]), (11, &[0, 4, 0])], 32),
             QuoteError::BankTwice(Bank::Sha256)
         );
-        assert_eq!(message(&[(0x12, &[0, 4, 0])], 32), QuoteError::Bank(TpmAlgId::Sm3_256));
+        assert_eq!(message(&[(0x27, &[0, 4, 0])], 32), QuoteError::Bank(TpmAlgId::Sha3_256));
         assert!(matches!(message(&[(11, &[0; 5])], 32), QuoteError::MessageFormat(_)));
         assert_eq!(
             message(&[(11, &[0, 4, 0])], 20),

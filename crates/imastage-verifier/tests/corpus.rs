@@ -51,7 +51,7 @@ fn every_quote_covers_its_whole_list() {
 #[test]
 fn the_list_of_another_bank_will_do() {
     let folder = "debian-6.12-violations";
-    for bank in Bank::ALL {
+    for bank in [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512] {
         let list = read(&format!("{folder}/binary_{bank}"));
         let format = ima_log::Format { bank, endian: ima_log::Endian::Little };
         let mut appraiser =
