@@ -1,7 +1,7 @@
 use tpm2_protocol::{
     TpmError, TpmUnmarshal,
     basic::TpmHandle,
-    data::{TpmCc, TpmRcBase, TpmsAuthCommand},
+    data::{TpmCap, TpmCc, TpmRcBase, TpmSt, TpmsAuthCommand},
     frame::TpmCommand,
 };
 
@@ -69,6 +69,28 @@ impl Claims {
             self.forget(handle);
             self.loaded.push(Claim { handle, client });
         }
+    }
+
+    /// Takes what others have loaded out of a TPM2_GetCapability of handles, lest the client try
+    /// to flush it.
+    pub(crate) fn hide(&self, client: u64, command: &[u8], response: &mut Vec<u8>) {
+        /// Behind moreData, capability and count. With a session there would be a size before.
+        const LIST: usize = HEADER + 9;
+        if word(command, 6) != Some(TpmCc::GetCapability as u32)
+            || !response.starts_with(&(TpmSt::NoSessions as u16).to_be_bytes())
+            || word(response, HEADER + 1) != Some(TpmCap::Handles as u32)
+            || response.len() < LIST
+        {
+            return;
+        }
+        let list = response.split_off(LIST);
+        let own = list.chunks_exact(4).filter(|handle| {
+            word(handle, 0).is_some_and(|handle| !self.foreign(client, handle.into()))
+        });
+        response.extend(own.flatten());
+        let (size, count) = (response.len() as u32, (response.len() - LIST) as u32 / 4);
+        response[2..6].copy_from_slice(&size.to_be_bytes());
+        response[LIST - 4..LIST].copy_from_slice(&count.to_be_bytes());
     }
 
     /// Whatever the handle stood for is gone.

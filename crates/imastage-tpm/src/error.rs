@@ -65,7 +65,7 @@ pub enum TpmError {
         pcr: u32,
     },
     /// The TPM has none of the banks that are known.
-    #[error("the TPM has no PCR bank of sha1, sha256, sha384 or sha512")]
+    #[error("the TPM has no PCR bank whose hash is known (see which it has: tpm2_getcap pcrs)")]
     NoBanks,
     /// PCRs kept changing while they were read.
     #[error("PCRs changed each time they were read; try again when less is measured")]
@@ -104,10 +104,10 @@ impl ResponseCode {
         match self.tpm().map(|code| code.base()) {
             Some(TpmRcBase::Initialize) => "; it is not started up: tpm2_startup -c",
             Some(TpmRcBase::ObjectMemory | TpmRcBase::ObjectHandles) => {
-                "; its slots are full of keys that others left: tpm2_flushcontext -t"
+                "; its slots are full of keys that others use, or left there (tpm2_flushcontext -t)"
             }
             Some(TpmRcBase::SessionMemory | TpmRcBase::SessionHandles) => {
-                "; its slots are full of sessions that others left: tpm2_flushcontext -l"
+                "; its slots are full of sessions that others use, or left there (tpm2_flushcontext -l)"
             }
             Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth) => "; the hierarchy has a password",
             Some(TpmRcBase::Hierarchy) => "; the hierarchy is switched off",

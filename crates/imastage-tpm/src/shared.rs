@@ -17,13 +17,13 @@ use crate::{ResponseCode, Tpm, transport::Frames};
 /// A TPM connection that others use too, over a Unix socket, as they use the kernel's
 /// `/dev/tpmrm0`:
 /// - commands come one after the other, those of the process itself among them;
-/// - a client can use and flush what it loaded itself, nothing else;
+/// - a client sees, uses and flushes what it loaded itself, and nothing of others;
 /// - what a client left loaded when it went, or was killed, is flushed, so that nobody can fill
 ///   the TPM's few slots for ever.
 ///
 /// Unlike the kernel's resource manager it does not swap, so all clients together have as many
-/// objects loaded as the TPM has slots, mostly three; and TPM2_GetCapability names also what others
-/// have loaded. Commands that are not in the TPM 2.0 Library are refused.
+/// objects loaded as the TPM has slots, mostly three. Commands that `tpm2-protocol` does not know
+/// are refused.
 ///
 /// Cheap to clone; all clones share the connection.
 #[derive(Clone)]
@@ -124,6 +124,7 @@ impl Client<'_> {
         claims.note(self.id, command, answer);
         // Copied, so that others need not wait until the client has read it.
         response.extend(answer);
+        claims.hide(self.id, command, response);
         Ok(())
     }
 }
