@@ -1,6 +1,6 @@
 use alloc::vec::Vec;
 
-use crate::{Bank, Endian, Field, FieldKind, Record};
+use crate::{Bank, Digest, Endian, Field, FieldKind, Record};
 
 impl Record<'_> {
     /// Appends this record as the kernel's ASCII file of `bank` shows it, newline included.
@@ -8,18 +8,28 @@ impl Record<'_> {
     /// Names are shown as they are: a name with a newline makes two lines, and bytes that are not
     /// UTF-8 stay what they are. An unknown template's fields are shown in hex.
     pub fn write_ascii(&self, bank: Bank, out: &mut Vec<u8>) {
+        let digest = if bank == self.format().bank {
+            self.printed_digest()
+        } else {
+            self.template_digest(bank)
+        };
+        self.write_line(digest.as_bytes(), out);
+    }
+
+    /// As [`Record::write_ascii`], of the file `ascii_runtime_measurements_tpm_alg_XX`: see
+    /// [`Record::write_binary_padded`].
+    pub fn write_ascii_padded(&self, size: usize, out: &mut Vec<u8>) {
+        self.write_line(&self.padded_digest()[..size.min(Digest::MAX)], out);
+    }
+
+    fn write_line(&self, digest: &[u8], out: &mut Vec<u8>) {
         let pcr = self.pcr();
         if pcr < 10 {
             out.push(b' ');
         }
         decimal(u64::from(pcr), out);
         out.push(b' ');
-        let digest = if bank == self.format().bank {
-            self.printed_digest()
-        } else {
-            self.template_digest(bank)
-        };
-        hex(digest.as_bytes(), out);
+        hex(digest, out);
         out.push(b' ');
         out.extend_from_slice(self.template().name().as_bytes());
         for field in self.fields() {

@@ -12,6 +12,12 @@
 //!   file of a bank holds;
 //! - [`Replay`] folds records into a PCR value, [`PrefixSearch`] finds how many records lead to
 //!   given PCR values;
+//! - [`RecordBuilder`] builds records of every template in either byte order, [`AsciiDecoder`] reads
+//!   the kernel's ASCII form back, [`KexecBuffer`] and [`KexecWriter`] are the list that one kernel
+//!   hands to the next;
+//! - [`Record::file_digest`], [`Record::signature`] and [`Record::event`] say what was measured,
+//!   [`check_boot_aggregate`] whether it fits the PCRs the kernel booted with; with the feature
+//!   `signatures`, files' signatures are verified;
 //! - with the feature `json`, the module `json` writes records as JSON lines and reads them; with
 //!   the feature `cel`, the module `cel` does so with the TCG Canonical Event Log.
 //!

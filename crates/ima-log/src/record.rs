@@ -230,6 +230,29 @@ impl<'a> Record<'a> {
         out.extend_from_slice(&self.bytes[4 + self.format.bank.size()..]);
     }
 
+    /// Appends this record as the kernel's file `binary_runtime_measurements_tpm_alg_XX` holds it,
+    /// of a TPM bank with a hash that the kernel has not: with the SHA-1 template digest, and zeros
+    /// behind it up to the bank's `size` in bytes (at most [`Digest::MAX`]).
+    ///
+    /// Such a file is read in the [`Format`] of a bank of the same size. That PCR cannot be replayed:
+    /// it takes the hash.
+    pub fn write_binary_padded(&self, size: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.bytes[..4]);
+        out.extend_from_slice(&self.padded_digest()[..size.min(Digest::MAX)]);
+        out.extend_from_slice(&self.bytes[4 + self.format.bank.size()..]);
+    }
+
+    /// The SHA-1 template digest and zeros.
+    pub(crate) fn padded_digest(&self) -> [u8; Digest::MAX] {
+        let sha1 = match self.format.bank {
+            Bank::Sha1 => self.printed_digest(),
+            _ => self.template_digest(Bank::Sha1),
+        };
+        let mut padded = [0; Digest::MAX];
+        padded[..Bank::Sha1.size()].copy_from_slice(sha1.as_bytes());
+        padded
+    }
+
     /// The digest of the template data in `bank`, of a violation's too.
     pub(crate) fn data_digest(&self, bank: Bank) -> Digest {
         match self.hashed_data() {
@@ -332,6 +355,29 @@ mod tests {
         }
         assert_eq!(Format::detect(b"10 91f34b5c671d73504b274a919661cf80dab1e127 ima-ng"), None);
         assert_eq!(Format::detect(b""), None);
+    }
+
+    #[test]
+    fn padded_lists_are_read_in_the_form_of_their_width() {
+        let records = [sample(), RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v")];
+        for record in &records {
+            for bank in [Bank::Sha256, Bank::Sha384, Bank::Sha512] {
+                let (mut list, mut line) = (Vec::new(), Vec::new());
+                record.record().write_binary_padded(bank.size(), &mut list);
+                record.record().write_ascii_padded(bank.size(), &mut line);
+                let read = Record::parse_prefix(&list, Format::native(bank)).unwrap().unwrap();
+                assert_eq!(read.as_bytes(), list);
+                assert_eq!(read.is_violation(), record.record().is_violation());
+                assert!(read.digest_is_right());
+                let sha1 = record.record().template_digest(Bank::Sha1);
+                assert_eq!(read.printed_digest(), sha1.padded_to(bank));
+                let (mut as_read, mut again) = (Vec::new(), Vec::new());
+                read.write_ascii(bank, &mut as_read);
+                assert_eq!(line, as_read);
+                read.write_binary_padded(bank.size(), &mut again);
+                assert_eq!(again, list);
+            }
+        }
     }
 
     #[test]
