@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ima_log::{Bank, Decoder, Endian, Format, Record, cel, json};
+use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
 
 use crate::{
     exit::{Fail, Failure},
@@ -49,6 +49,8 @@ struct ListFile {
 enum Form {
     /// As a kernel writes it.
     Binary(Decoder),
+    /// As a kernel shows it.
+    Ascii(Box<AsciiDecoder>),
     Json(json::Decoder),
     Cel(cel::Decoder),
 }
@@ -159,8 +161,8 @@ impl ListFile {
 }
 
 impl Form {
-    /// Tells the form from the beginning of a list. A binary list begins with a PCR index, which is
-    /// neither JSON nor the CBOR of an array or a map.
+    /// Tells the form from the beginning of a list. A binary list begins with a PCR index in four
+    /// bytes, an ASCII one in digits; neither is JSON or the CBOR of an array or a map.
     fn detect(head: &[u8]) -> Form {
         if let Some(format) = Format::detect(head) {
             return Form::Binary(Decoder::new(format));
@@ -178,6 +180,7 @@ impl Form {
                     Form::Json(json::Decoder::new())
                 }
             }
+            Some(b'0'..=b'9') => Form::Ascii(Box::new(AsciiDecoder::new())),
             Some(0x80..=0xbf) => Form::Cel(cel::Decoder::new(cel::Encoding::Cbor)),
             // An empty list is a list. In what fits no form, the error is found record by record.
             _ => Form::Binary(Decoder::new(Format {
@@ -190,6 +193,7 @@ impl Form {
     fn feed(&mut self, bytes: &[u8]) {
         match self {
             Form::Binary(decoder) => decoder.feed(bytes),
+            Form::Ascii(decoder) => decoder.feed(bytes),
             Form::Json(decoder) => decoder.feed(bytes),
             Form::Cel(decoder) => decoder.feed(bytes),
         }
@@ -198,6 +202,7 @@ impl Form {
     fn has_record(&mut self) -> anyhow::Result<bool> {
         Ok(match self {
             Form::Binary(decoder) => decoder.has_record()?,
+            Form::Ascii(decoder) => decoder.has_record()?,
             Form::Json(decoder) => decoder.has_record()?,
             Form::Cel(decoder) => decoder.has_record()?,
         })
@@ -206,6 +211,7 @@ impl Form {
     fn next_record(&mut self) -> anyhow::Result<Option<Record<'_>>> {
         Ok(match self {
             Form::Binary(decoder) => decoder.next_record()?,
+            Form::Ascii(decoder) => decoder.next_record()?,
             Form::Json(decoder) => decoder.next_record()?,
             Form::Cel(decoder) => decoder.next_record()?,
         })
@@ -215,6 +221,7 @@ impl Form {
     fn end(&mut self) -> anyhow::Result<()> {
         match self {
             Form::Binary(decoder) => decoder.finish()?,
+            Form::Ascii(decoder) => decoder.finish()?,
             Form::Json(decoder) => decoder.end(),
             Form::Cel(decoder) => {
                 decoder.end();

@@ -1,17 +1,28 @@
 use std::{fmt::Write as _, ops::ControlFlow, path::PathBuf};
 
+use ima_log::{Event, SigningKey, VerifyError, check_boot_aggregate};
 use serde::Serialize;
 
 use crate::{
-    exit::{Failure, Outcome},
+    commands::replay::read_pcrs,
+    exit::{Fail, Failure, Outcome},
     input::List,
     output::{Output, Tone},
 };
 
-/// Check that every template digest is the one of its template data. Exits with 1 if one is not.
+/// Check a list without a quote: every template digest, and if asked, signatures and boot_aggregate.
+/// Exits with 1 if anything is wrong.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A measurement list (binary, JSON lines or CEL), `-`, or a state directory.
+    /// Verify file signatures with this key: a public key or an X.509 certificate, PEM or DER; may be
+    /// given more than once.
+    #[arg(long = "key", value_name = "FILE")]
+    keys: Vec<PathBuf>,
+    /// Check boot_aggregate against these values of PCR 0 to 9: `BANK INDEX HEX` lines or tpm2-tools'
+    /// PCR file.
+    #[arg(long, value_name = "FILE")]
+    pcrs: Option<PathBuf>,
+    /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.
     list: PathBuf,
 }
 
@@ -23,6 +34,22 @@ struct Answer {
     wrong: u64,
     /// The first of them.
     first: Vec<Wrong>,
+    /// File signatures that one of the keys made.
+    signed: u64,
+    /// The first of the others, and why they are not accepted.
+    unverified: Vec<Unverified>,
+    /// How many others there are.
+    refused: u64,
+    /// Records boot_aggregate that were compared.
+    aggregates: u64,
+    /// What is wrong with them.
+    boot_aggregate: Vec<Unverified>,
+}
+
+#[derive(Serialize)]
+struct Unverified {
+    index: u64,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -40,6 +67,12 @@ const NAMED: usize = 1000;
 /// Runs `imastage check`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let mut answer = Answer::default();
+    let mut keys = Vec::new();
+    for path in &args.keys {
+        let file = std::fs::read(path).input(path.display())?;
+        keys.push(SigningKey::parse(&file).input(path.display())?);
+    }
+    let pcrs = args.pcrs.as_deref().map(|path| read_pcrs(path, None)).transpose()?;
     List::open(&args.list)?.each(0, |index, record| {
         answer.records += 1;
         answer.violations += u64::from(record.is_violation());
@@ -57,13 +90,58 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
                 });
             }
         }
+        if !keys.is_empty() {
+            match record.verify_signature(&keys) {
+                Ok(_) => answer.signed += 1,
+                Err(VerifyError::Unsigned) => {}
+                Err(error) => {
+                    answer.refused += 1;
+                    if answer.unverified.len() < NAMED {
+                        answer.unverified.push(Unverified { index, why: error.to_string() });
+                    }
+                }
+            }
+        }
+        // After a kexec there is another one, over PCRs that are the same.
+        if let Some(pcrs) = &pcrs
+            && record.event() == Some(Event::BootAggregate)
+        {
+            answer.aggregates += 1;
+            if let Err(error) = check_boot_aggregate(record, |bank, pcr| pcrs.get(bank, pcr))
+                && answer.boot_aggregate.len() < NAMED
+            {
+                answer.boot_aggregate.push(Unverified { index, why: error.to_string() });
+            }
+        }
         Ok(ControlFlow::Continue(()))
     })?;
-    out.answer(&answer, text(&answer, out))?;
-    Ok(if answer.wrong == 0 { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+    out.answer(&answer, text(&answer, &args, out))?;
+    let fine = answer.wrong + answer.refused == 0 && answer.boot_aggregate.is_empty();
+    Ok(if fine { Outcome::Fine } else { Outcome::EvidenceSaysNo })
 }
 
-fn text(answer: &Answer, out: &Output) -> String {
+fn text(answer: &Answer, args: &Args, out: &Output) -> String {
+    let mut text = digests_text(answer, out);
+    if !args.keys.is_empty() {
+        let tone = if answer.refused == 0 { Tone::Good } else { Tone::Bad };
+        let words = format!("{} signatures verified, {} refused", answer.signed, answer.refused);
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n{}", out.paint(tone, words));
+    }
+    if args.pcrs.is_some() && answer.boot_aggregate.is_empty() {
+        let words = match answer.aggregates {
+            0 => out.paint(Tone::Dim, "there is no boot_aggregate"),
+            _ => out.paint(Tone::Good, "boot_aggregate is that of the PCRs"),
+        };
+        let _ = write!(text, "\n{words}");
+    }
+    for Unverified { index, why } in answer.unverified.iter().chain(&answer.boot_aggregate) {
+        let _ = write!(text, "\nrecord {index}: {why}");
+    }
+    text
+}
+
+fn digests_text(answer: &Answer, out: &Output) -> String {
     let mut text = format!("{} records, {} violations: ", answer.records, answer.violations);
     if answer.wrong == 0 {
         text += &out.paint(Tone::Good, "every digest is the one of its data");

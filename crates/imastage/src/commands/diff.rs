@@ -15,7 +15,7 @@ use crate::{
 /// otherwise what they are computed from is, which says as much.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A measurement list (binary, JSON lines or CEL), `-`, or a state directory.
+    /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.
     a: PathBuf,
     /// The other list.
     b: PathBuf,

@@ -1,3 +1,4 @@
+mod details;
 mod filter;
 
 use std::{
@@ -27,7 +28,7 @@ pub struct Args {
     banks: Vec<Bank>,
     #[command(flatten)]
     filter: filter::Filter,
-    /// A measurement list (binary, JSON lines or CEL), `-`, or a state directory.
+    /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.
     list: PathBuf,
 }
 
@@ -37,6 +38,8 @@ enum Form {
     Ascii,
     /// As `binary_runtime_measurements`.
     Binary,
+    /// What is in each record, in words: digests, signatures, kexec's critical data, keys.
+    Details,
     /// One JSON object a line.
     Json,
     /// A TCG Canonical Event Log in JSON.
@@ -113,6 +116,9 @@ impl Writer {
         match self {
             Writer::Kernel { form: Form::Ascii, bank } => record.write_ascii(*bank, buffer),
             Writer::Kernel { form: Form::Binary, bank } => record.write_binary(*bank, buffer),
+            Writer::Kernel { form: Form::Details, bank } => {
+                details::write(record, index, *bank, buffer);
+            }
             Writer::Kernel { bank, .. } => json::write_record(record, index, *bank, buffer),
             Writer::CelJson(writer) => writer.record(record, buffer),
             Writer::CelCbor { writer, records, spool } => {
