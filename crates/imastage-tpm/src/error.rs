@@ -95,6 +95,11 @@ impl ResponseCode {
     /// Bits 16 to 23 say who answers: 0 the TPM, this the kernel's resource manager in its place.
     const KERNEL: u32 = 11;
 
+    /// Whether a TPM says that it does not know a hash.
+    pub(crate) fn is_unknown_hash(self) -> bool {
+        self.tpm().is_some_and(|code| code.base() == TpmRcBase::Hash)
+    }
+
     /// The TPM's part of the code.
     fn tpm(self) -> Option<TpmRc> {
         TpmRc::try_from(self.0 & 0xffff).ok()
@@ -111,6 +116,7 @@ impl ResponseCode {
             }
             Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth) => "; the hierarchy has a password",
             Some(TpmRcBase::Hierarchy) => "; the hierarchy is switched off",
+            Some(TpmRcBase::Hash) => "; it does not know the hash (see tpm2_getcap pcrs)",
             Some(TpmRcBase::Failure) => "; it is in failure mode and has to be reset",
             _ => "",
         }

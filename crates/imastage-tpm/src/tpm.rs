@@ -130,8 +130,10 @@ impl Tpm {
         const TRIES: usize = 10;
         let selection = merged(selection)?;
         for _ in 0..TRIES {
-            if let Some(values) = self.try_pcr_values(&selection)? {
-                return Ok(values);
+            match self.try_pcr_values(&selection) {
+                Ok(Some(values)) => return Ok(values),
+                Ok(None) => {}
+                Err(error) => return Err(self.missing_bank(error, &selection)),
             }
         }
         Err(TpmError::Unsteady)
@@ -219,7 +221,10 @@ impl Tpm {
             pcr_select: wire_selection(WHAT, &selection)?,
             handles: [key.handle()],
         };
-        let response = self.send(WHAT, &command, &[password()])?;
+        let response = match self.send(WHAT, &command, &[password()]) {
+            Ok(response) => response,
+            Err(error) => return Err(self.missing_bank(error, &selection)),
+        };
         let parsed: TpmQuoteResponse = unmarshal(WHAT, response)?;
         let TpmuAttest::Quote(info) = &parsed.quoted.inner.attested else {
             return Err(malformed(WHAT, "it attests something else"));
@@ -258,6 +263,18 @@ impl Tpm {
     /// [`TpmError`].
     pub fn flush(&mut self, key: AttestationKey) -> Result<(), TpmError> {
         self.flush_handle(key.handle())
+    }
+
+    /// A TPM says only that it does not know a hash: which of the selected?
+    fn missing_bank(&mut self, error: TpmError, selection: &[PcrSelection]) -> TpmError {
+        if matches!(&error, TpmError::Refused { code, .. } if code.is_unknown_hash())
+            && let Ok(banks) = self.banks()
+            && let Some(missing) = selection.iter().find(|asked| !banks.contains(&asked.bank))
+            && let Some((bank, pcr)) = missing.each().next()
+        {
+            return TpmError::NoPcr { bank, pcr };
+        }
+        error
     }
 
     pub(crate) fn over(transport: Transport) -> Tpm {

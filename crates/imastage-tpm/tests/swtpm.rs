@@ -234,12 +234,23 @@ fn refusals_are_named() {
     let (_dir, _swtpm, mut tpm) = start();
     let error = tpm.pcr_extend(99, &[Bank::Sha256.hash(&[])]).unwrap_err().to_string();
     assert!(error.contains("TPM2_PCR_Extend") && error.contains("TPM_RC_VALUE"), "{error}");
+    let error = tpm.pcr_extend(10, &[Bank::Sm3.hash(&[])]).unwrap_err().to_string();
+    assert!(error.contains("TPM_RC_HASH") && error.contains("does not know the hash"), "{error}");
     let no_such = tpm.pcr_read(Bank::Sha256, 24).unwrap_err();
     assert!(matches!(no_such, TpmError::NoPcr { bank: Bank::Sha256, pcr: 24 }), "{no_such}");
     let key = tpm.attestation_key(KeyKind::EccP256).unwrap();
     let beyond = [PcrSelection { bank: Bank::Sha1, pcrs: 1 << 31 | 1 << 10 }];
     let no_such = tpm.quote(&key, b"", &beyond).unwrap_err();
     assert!(matches!(no_such, TpmError::NoPcr { bank: Bank::Sha1, pcr: 31 }), "{no_such}");
+    // A hash that swtpm does not know at all.
+    let unknown = [Bank::Sha1, Bank::Sm3].map(|bank| PcrSelection { bank, pcrs: 1 << 10 });
+    for no_such in [
+        tpm.pcr_read(Bank::Sm3, 10).unwrap_err(),
+        tpm.pcr_values(&unknown).unwrap_err(),
+        tpm.quote(&key, b"nonce", &unknown).unwrap_err(),
+    ] {
+        assert!(matches!(no_such, TpmError::NoPcr { bank: Bank::Sm3, pcr: 10 }), "{no_such}");
+    }
     let error = tpm.quote(&key, &[0; 67], &[]).unwrap_err().to_string();
     assert!(error.contains("TPM2_Quote") && error.contains("available: 66"), "{error}");
     let nowhere = Endpoint::Device("/nonexistent/tpm".into());
@@ -276,6 +287,26 @@ fn swtpm_ends_with_its_owner_or_its_connection() {
             assert_eq!(swtpms(dir.path()), 0);
         }
     }
+}
+
+/// With no swtpm in its PATH.
+#[test]
+fn a_missing_swtpm_is_named_with_its_package() {
+    const EMPTY: &str = "/nonexistent";
+    if std::env::var_os("PATH").is_some_and(|path| path == EMPTY) {
+        let dir = tempdir().unwrap();
+        let error = Swtpm::start(dir.path()).err().unwrap();
+        assert!(matches!(error, TpmError::SwtpmMissing { .. }), "{error}");
+        assert!(error.to_string().contains("apt-get install swtpm"), "{error}");
+        return;
+    }
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_missing_swtpm_is_named_with_its_package"])
+        .env("PATH", EMPTY)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
 
 /// In the process that is killed this is where swtpm is started; elsewhere it does nothing.
