@@ -19,7 +19,8 @@ pub struct Args {
     /// tpm2-tools' PCR file.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
-    /// Only these banks [default: all four, or those of FILE]: sha1, sha256, sha384, sha512.
+    /// Only these banks: sha1, sha256, sha384, sha512, sm3 [default: the first four, and those of
+    /// FILE].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
     /// On a mismatch, at how many records to look for one left out, repeated or altered, from the
@@ -75,10 +76,17 @@ struct Bankwise {
     looked_from: u64,
 }
 
+/// The banks that TPMs of PCs have.
+const USUAL: [Bank; 4] = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512];
+
 /// Runs `imastage replay`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let targets = targets(&args)?;
-    let banks = if args.banks.is_empty() { Bank::ALL.to_vec() } else { args.banks.clone() };
+    let mut banks = args.banks.clone();
+    if banks.is_empty() {
+        banks.extend(USUAL);
+        banks.extend(targets.keys().filter(|bank| !USUAL.contains(bank)));
+    }
     // Standard input cannot be read again when something does not match.
     let once = args.list.as_os_str() == "-";
     let replays = banks.iter().map(|bank| {

@@ -22,7 +22,7 @@ pub struct Args {
     /// The form [default: ascii; json with --json].
     #[arg(long = "as", value_name = "FORM")]
     form: Option<Form>,
-    /// The bank whose digests are shown [default: sha1]: sha1, sha256, sha384 or sha512. Of an event
+    /// The bank whose digests are shown [default: sha1]: sha1, sha256, sha384, sha512 or sm3. Of an event
     /// log, which has the list's own in any case, further ones [default: sha256].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
