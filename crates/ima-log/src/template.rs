@@ -302,12 +302,18 @@ pub(crate) fn ima_data<'a>(
     {
         return Ok(Some(data));
     }
-    if let Ok(Some(data)) = ima_split(rest, 16, format.endian)
-        && ima_digest_at(format.bank, data, 16).as_bytes() == printed
-    {
-        return Ok(Some(data));
+    if violation {
+        return sha1_sized;
     }
-    sha1_sized
+    match ima_split(rest, 16, format.endian) {
+        Ok(Some(data)) if ima_digest_at(format.bank, data, 16).as_bytes() == printed => {
+            Ok(Some(data))
+        }
+        // Bytes that are still to come may decide for this one: whoever reads in chunks must find
+        // what one who has the whole list finds.
+        Ok(None) => Ok(None),
+        _ => sha1_sized,
+    }
 }
 
 /// The template digest of template `ima`: over the file digest and the name, zero-padded to 256
@@ -352,4 +358,27 @@ fn is_prefixed(data: &[u8], endian: Endian) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn an_md5_digest_that_could_be_sha1_s_is_read_alike_in_chunks_and_whole() {
+        // The name's length stands where a SHA-1 digest would end, and four zeros follow, which
+        // could be the length of no name.
+        let format = Format::native(Bank::Sha1);
+        let mut data = Vec::from([7; 16]);
+        data.extend_from_slice(&format.endian.bytes(168));
+        data.extend_from_slice(&[0; 4]);
+        data.extend_from_slice(&[b'x'; 164]);
+        let digest = ima_digest_at(Bank::Sha1, &data, 16);
+        for cut in 0..data.len() {
+            let found = ima_data(&data[..cut], digest.as_bytes(), format);
+            assert_eq!(found, Ok(None), "after {cut} bytes");
+        }
+        assert_eq!(ima_data(&data, digest.as_bytes(), format), Ok(Some(&data[..])));
+    }
 }
