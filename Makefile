@@ -27,7 +27,7 @@ test:
 
 # A few seconds for each target; `scripts/fuzz 600 binary` for longer.
 fuzz:
-	@scripts/fuzz 10
+	@scripts/fuzz 5
 
 lint: deny-tool
 	$(CARGO) fmt --all --check
