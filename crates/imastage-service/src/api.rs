@@ -110,9 +110,8 @@ async fn status(State(shared): State<Arc<Shared>>) -> Result<Json<Status>, Error
     let asked = tokio::task::spawn_blocking(move || {
         let mut status = shared.status().clone();
         if let Some(attester) = &shared.attester {
-            for bank in attester.banks() {
-                let pcr = attester.pcr(*bank).map_err(Error::internal)?;
-                status.tpm.insert(bank.to_string(), pcr.to_string());
+            for pcr in attester.pcrs().map_err(Error::internal)? {
+                status.tpm.insert(pcr.bank().to_string(), pcr.to_string());
             }
         }
         Ok(status)

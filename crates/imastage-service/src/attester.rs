@@ -58,16 +58,25 @@ impl Attester {
         self.lock().tpm.pcr_read(bank, IMA_PCR)
     }
 
+    /// PCR 10 of every bank, all of one moment.
+    pub(crate) fn pcrs(&self) -> Result<Vec<Digest>, TpmError> {
+        let values = self.lock().tpm.pcr_values(&selection(&self.banks))?;
+        Ok(values.into_iter().map(|(_, _, value)| value).collect())
+    }
+
     /// A quote over PCR 10 of `banks`.
     pub(crate) fn quote(&self, nonce: &[u8], banks: &[Bank]) -> Result<Quote, TpmError> {
-        let selection: Vec<PcrSelection> =
-            banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: 1 << IMA_PCR }).collect();
         let Inner { tpm, key } = &mut *self.lock();
-        tpm.quote(key, nonce, &selection)
+        tpm.quote(key, nonce, &selection(banks))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic elsewhere leaves a connection that answers or fails; both are handled.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// PCR 10 of each bank.
+fn selection(banks: &[Bank]) -> Vec<PcrSelection> {
+    banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: 1 << IMA_PCR }).collect()
 }

@@ -195,8 +195,7 @@ impl Drainer {
             Err(error) => return Err(error.into()),
         }
         drop(hold);
-        let left = self.stored_in_list.map(|stored| stored - skip);
-        self.stored_in_list = left;
+        self.stored_in_list = self.stored_in_list.map(|stored| stored - skip);
         Ok((round(&records, &bytes, skip, since), were_pending))
     }
 
