@@ -2,7 +2,7 @@ use alloc::vec::Vec;
 
 use ima_log::{Bank, Endian, Format, KexecBuffer, KexecError, KexecWriter, Records};
 
-use crate::{Chunk, List, Options, Part};
+use crate::{Chunk, List, Options};
 
 impl List {
     /// What the next kernel is handed (struct `ima_kexec_hdr`): all records, the staged ones first.
@@ -10,11 +10,15 @@ impl List {
     ///
     /// `endian` is the byte order the records were made in. Time and memory grow with the list.
     ///
+    /// Whether the buffer holds all or not, what is staged now counts as handed over ([`Rules::V4`]).
+    ///
+    /// [`Rules::V4`]: crate::Rules::V4
+    ///
     /// # Errors
     /// The buffer holds the records before the first one that it cannot carry, and a [`KexecError`]
     /// says why not that one: mostly because the buffer is full. It and all behind it are lost.
-    pub fn dump(&self, endian: Endian, capacity: usize) -> (Vec<u8>, Result<(), KexecError>) {
-        write(&self.all(), endian, capacity)
+    pub fn dump(&mut self, endian: Endian, capacity: usize) -> (Vec<u8>, Result<(), KexecError>) {
+        write(&self.carried(), endian, capacity)
     }
 
     /// The list of a kernel that was handed `buffer`: its records are current ones, in the buffer's
@@ -44,11 +48,6 @@ impl List {
             list.carry_over(&bytes);
         }
         (list, Ok(()))
-    }
-
-    /// Both parts as they are at this moment, in the order of the records.
-    pub(crate) fn all(&self) -> [Chunk; 2] {
-        [Part::Staged, Part::Current].map(|part| self.snapshot(part, 0, usize::MAX))
     }
 }
 

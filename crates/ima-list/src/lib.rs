@@ -1,7 +1,7 @@
 //! The IMA measurement list: append, stage, delete.
 //!
 //! The kernel keeps every record of a measurement from boot on. Since Linux 7.2 user space can take
-//! records over: *stage* the list, read what was staged, *delete* it; or delete the first N. This
+//! records over: *stage* the list, read what was staged, *delete* it; or delete the first N, or *trim* (T:N). This
 //! crate is that list, made so that no part of it ever waits for an amount of work that grows with
 //! the list:
 //!
@@ -50,7 +50,8 @@ mod shared;
 
 pub use chain::Chunk;
 pub use list::{
-    AppendError, Counts, DeleteError, Duplicates, List, Options, Part, Removed, StageError,
+    AppendError, Counts, DeleteError, Duplicates, List, Options, Part, Removed, Rules, StageError,
+    TrimError,
 };
 #[cfg(feature = "std")]
 pub use shared::SharedList;

@@ -13,8 +13,11 @@ pub struct List {
     current: Chain,
     staged: Chain,
     digests: DigestSet,
-    duplicates: Duplicates,
+    options: Options,
     suspended: bool,
+    /// The next kernel was handed what is staged.
+    staged_dumped: bool,
+    trimmed: u64,
     total: u64,
     violations: u64,
     freed_bytes: u64,
@@ -34,6 +37,22 @@ pub enum Part {
 pub struct Options {
     /// What becomes of records that are there already.
     pub duplicates: Duplicates,
+    /// When requests are refused.
+    pub rules: Rules,
+}
+
+/// When requests are refused. They differ where records are staged already, and where the machine is
+/// going down. [`List::trim`] is the same in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rules {
+    /// As in Linux 7.2: N leaves what is staged alone, and nothing is staged or deleted once the list
+    /// is suspended.
+    #[default]
+    Linux72,
+    /// As in version 4 of the staging patches: N stages, deletes and puts the rest back, so that it
+    /// is refused while records are staged. Suspending refuses nothing; only what was staged when the
+    /// list was dumped stays.
+    V4,
 }
 
 /// What becomes of records that are there already: same digest, same PCR.
@@ -103,6 +122,9 @@ pub enum StageError {
 /// Why nothing was deleted. The first that applies, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeleteError {
+    /// Records are staged, and N needs the staged part for itself: [`Rules::V4`] (EEXIST).
+    #[error("records are staged; delete them before others")]
+    Pending,
     /// No records are staged (ENOENT).
     #[error("no records are staged")]
     Empty,
@@ -114,8 +136,41 @@ pub enum DeleteError {
         /// How many there are.
         found: u64,
     },
-    /// The list is suspended (ESTALE): its records may come back in the next kernel.
+    /// The list is suspended: [`Rules::Linux72`] (ESTALE). Its records may come back in the next
+    /// kernel.
     #[error("nothing is deleted from a suspended list: the machine is going down")]
+    Suspended,
+    /// What is staged was dumped: [`Rules::V4`] (ESTALE). It comes back in the next kernel, unless
+    /// that was handed less than all.
+    #[error("the next kernel was handed the staged records already; they are not deleted")]
+    Dumped,
+}
+
+/// Why nothing was trimmed. The first that applies, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrimError {
+    /// The list forgets digests when records are deleted, which is for staged ones only: see
+    /// [`Duplicates::Flush`] (EINVAL).
+    #[error("a list that forgets digests deletes only what was staged")]
+    Flush,
+    /// Others trimmed, or T was never right (ESTALE).
+    #[error("{found} records were trimmed so far, not {expected}: read again what is left")]
+    WrongTotal {
+        /// T, as it was expected.
+        expected: u64,
+        /// T, as it is.
+        found: u64,
+    },
+    /// There are fewer current records than were to be trimmed (ENOENT).
+    #[error("{asked} records cannot be trimmed where there are {found}")]
+    TooMany {
+        /// How many were to be trimmed.
+        asked: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// The list is suspended (ESTALE): its records may come back in the next kernel.
+    #[error("nothing is trimmed from a suspended list: the machine is going down")]
     Suspended,
 }
 
@@ -126,8 +181,10 @@ impl List {
             current: Chain::default(),
             staged: Chain::default(),
             digests: DigestSet::default(),
-            duplicates: options.duplicates,
+            options,
             suspended: false,
+            staged_dumped: false,
+            trimmed: 0,
             total: 0,
             violations: 0,
             freed_bytes: 0,
@@ -147,7 +204,7 @@ impl List {
         let (pcr, violation) = head(record);
         if violation {
             self.violations += 1;
-        } else if self.duplicates != Duplicates::Off && !self.digests.insert(key, pcr) {
+        } else if self.options.duplicates != Duplicates::Off && !self.digests.insert(key, pcr) {
             return Err(AppendError::Duplicate);
         }
         self.current.push(record.as_bytes());
@@ -166,7 +223,7 @@ impl List {
         if self.current.records() == 0 {
             return Err(StageError::Empty);
         }
-        if self.suspended {
+        if self.refuses() {
             return Err(StageError::Suspended);
         }
         self.staged = mem::take(&mut self.current);
@@ -181,10 +238,13 @@ impl List {
         if self.staged.records() == 0 {
             return Err(DeleteError::Empty);
         }
-        if self.suspended {
+        if self.refuses() {
             return Err(DeleteError::Suspended);
         }
-        let digests = match self.duplicates {
+        if self.options.rules == Rules::V4 && self.staged_dumped {
+            return Err(DeleteError::Dumped);
+        }
+        let digests = match self.options.duplicates {
             Duplicates::Flush => mem::take(&mut self.digests),
             Duplicates::Detect | Duplicates::Off => DigestSet::default(),
         };
@@ -192,13 +252,28 @@ impl List {
         Ok(self.removed(records, digests))
     }
 
-    /// Deletes the first `n` current records (`N`), whether records are staged or not: those are
-    /// older.
+    /// Deletes the first `n` current records (`N`). Records that are staged are older; whether they
+    /// may be there is a matter of [`Rules`].
     ///
     /// # Errors
     /// [`DeleteError`], in the order of its variants. Nothing has changed then.
     pub fn delete_first(&mut self, n: u64) -> Result<Removed, DeleteError> {
         self.delete_first_into(&mut Room::default(), n)
+    }
+
+    /// Deletes the first `n` current records if `expected_total` were trimmed before (`T:N`): so that
+    /// of two who read the same records and delete them, the second deletes none that it did not read.
+    ///
+    /// # Errors
+    /// [`TrimError`], in the order of its variants. Nothing has changed then. To trim 0 records is no
+    /// error where the total is right.
+    pub fn trim(&mut self, expected_total: u64, n: u64) -> Result<Removed, TrimError> {
+        self.trim_into(&mut Room::default(), expected_total, n)
+    }
+
+    /// How many records were trimmed so far (`T`). Not carried over a kexec.
+    pub fn trimmed(&self) -> u64 {
+        self.trimmed
     }
 
     /// As [`List::delete_first`], with memory that was allocated before the list was locked.
@@ -207,14 +282,44 @@ impl List {
         room: &mut Room,
         n: u64,
     ) -> Result<Removed, DeleteError> {
+        // The patches stage and put back in two steps, and answer ESTALE if the list is dumped
+        // between them. This is one step.
+        if self.options.rules == Rules::V4 && self.staged.records() > 0 {
+            return Err(DeleteError::Pending);
+        }
         let found = self.current.records();
         if found < n {
             return Err(DeleteError::TooMany { asked: n, found });
         }
-        if self.suspended {
+        if self.refuses() {
             return Err(DeleteError::Suspended);
         }
         let records = self.current.cut(n, room);
+        Ok(self.removed(records, DigestSet::default()))
+    }
+
+    /// As [`List::trim`], with memory that was allocated before the list was locked.
+    pub(crate) fn trim_into(
+        &mut self,
+        room: &mut Room,
+        expected: u64,
+        n: u64,
+    ) -> Result<Removed, TrimError> {
+        if self.options.duplicates == Duplicates::Flush {
+            return Err(TrimError::Flush);
+        }
+        if expected != self.trimmed {
+            return Err(TrimError::WrongTotal { expected, found: self.trimmed });
+        }
+        let found = self.current.records();
+        if found < n {
+            return Err(TrimError::TooMany { asked: n, found });
+        }
+        if self.suspended && n > 0 {
+            return Err(TrimError::Suspended);
+        }
+        let records = self.current.cut(n, room);
+        self.trimmed += n;
         Ok(self.removed(records, DigestSet::default()))
     }
 
@@ -224,7 +329,8 @@ impl List {
         self.current.blocks()
     }
 
-    /// Refuses all change from now on, as a kernel does that is going down.
+    /// Refuses change from now on, as a kernel does that is going down: no record is added any more.
+    /// What else is refused is a matter of [`Rules`].
     pub fn suspend(&mut self) {
         self.suspended = true;
     }
@@ -257,10 +363,21 @@ impl List {
         }
     }
 
+    /// Both parts as they are at this moment, in the order of the records, for the next kernel.
+    pub(crate) fn carried(&mut self) -> [Chunk; 2] {
+        self.staged_dumped = self.staged.records() > 0;
+        [Part::Staged, Part::Current].map(|part| self.snapshot(part, 0, usize::MAX))
+    }
+
     /// Adds a record that the kernel before this one had.
     pub(crate) fn carry_over(&mut self, record: &[u8]) {
         self.current.push(record);
         self.total += 1;
+    }
+
+    /// Whether staging and deleting are refused because the list is suspended.
+    fn refuses(&self) -> bool {
+        self.suspended && self.options.rules == Rules::Linux72
     }
 
     fn part(&self, part: Part) -> &Chain {

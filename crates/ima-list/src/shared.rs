@@ -9,8 +9,8 @@ use std::sync::{Mutex, MutexGuard};
 use ima_log::{Digest, Endian, KexecError, RecordBuf};
 
 use crate::{
-    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError, kexec,
-    segments::Room,
+    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError, TrimError,
+    kexec, segments::Room,
 };
 
 /// A list for many threads.
@@ -71,10 +71,23 @@ impl SharedList {
     /// # Errors
     /// [`DeleteError`].
     pub fn delete_first(&self, n: u64) -> Result<Removed, DeleteError> {
-        // An allocator may take its time. If the list outgrows this meanwhile, it allocates again.
-        let blocks = self.lock().blocks();
-        let mut room = Room::new(blocks);
+        let mut room = self.room();
         self.lock().delete_first_into(&mut room, n)
+    }
+
+    /// [`List::trim`]. Memory is freed when what is returned is dropped; the list is unlocked by
+    /// then.
+    ///
+    /// # Errors
+    /// [`TrimError`].
+    pub fn trim(&self, expected_total: u64, n: u64) -> Result<Removed, TrimError> {
+        let mut room = self.room();
+        self.lock().trim_into(&mut room, expected_total, n)
+    }
+
+    /// [`List::trimmed`].
+    pub fn trimmed(&self) -> u64 {
+        self.lock().trimmed()
     }
 
     /// [`List::suspend`].
@@ -92,7 +105,7 @@ impl SharedList {
     /// # Errors
     /// As there.
     pub fn dump(&self, endian: Endian, capacity: usize) -> (Vec<u8>, Result<(), KexecError>) {
-        let all = self.lock().all();
+        let all = self.lock().carried();
         kexec::write(&all, endian, capacity)
     }
 
@@ -104,6 +117,12 @@ impl SharedList {
     /// [`List::counts`].
     pub fn counts(&self) -> Counts {
         self.lock().counts()
+    }
+
+    /// An allocator may take its time. If the list outgrows this meanwhile, it allocates again.
+    fn room(&self) -> Room {
+        let blocks = self.lock().blocks();
+        Room::new(blocks)
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {

@@ -82,7 +82,7 @@ impl Model {
     fn delete_first(&mut self, kind: Kind, total: u64, n: u64) -> Result<u64, Refused> {
         if kind == Kind::V4 && !self.staged.is_empty() {
             Err(Refused::Pending)
-        } else if matches!(kind, Kind::Trim | Kind::Segments) && total != self.deleted {
+        } else if kind == Kind::Trim && total != self.deleted {
             Err(Refused::WrongTotal)
         } else if n > self.current.len() as u64 {
             Err(Refused::TooFew)

@@ -55,7 +55,7 @@ proptest! {
         current in 0u16..200,
         short in prop::option::of(0usize..5_000),
     ) {
-        let list = list_of(deleted, staged, current);
+        let mut list = list_of(deleted, staged, current);
         let all = [bytes(&list, Part::Staged), bytes(&list, Part::Current)].concat();
         let capacity = (HEADER + all.len()).saturating_sub(short.unwrap_or(0)).max(HEADER);
         let (buffer, whole) = list.dump(Endian::native(), capacity);
@@ -96,7 +96,7 @@ fn a_file_whose_record_was_carried_is_recorded_once_more() {
 
 #[test]
 fn digests_are_computed_anew_but_those_of_violations() {
-    let list = list_of(0, 0, 2);
+    let mut list = list_of(0, 0, 2);
     let (mut buffer, _) = list.dump(Endian::native(), 4096);
     let size = record(0).0.as_bytes().len();
     buffer[HEADER + size + 4..][..20].fill(0xaa);
@@ -111,7 +111,7 @@ fn digests_are_computed_anew_but_those_of_violations() {
 
 #[test]
 fn records_before_one_that_cannot_be_restored_are_kept() {
-    let list = list_of(0, 2, 5);
+    let mut list = list_of(0, 2, 5);
     let (mut buffer, _) = list.dump(Endian::native(), 4096);
     let last = record(6).0.as_bytes().len();
     buffer.truncate(buffer.len() - last + 30);

@@ -8,7 +8,8 @@
 use std::sync::Arc as StdArc;
 
 use ima_list::{
-    AppendError, DeleteError, Duplicates, Options, Part, Removed, SharedList, StageError,
+    AppendError, DeleteError, Duplicates, Options, Part, Removed, Rules, SharedList, StageError,
+    TrimError,
 };
 use ima_log::{Bank, Digest, Endian, RecordBuf};
 use loom::{
@@ -95,7 +96,7 @@ fn gone(removed: Removed) -> u64 {
 }
 
 /// Runs `test` in every interleaving of the threads it starts, on a list that `options` describe.
-fn every_interleaving(duplicates: Duplicates, test: impl Fn(Arc<Machine>) + Send + Sync + 'static) {
+fn every_interleaving(options: Options, test: impl Fn(Arc<Machine>) + Send + Sync + 'static) {
     let made: Made = StdArc::new(
         (0..4u8)
             .map(|i| {
@@ -107,7 +108,7 @@ fn every_interleaving(duplicates: Duplicates, test: impl Fn(Arc<Machine>) + Send
     );
     loom::model(move || {
         test(Arc::new(Machine {
-            list: SharedList::new(Options { duplicates }),
+            list: SharedList::new(options),
             pcr: AtomicU64::new(0),
             made: StdArc::clone(&made),
         }));
@@ -116,7 +117,7 @@ fn every_interleaving(duplicates: Duplicates, test: impl Fn(Arc<Machine>) + Send
 
 #[test]
 fn whoever_drains_gets_the_records_in_the_order_of_the_pcr() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         let adding: Vec<_> = [[0, 1], [2, 3]]
             .map(|records| {
                 let machine = Arc::clone(&machine);
@@ -133,7 +134,7 @@ fn whoever_drains_gets_the_records_in_the_order_of_the_pcr() {
 
 #[test]
 fn of_equal_records_one_is_added_even_while_it_is_being_deleted() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         let adding = [(); 2].map(|()| {
             let machine = Arc::clone(&machine);
             thread::spawn(move || machine.append(0))
@@ -153,7 +154,8 @@ fn of_equal_records_one_is_added_even_while_it_is_being_deleted() {
 
 #[test]
 fn flushing_forgets_digests_at_one_moment() {
-    every_interleaving(Duplicates::Flush, |machine| {
+    let options = Options { duplicates: Duplicates::Flush, ..Options::default() };
+    every_interleaving(options, |machine| {
         machine.append(0).unwrap();
         let adding = {
             let machine = Arc::clone(&machine);
@@ -174,7 +176,7 @@ fn flushing_forgets_digests_at_one_moment() {
 
 #[test]
 fn deleting_the_first_leaves_the_rest_whoever_adds() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = [1, 2].map(|record| {
             let machine = Arc::clone(&machine);
@@ -204,8 +206,89 @@ fn deleting_the_first_leaves_the_rest_whoever_adds() {
 }
 
 #[test]
+fn of_two_who_trim_what_both_have_read_one_does() {
+    every_interleaving(Options::default(), |machine| {
+        machine.append(0).unwrap();
+        let adding = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.append(1).unwrap())
+        };
+        let trim = |machine: &Machine| {
+            let total = machine.list.trimmed();
+            let read = machine.read(Part::Current);
+            (total, machine.list.trim(total, read.len() as u64).map(gone), read)
+        };
+        let other = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || trim(&machine))
+        };
+        let mut both = [trim(&machine), other.join().unwrap()];
+        adding.join().unwrap();
+        both.sort_by_key(|(total, ..)| *total);
+        let mut taken = Vec::new();
+        for (total, done, read) in both {
+            match done {
+                // Right only if nobody trimmed between the total and the records being read.
+                Ok(records) if total == taken.len() as u64 => {
+                    assert_eq!(records, read.len() as u64);
+                    taken.extend(read);
+                }
+                Err(TrimError::WrongTotal { expected, found }) => {
+                    assert_eq!(expected, total);
+                    assert!(found > total);
+                }
+                other => panic!("{other:?} after {total}, read {read:?}"),
+            }
+        }
+        assert_eq!(machine.list.trimmed(), taken.len() as u64);
+        machine.settle(taken);
+    });
+}
+
+#[test]
+fn what_was_staged_when_the_list_was_dumped_stays_whoever_deletes() {
+    let options = Options { rules: Rules::V4, ..Options::default() };
+    every_interleaving(options, |machine| {
+        machine.append(0).unwrap();
+        let draining = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || {
+                let staged = machine.list.stage();
+                (staged, machine.read(Part::Staged), machine.list.delete_staged().map(gone))
+            })
+        };
+        let cutting = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.list.delete_first(1).map(gone))
+        };
+        machine.list.suspend();
+        let (buffer, whole) = machine.list.dump(Endian::native(), usize::MAX);
+        assert_eq!(whole, Ok(()));
+        let carried = machine.which(&buffer[24..]);
+        let taken = match (draining.join().unwrap(), cutting.join().unwrap()) {
+            ((Err(StageError::Empty), _, Err(DeleteError::Empty)), Ok(1)) => vec![0],
+            ((Ok(1), read, deleted), Err(refused)) => {
+                assert_eq!(read, [0]);
+                match deleted {
+                    Ok(1) => read,
+                    other => {
+                        assert_eq!(other, Err(DeleteError::Dumped));
+                        assert_eq!(carried, read);
+                        assert_eq!(refused, DeleteError::Pending);
+                        assert_eq!(machine.read(Part::Staged), read);
+                        vec![]
+                    }
+                }
+            }
+            other => panic!("{other:?}"),
+        };
+        machine.settle(taken);
+    });
+}
+
+#[test]
 fn the_pcr_is_never_ahead_of_the_list() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         let adding = [0, 1].map(|record| {
             let machine = Arc::clone(&machine);
             thread::spawn(move || machine.append(record).unwrap())
@@ -231,7 +314,7 @@ fn the_pcr_is_never_ahead_of_the_list() {
 
 #[test]
 fn what_was_read_stays_what_it_was_while_all_is_deleted() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let reading = {
             let machine = Arc::clone(&machine);
@@ -258,7 +341,7 @@ fn what_was_read_stays_what_it_was_while_all_is_deleted() {
 
 #[test]
 fn what_a_suspended_list_holds_does_not_change() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = {
             let machine = Arc::clone(&machine);
@@ -293,7 +376,7 @@ fn what_a_suspended_list_holds_does_not_change() {
 
 #[test]
 fn what_is_carried_over_a_kexec_is_the_list_at_one_moment() {
-    every_interleaving(Duplicates::Detect, |machine| {
+    every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = {
             let machine = Arc::clone(&machine);

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use ima_list::{
-    AppendError, Chunk, Counts, DeleteError, Duplicates, List, Options, Part, StageError,
+    AppendError, Chunk, Counts, DeleteError, Duplicates, List, Options, Part, Removed, Rules,
+    StageError, TrimError,
 };
-use ima_log::{Bank, Digest, RecordBuf};
+use ima_log::{Bank, Digest, Endian, RecordBuf};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -16,7 +17,9 @@ enum Op {
     Stage,
     DeleteStaged,
     DeleteFirst(u64),
+    Trim { n: u64, wrong_total: bool },
     Suspend,
+    Dump { capacity: usize },
     Snapshot { part: Part, from: u64, max_bytes: usize },
 }
 
@@ -29,43 +32,53 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => Just(Op::Stage),
         2 => Just(Op::DeleteStaged),
         3 => (0u64..300).prop_map(Op::DeleteFirst),
+        2 => (prop_oneof![1 => Just(0), 3 => 0u64..300], prop::bool::weighted(0.2))
+            .prop_map(|(n, wrong_total)| Op::Trim { n, wrong_total }),
         4 => (part, 0u64..300, 0usize..60_000)
             .prop_map(|(part, from, max_bytes)| Op::Snapshot { part, from, max_bytes }),
     ];
-    // At most one suspension, at the end of what is done, with a few refused operations behind it.
-    (prop::collection::vec(op.clone(), 1..60), prop::option::of(prop::collection::vec(op, 0..8)))
-        .prop_map(|(mut ops, suspended)| {
-            if let Some(refused) = suspended {
+    // At most one suspension and one dump, at the end of what is done, with a few operations behind
+    // each. A capacity under a header's size is the same as that.
+    let some = |most| prop::collection::vec(op.clone(), 0..most);
+    let dumped = (prop_oneof![0usize..50_000, Just(usize::MAX)], some(12));
+    (some(60), prop::option::of((some(8), prop::option::of(dumped)))).prop_map(
+        |(mut ops, suspended)| {
+            if let Some((suspended, dumped)) = suspended {
                 ops.push(Op::Suspend);
-                ops.extend(refused);
+                ops.extend(suspended);
+                if let Some((capacity, dumped)) = dumped {
+                    ops.push(Op::Dump { capacity });
+                    ops.extend(dumped);
+                }
             }
             ops
-        })
+        },
+    )
 }
 
 #[derive(Default)]
 struct Model {
+    options: Options,
     current: Vec<Vec<u8>>,
     staged: Vec<Vec<u8>>,
     seen: HashSet<(Digest, u32)>,
     suspended: bool,
+    staged_dumped: bool,
+    trimmed: u64,
     counts: Counts,
 }
 
 impl Model {
-    fn append(
-        &mut self,
-        duplicates: Duplicates,
-        record: &RecordBuf,
-        key: Digest,
-    ) -> Result<(), AppendError> {
+    fn append(&mut self, record: &RecordBuf, key: Digest) -> Result<(), AppendError> {
         let parsed = record.record();
         if self.suspended {
             return Err(AppendError::Suspended);
         }
         if parsed.is_violation() {
             self.counts.violations += 1;
-        } else if duplicates != Duplicates::Off && !self.seen.insert((key, parsed.pcr())) {
+        } else if self.options.duplicates != Duplicates::Off
+            && !self.seen.insert((key, parsed.pcr()))
+        {
             return Err(AppendError::Duplicate);
         }
         self.current.push(record.as_bytes().to_vec());
@@ -78,7 +91,7 @@ impl Model {
             Err(StageError::Pending)
         } else if self.current.is_empty() {
             Err(StageError::Empty)
-        } else if self.suspended {
+        } else if self.suspended && self.options.rules == Rules::Linux72 {
             Err(StageError::Suspended)
         } else {
             self.staged = std::mem::take(&mut self.current);
@@ -86,28 +99,54 @@ impl Model {
         }
     }
 
-    fn delete_staged(&mut self, duplicates: Duplicates) -> Result<Vec<Vec<u8>>, DeleteError> {
-        if self.staged.is_empty() {
-            Err(DeleteError::Empty)
-        } else if self.suspended {
-            Err(DeleteError::Suspended)
-        } else {
-            if duplicates == Duplicates::Flush {
-                self.seen.clear();
-            }
-            Ok(std::mem::take(&mut self.staged))
+    fn delete_staged(&mut self) -> Result<Vec<Vec<u8>>, DeleteError> {
+        match self.options.rules {
+            _ if self.staged.is_empty() => return Err(DeleteError::Empty),
+            Rules::Linux72 if self.suspended => return Err(DeleteError::Suspended),
+            Rules::V4 if self.staged_dumped => return Err(DeleteError::Dumped),
+            Rules::Linux72 | Rules::V4 => {}
         }
+        if self.options.duplicates == Duplicates::Flush {
+            self.seen.clear();
+        }
+        Ok(std::mem::take(&mut self.staged))
     }
 
     fn delete_first(&mut self, n: u64) -> Result<Vec<Vec<u8>>, DeleteError> {
         let found = self.current.len() as u64;
-        if found < n {
-            Err(DeleteError::TooMany { asked: n, found })
+        match self.options.rules {
+            Rules::V4 if !self.staged.is_empty() => Err(DeleteError::Pending),
+            _ if found < n => Err(DeleteError::TooMany { asked: n, found }),
+            Rules::Linux72 if self.suspended => Err(DeleteError::Suspended),
+            Rules::Linux72 | Rules::V4 => Ok(self.current.drain(..n as usize).collect()),
+        }
+    }
+
+    fn trim(&mut self, expected: u64, n: u64) -> Result<Vec<Vec<u8>>, TrimError> {
+        let found = self.current.len() as u64;
+        if self.options.duplicates == Duplicates::Flush {
+            Err(TrimError::Flush)
+        } else if expected != self.trimmed {
+            Err(TrimError::WrongTotal { expected, found: self.trimmed })
+        } else if n == 0 {
+            Ok(Vec::new())
+        } else if found < n {
+            Err(TrimError::TooMany { asked: n, found })
         } else if self.suspended {
-            Err(DeleteError::Suspended)
+            Err(TrimError::Suspended)
         } else {
+            self.trimmed += n;
             Ok(self.current.drain(..n as usize).collect())
         }
+    }
+
+    /// What a deletion took out, as it is known of a list.
+    fn gone<E>(&mut self, done: Result<Vec<Vec<u8>>, E>) -> Result<(u64, u64), E> {
+        let (records, bytes) = done.map(|removed| {
+            (removed.len() as u64, removed.iter().map(Vec::len).sum::<usize>() as u64)
+        })?;
+        self.counts.freed_bytes += bytes;
+        Ok((records, bytes))
     }
 
     fn snapshot(&self, part: Part, from: u64, max_bytes: usize) -> (u64, Vec<u8>) {
@@ -148,48 +187,58 @@ fn record(pcr: u32, unique: u64, len: usize) -> (RecordBuf, Digest) {
     (record, key)
 }
 
-fn check(duplicates: Duplicates, ops: &[Op]) -> Result<(), TestCaseError> {
-    let mut list = List::new(Options { duplicates });
-    let mut model = Model::default();
+fn gone<E>(done: Result<Removed, E>) -> Result<(u64, u64), E> {
+    done.map(|removed| (removed.records(), removed.bytes()))
+}
+
+fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
+    const HEADER: usize = 24;
+    let mut list = List::new(options);
+    let mut model = Model { options, ..Model::default() };
     let mut unique = 1_000;
     let mut kept = Vec::new();
     for op in ops {
         match *op {
             Op::Append { which, pcr } => {
                 let (record, key) = record(pcr, u64::from(which % 32), usize::from(which % 32));
-                let expected = model.append(duplicates, &record, key);
-                prop_assert_eq!(list.append(&record, &key), expected);
+                prop_assert_eq!(list.append(&record, &key), model.append(&record, key));
             }
             Op::AppendMany { records, len } => {
                 for i in 0..records {
                     unique += 1;
                     let (record, key) = record(10, unique, usize::from(len + i % 7));
-                    let expected = model.append(duplicates, &record, key);
-                    prop_assert_eq!(list.append(&record, &key), expected);
+                    prop_assert_eq!(list.append(&record, &key), model.append(&record, key));
                 }
             }
             Op::AppendViolation => {
                 let record = RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v");
                 let key = Digest::zero(Bank::Sha256);
-                let expected = model.append(duplicates, &record, key);
-                prop_assert_eq!(list.append(&record, &key), expected);
+                prop_assert_eq!(list.append(&record, &key), model.append(&record, key));
             }
             Op::Stage => prop_assert_eq!(list.stage(), model.stage()),
-            Op::DeleteStaged | Op::DeleteFirst(_) => {
-                let (done, expected) = match *op {
-                    Op::DeleteFirst(n) => (list.delete_first(n), model.delete_first(n)),
-                    _ => (list.delete_staged(), model.delete_staged(duplicates)),
-                };
-                let done = done.map(|removed| (removed.records(), removed.bytes()));
-                let expected = expected.map(|removed| {
-                    (removed.len() as u64, removed.iter().map(Vec::len).sum::<usize>() as u64)
-                });
-                model.counts.freed_bytes += expected.map_or(0, |(_, bytes)| bytes);
-                prop_assert_eq!(done, expected);
+            Op::DeleteStaged => {
+                let expected = model.delete_staged();
+                prop_assert_eq!(gone(list.delete_staged()), model.gone(expected));
+            }
+            Op::DeleteFirst(n) => {
+                let expected = model.delete_first(n);
+                prop_assert_eq!(gone(list.delete_first(n)), model.gone(expected));
+            }
+            Op::Trim { n, wrong_total } => {
+                let total = model.trimmed + u64::from(wrong_total);
+                let expected = model.trim(total, n);
+                prop_assert_eq!(gone(list.trim(total, n)), model.gone(expected));
             }
             Op::Suspend => {
                 list.suspend();
                 model.suspended = true;
+            }
+            Op::Dump { capacity } => {
+                let (buffer, whole) = list.dump(Endian::native(), capacity);
+                let all = [model.staged.concat(), model.current.concat()].concat();
+                prop_assert!(all.starts_with(&buffer[HEADER..]));
+                prop_assert_eq!(whole.is_ok(), buffer.len() == HEADER + all.len());
+                model.staged_dumped = !model.staged.is_empty();
             }
             Op::Snapshot { part, from, max_bytes } => {
                 let chunk = list.snapshot(part, from, max_bytes);
@@ -198,7 +247,7 @@ fn check(duplicates: Duplicates, ops: &[Op]) -> Result<(), TestCaseError> {
                 kept.push((chunk, expected));
             }
         }
-        prop_assert_eq!(list.counts(), model.counts());
+        prop_assert_eq!((list.counts(), list.trimmed()), (model.counts(), model.trimmed));
         for part in [Part::Current, Part::Staged] {
             let all = model.snapshot(part, 0, usize::MAX);
             prop_assert_eq!((list.count(part), list.size(part)), (all.0, all.1.len() as u64));
@@ -213,7 +262,7 @@ fn check(duplicates: Duplicates, ops: &[Op]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn a_list_is_a_list_of_vectors(
@@ -221,7 +270,8 @@ proptest! {
         duplicates in prop_oneof![
             Just(Duplicates::Detect), Just(Duplicates::Flush), Just(Duplicates::Off)
         ],
+        rules in prop_oneof![Just(Rules::Linux72), Just(Rules::V4)],
     ) {
-        check(duplicates, &ops)?;
+        check(Options { duplicates, rules }, &ops)?;
     }
 }

@@ -157,8 +157,9 @@ impl Directory {
 
 fn refused_deletion(error: DeleteError) -> Errno {
     match error {
-        DeleteError::Suspended => Errno::ESTALE,
-        _ => Errno::ENOENT,
+        DeleteError::Pending => Errno::EEXIST,
+        DeleteError::Empty | DeleteError::TooMany { .. } => Errno::ENOENT,
+        DeleteError::Suspended | DeleteError::Dumped => Errno::ESTALE,
     }
 }
 

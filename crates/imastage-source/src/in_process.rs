@@ -69,7 +69,8 @@ impl Hold for Held<'_> {
 fn refusal(request: Request, error: DeleteError) -> SourceError {
     match error {
         DeleteError::Empty | DeleteError::TooMany { .. } => SourceError::Nothing(request),
-        DeleteError::Suspended => SourceError::GoingDown(request),
+        DeleteError::Pending => SourceError::Pending,
+        DeleteError::Suspended | DeleteError::Dumped => SourceError::GoingDown(request),
     }
 }
 

@@ -89,7 +89,8 @@ impl Kind {
         match self {
             Kind::Segments => {
                 let duplicates = if detect { Duplicates::Detect } else { Duplicates::Off };
-                let list = Mutex::new(List::new(Options { duplicates }));
+                let list = List::new(Options { duplicates, ..Options::default() });
+                let list = Mutex::new(list);
                 Box::new(Segments { list, held: AtomicU64::new(0) })
             }
             kind => {
@@ -449,14 +450,8 @@ impl Design for Segments {
         Ok(removed.records())
     }
 
-    fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused> {
-        let removed = self.locked(|list| {
-            let counts = list.counts();
-            if counts.total - counts.current - counts.staged != total {
-                return Err(Refused::WrongTotal);
-            }
-            list.delete_first(n).map_err(refused)
-        })?;
+    fn delete_first(&self, _: u64, n: u64) -> Result<u64, Refused> {
+        let removed = self.locked(|list| list.delete_first(n)).map_err(refused)?;
         Ok(removed.records())
     }
 
@@ -480,7 +475,8 @@ impl Design for Segments {
 fn refused(error: DeleteError) -> Refused {
     match error {
         DeleteError::Empty | DeleteError::TooMany { .. } => Refused::TooFew,
-        DeleteError::Suspended => Refused::Unknown,
+        DeleteError::Pending => Refused::Pending,
+        DeleteError::Suspended | DeleteError::Dumped => Refused::Unknown,
     }
 }
 
