@@ -11,9 +11,11 @@ mod attester;
 mod client;
 mod drain;
 mod service;
+mod view;
 pub mod wire;
 
 pub use api::SOCKET;
 pub use client::{Client, ClientError};
 pub use drain::{DrainError, Flavour, Round};
 pub use service::{Config, Service, ServiceError, status_at_rest};
+pub use view::{View, ViewError};

@@ -19,6 +19,7 @@ use crate::{
     api,
     attester::Attester,
     drain::{DrainError, Drainer, Flavour, ReadPcr, Round},
+    view::{View, ViewError},
     wire::{Activity, Status, Verdict},
 };
 
@@ -146,6 +147,15 @@ impl Service {
         self.shared.drain()
     }
 
+    /// Shows what is stored as files in `dir`, for root and `group` to read, until the view is
+    /// dropped: do that before the service is stopped, so that it can still drain.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn mount_view(&self, dir: &Path, group: Option<u32>) -> Result<View, ViewError> {
+        View::mount(&self.shared, dir, group)
+    }
+
     /// Drains once more and stops; gives the state at the end.
     pub fn stop(mut self) -> Status {
         self.end();
@@ -177,9 +187,21 @@ impl Shared {
     /// Drains what is in the list now. Any number may ask at once; one drain serves all who asked
     /// before it began.
     pub(crate) fn drain(&self) -> Result<(), String> {
+        self.ask_for_drain()?.recv().map_err(|_| STOPPED.to_owned())?
+    }
+
+    /// As [`Shared::drain`], but waits for it no longer than `patience`; it goes on all the same.
+    pub(crate) fn drain_within(&self, patience: Duration) -> Result<(), String> {
+        self.ask_for_drain()?.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => "the list is being drained, and it takes long".to_owned(),
+            RecvTimeoutError::Disconnected => STOPPED.to_owned(),
+        })?
+    }
+
+    fn ask_for_drain(&self) -> Result<mpsc::Receiver<Result<(), String>>, String> {
         let (answer, answered) = mpsc::sync_channel(1);
         self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())?;
-        answered.recv().map_err(|_| STOPPED.to_owned())?
+        Ok(answered)
     }
 }
 

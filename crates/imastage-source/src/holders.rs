@@ -4,6 +4,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 /// A process that has one of the list's files open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -38,7 +40,7 @@ impl Holders {
                     .file_name()
                     .is_some_and(|name| name.to_string_lossy().contains("_runtime_measurements"));
                 // Compare by device: the same directory can be reached by several paths.
-                if is_list && fs::metadata(fd.path()).is_ok_and(|m| m.dev() == dir_meta.dev()) {
+                if is_list && device(&fd.path()) == Some(dir_meta.dev()) {
                     let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
                     holders.push(Holder {
                         pid,
@@ -65,6 +67,14 @@ impl fmt::Display for Holders {
         }
         Ok(())
     }
+}
+
+/// The device a file is on, without asking whoever serves it: a file of our own view would have its
+/// size brought up to date by a drain, and a drain is what looks for holders.
+fn device(path: &Path) -> Option<u64> {
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty()).ok()?;
+    Some(rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor))
 }
 
 fn number(name: &std::ffi::OsStr) -> Option<u32> {

@@ -41,6 +41,13 @@ pub struct Args {
     /// quadratic in its length, so keep it short.
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     every: u64,
+    /// Show what is stored as files in this directory, named as the kernel's, as if nothing had ever
+    /// been deleted: for agents that read the list themselves.
+    #[arg(long, value_name = "DIR")]
+    view: Option<PathBuf>,
+    /// Who may read the view besides root: a group's name or number [default: our own group].
+    #[arg(long, value_name = "GROUP", requires = "view", value_parser = group)]
+    view_group: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -85,6 +92,8 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         }
     }
     .environment("service")?;
+    let view = args.view.as_deref().map(|dir| service.mount_view(dir, args.view_group));
+    let view = view.transpose().environment("view")?;
 
     let status = service.status();
     let text = format!(
@@ -95,6 +104,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     );
     out.answer(&status, text)?;
     stop.wait();
+    drop(view);
     let shared_status = service.stop();
     if let Some(embedded) = embedded {
         embedded.stop();
@@ -119,6 +129,15 @@ fn require_hold(source: &mut dyn Source, flavour: Flavour) -> Result<(), Failure
             Err(Failure::environment(error))
         }
         _ => Ok(()),
+    }
+}
+
+/// The number of a group that is given by name or number.
+fn group(text: &str) -> Result<u32, String> {
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => text.parse().map_err(|_| "there is no such group".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

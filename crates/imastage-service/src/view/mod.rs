@@ -1,0 +1,156 @@
+//! The stored records as files: a directory like the kernel's, in which nothing was ever deleted.
+//!
+//! The files have the kernel's names and contents, for programs that know nothing of staging. They
+//! only grow, an offset means the same bytes for the whole epoch, and who has one open sees it grow.
+//!
+//! An attestation agent asks the TPM for a quote first and reads the list second, so the list must
+//! hold all that was in it when the read began. Files here have their true size, and the kernel asks
+//! how large a file is before it tells a reader that it ends. That question is answered after a
+//! drain; it is the only place where a reader waits ([`growth`]). All else comes from the kernel's
+//! page cache, or is rendered from the stored records ([`listing`]), of which an index is kept that
+//! finds any offset of any file ([`index`]).
+
+mod directory;
+mod growth;
+mod index;
+mod listing;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+};
+
+use fuser::{BackgroundSession, MountOption, SessionACL};
+use ima_log::Bank;
+
+use crate::service::Shared;
+use directory::{Directory, Tree};
+use growth::Growth;
+use listing::Listing;
+
+/// A view that is mounted. Dropping it unmounts it.
+pub struct View {
+    session: Option<BackgroundSession>,
+    growth: Option<JoinHandle<()>>,
+    mount: PathBuf,
+}
+
+/// Why there is no view.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The directory cannot be used.
+    #[error("{}: {error}", path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// FUSE cannot be had.
+    #[error(
+        "{}: cannot mount through FUSE: {error}; it needs /dev/fuse, and without root fusermount3 \
+         (apt-get install fuse3)",
+        path.display()
+    )]
+    Fuse {
+        /// Where it was to be mounted.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl View {
+    /// Mounts the view of a service's records over `mount`, which is made if it is not there, for
+    /// root and `group` to read. A view that a killed service left there is replaced.
+    pub(crate) fn mount(
+        shared: &Arc<Shared>,
+        mount: &Path,
+        group: Option<u32>,
+    ) -> Result<View, ViewError> {
+        prepare(mount)?;
+        let banks = match &shared.attester {
+            Some(attester) => attester.banks().to_vec(),
+            None => vec![Bank::Sha1, Bank::Sha256],
+        };
+        let group = group.unwrap_or_else(|| rustix::process::getegid().as_raw());
+        let tree = Arc::new(Tree::new(&banks, group));
+        let listing = Arc::new(Listing::new(shared.state.clone()));
+        let (waiting, inbox) = mpsc::channel();
+        let directory = Directory::new(Arc::clone(&tree), Arc::clone(&listing), waiting);
+
+        let failed = |error| ViewError::Fuse { path: mount.to_owned(), error };
+        let session = fuser::spawn_mount(directory, mount, &options()).map_err(failed)?;
+        let notifier = session.notifier();
+        let mut view = View { session: Some(session), growth: None, mount: mount.to_owned() };
+        let growth = Growth { tree, listing, shared: Arc::clone(shared), notifier, said: None };
+        let spawned = thread::Builder::new().name("view".into()).spawn(move || growth.run(&inbox));
+        view.growth = Some(spawned.map_err(failed)?);
+        Ok(view)
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        match session.umount_and_join() {
+            Ok(()) => {
+                // The session had the other end of the queue.
+                if let Some(growth) = self.growth.take() {
+                    let _ = growth.join();
+                }
+            }
+            Err(error) => {
+                // Agents keep files open for life: these are served as long as this process is.
+                tracing::info!(%error, "the view is in use: detached instead of unmounted");
+                detach(&self.mount);
+            }
+        }
+    }
+}
+
+fn options() -> fuser::Config {
+    let mut options = fuser::Config::default();
+    options.mount_options = vec![
+        MountOption::FSName("imastage".into()),
+        MountOption::Subtype("imastage".into()),
+        MountOption::DefaultPermissions,
+        MountOption::RO,
+        MountOption::NoExec,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+    ];
+    if rustix::process::geteuid().is_root() {
+        // Others are kept out by the modes of the files.
+        options.acl = SessionACL::All;
+    }
+    options
+}
+
+/// Makes the mount point. What a killed service left is unmounted.
+fn prepare(mount: &Path) -> Result<(), ViewError> {
+    let at = |error| ViewError::Path { path: mount.to_owned(), error };
+    if let Err(error) = fs::metadata(mount)
+        && error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
+    {
+        detach(mount);
+    }
+    fs::create_dir_all(mount).map_err(at)?;
+    if fs::read_dir(mount).map_err(at)?.next().is_some() {
+        return Err(at(io::Error::other("there are files in it; give an empty directory")));
+    }
+    Ok(())
+}
+
+fn detach(mount: &Path) {
+    let unmounted = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
+    if unmounted.is_err() {
+        // Without root only the setuid helper may.
+        let helper = std::process::Command::new("fusermount3").arg("-uz").arg(mount).status();
+        if !helper.is_ok_and(|status| status.success()) {
+            tracing::warn!("{} is still mounted", mount.display());
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The view, mounted, beside a list that is drained all the time.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ima_list::{Options, SharedList};
+use ima_log::{Bank, RecordBuf};
+use imastage_service::{Config, Flavour, Service, View};
+use imastage_source::{Hold, InProcess, Part, Request, Sink, Source, SourceError};
+use tempfile::TempDir;
+
+/// A list that can be refused.
+struct Door {
+    list: InProcess,
+    refused: Arc<AtomicU64>,
+}
+
+impl Source for Door {
+    fn hold(&mut self, part: Part) -> Result<Box<dyn Hold + '_>, SourceError> {
+        if self.refused.load(Ordering::Relaxed) > 0 {
+            return Err(SourceError::GoingDown(Request::Stage));
+        }
+        self.list.hold(part)
+    }
+
+    fn read(&mut self, part: Part, sink: &mut Sink<'_>) -> Result<(), SourceError> {
+        self.list.read(part, sink)
+    }
+
+    fn count(&mut self) -> Result<u64, SourceError> {
+        self.list.count()
+    }
+
+    fn name(&self) -> String {
+        "a list in this process".into()
+    }
+}
+
+/// Fields are dropped in this order: the view before the service, the directory last.
+struct Scene {
+    view: Option<View>,
+    service: Option<Service>,
+    list: Arc<SharedList>,
+    refused: Arc<AtomicU64>,
+    added: Vec<RecordBuf>,
+    dir: TempDir,
+}
+
+impl Scene {
+    /// `None`, loudly, where FUSE cannot be had.
+    fn new() -> Option<Scene> {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+            eprintln!("SKIPPED: /dev/fuse: {error}");
+            return None;
+        }
+        let mut scene = Scene {
+            view: None,
+            service: None,
+            list: Arc::new(SharedList::new(Options::default())),
+            refused: Arc::default(),
+            added: Vec::new(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        scene.start();
+        Some(scene)
+    }
+
+    fn start(&mut self) {
+        let source = Door {
+            list: InProcess::new(Arc::clone(&self.list)),
+            refused: Arc::clone(&self.refused),
+        };
+        let config = Config {
+            state: self.dir.path().join("state"),
+            flavour: Flavour::Stage,
+            every: Duration::from_secs(3600),
+            tpm: None,
+        };
+        let service = Service::start(config, Box::new(source)).unwrap();
+        self.view = Some(service.mount_view(&self.dir.path().join("view"), Some(12345)).unwrap());
+        self.service = Some(service);
+    }
+
+    fn stop(&mut self) {
+        drop(self.view.take());
+        drop(self.service.take());
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("view").join(name)
+    }
+
+    /// Adds records of all lengths, violations among them.
+    fn add(&mut self, count: usize) {
+        for _ in 0..count {
+            let i = self.added.len();
+            let name = format!("/{}/{i}", "x".repeat(i * 7919 % 200));
+            let record = match i % 10 {
+                9 => RecordBuf::ima_ng_violation(10, Bank::Sha256, name.as_bytes()),
+                _ => RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), name.as_bytes()),
+            };
+            let key = record.record().template_digest(Bank::Sha256);
+            self.list.append(&record, &key, || {}).unwrap();
+            self.added.push(record);
+        }
+    }
+
+    fn expected(&self, file: &str) -> Vec<u8> {
+        let bank = if file.ends_with("_sha256") { Bank::Sha256 } else { Bank::Sha1 };
+        let mut expected = Vec::new();
+        for record in &self.added {
+            match file.starts_with("ascii") {
+                true => record.record().write_ascii(bank, &mut expected),
+                false => record.record().write_binary(bank, &mut expected),
+            }
+        }
+        expected
+    }
+}
+
+const LISTS: [&str; 6] = [
+    "ascii_runtime_measurements",
+    "ascii_runtime_measurements_sha1",
+    "ascii_runtime_measurements_sha256",
+    "binary_runtime_measurements",
+    "binary_runtime_measurements_sha1",
+    "binary_runtime_measurements_sha256",
+];
+
+#[test]
+fn the_directory_is_the_kernels_without_staged_files() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.add(25);
+    let mut names: Vec<String> = fs::read_dir(scene.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, [&LISTS[..], &["runtime_measurements_count", "violations"]].concat());
+    for name in &names {
+        let path = scene.path(name);
+        let link = fs::symlink_metadata(&path).unwrap();
+        if LISTS.contains(&&**name) && !name.contains("_sha") {
+            assert!(link.is_symlink(), "{name}");
+            assert_eq!(fs::read_link(&path).unwrap(), PathBuf::from(format!("{name}_sha1")));
+        } else {
+            assert!(link.is_file(), "{name}");
+        }
+        let meta = fs::metadata(&path).unwrap();
+        let owner = rustix::process::geteuid().as_raw();
+        assert_eq!((meta.uid(), meta.gid()), (owner, 12345), "{name}");
+        assert_eq!(meta.permissions().mode() & 0o7777, 0o440, "{name}");
+        assert!(File::options().append(true).open(&path).is_err(), "{name}");
+    }
+    assert!(fs::remove_file(scene.path("violations")).is_err());
+    assert_eq!(fs::read_to_string(scene.path("runtime_measurements_count")).unwrap(), "25\n");
+    assert_eq!(fs::read_to_string(scene.path("violations")).unwrap(), "2\n");
+    // An open one can be asked again.
+    let count = File::open(scene.path("runtime_measurements_count")).unwrap();
+    let mut buffer = [0; 10];
+    for so_far in [b"25\n", b"30\n"] {
+        let len = count.read_at(&mut buffer, 0).unwrap();
+        assert_eq!(&buffer[..len], so_far);
+        scene.add(5);
+        assert_eq!(count.read_at(&mut buffer, 2).unwrap(), 1);
+        assert_eq!(count.read_at(&mut buffer, 3).unwrap(), 0);
+    }
+}
+
+#[test]
+fn files_that_are_open_grow_and_any_part_is_what_it_was() {
+    let Some(mut scene) = Scene::new() else { return };
+    let mut open: Vec<(&str, File, Vec<u8>)> = LISTS
+        .iter()
+        .map(|name| (*name, File::open(scene.path(name)).unwrap(), Vec::new()))
+        .collect();
+    let mut random = 1usize;
+    // By nothing, by less than a page, by many; so many in all that marks are passed.
+    for (round, count) in [0, 1, 1, 40, 0, 3000, 7, 500, 1].into_iter().enumerate() {
+        scene.add(count);
+        for (name, file, so_far) in &mut open {
+            let expected = scene.expected(name);
+            // Reads on where it was: exactly what is new.
+            file.read_to_end(so_far).unwrap();
+            assert!(*so_far == expected, "{name}, round {round}");
+            assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), expected.len() as u64, "{name}");
+            assert_eq!(file.metadata().unwrap().len(), expected.len() as u64);
+            // Anyone else gets all of it, and any part.
+            assert!(fs::read(scene.path(name)).unwrap() == expected, "{name}, round {round}");
+            for _ in 0..20 {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let from = (random >> 33) % (expected.len() + 10);
+                let mut part = vec![0; (random >> 20) % 9000];
+                let len = file.read_at(&mut part, from as u64).unwrap();
+                let rest = expected.get(from..).unwrap_or_default();
+                assert!(part[..len] == rest[..rest.len().min(part.len())], "{name} at {from}");
+            }
+        }
+        // Nothing of the list is left in memory.
+        assert_eq!(scene.list.count(Part::Current) + scene.list.count(Part::Staged), 0);
+    }
+    // What was evicted from the page cache is rendered anew, from anywhere.
+    for (name, file, so_far) in &open {
+        for from in (0..so_far.len()).rev().step_by(50_000) {
+            rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let mut part = vec![0; 10_000.min(so_far.len() - from)];
+            file.read_exact_at(&mut part, from as u64).unwrap();
+            assert!(part == so_far[from..from + part.len()], "{name} at {from}");
+        }
+    }
+}
+
+#[test]
+fn a_read_has_all_that_was_in_the_list_when_it_began_however_many_read() {
+    const READERS: usize = 8;
+    let Some(mut scene) = Scene::new() else { return };
+    let path = scene.path("ascii_runtime_measurements");
+    let added = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| {
+                let mut file = File::open(&path).unwrap();
+                let (mut text, mut lines) = (Vec::new(), 0);
+                while lines < 2000 {
+                    let before = added.load(Ordering::SeqCst);
+                    let from = text.len();
+                    file.read_to_end(&mut text).unwrap();
+                    assert_eq!(text.last().copied().unwrap_or(b'\n'), b'\n');
+                    lines += text[from..].iter().filter(|byte| **byte == b'\n').count() as u64;
+                    assert!(lines >= before, "{lines} of {before}");
+                }
+            });
+        }
+        for i in 1..=2000 {
+            scene.add(1);
+            added.store(i, Ordering::SeqCst);
+        }
+    });
+    assert!(fs::read(&path).unwrap() == scene.expected("ascii_runtime_measurements"));
+}
+
+#[test]
+fn while_the_list_cannot_be_drained_what_is_stored_is_shown() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.add(3);
+    let name = LISTS[0];
+    let mut file = File::open(scene.path(name)).unwrap();
+    let mut so_far = Vec::new();
+    file.read_to_end(&mut so_far).unwrap();
+    scene.refused.store(1, Ordering::Relaxed);
+    let stored = scene.expected(name);
+    scene.add(2);
+    file.read_to_end(&mut so_far).unwrap();
+    assert!(so_far == stored);
+    assert!(fs::read(scene.path(name)).unwrap() == stored);
+    scene.refused.store(0, Ordering::Relaxed);
+    scene.service.as_ref().unwrap().drain().unwrap();
+    file.read_to_end(&mut so_far).unwrap();
+    assert!(so_far == scene.expected(name));
+}
+
+#[test]
+fn it_can_be_stopped_and_started_also_while_a_file_is_open() {
+    let Some(mut scene) = Scene::new() else { return };
+    for held in [false, true, false] {
+        scene.add(30);
+        let file = File::open(scene.path(LISTS[0])).unwrap();
+        let held = held.then_some(file);
+        scene.stop();
+        assert_eq!(fs::read_dir(scene.path("")).unwrap().count(), 0);
+        drop(held);
+        scene.start();
+        for name in LISTS {
+            assert!(fs::read(scene.path(name)).unwrap() == scene.expected(name), "{name}");
+        }
+    }
+}
