@@ -59,14 +59,40 @@ fn main() {
         let since = Instant::now();
         assert_eq!(check(dir.path()).unwrap().damage, []);
         row("check", since);
-        let since = Instant::now();
-        let finds = 1_000;
-        for i in 0..finds {
-            let reader = Reader::open(dir.path()).unwrap();
-            reader.records(i * u64::from(RECORDS) / finds).unwrap();
+    }
+    drop(records);
+    growth();
+}
+
+/// What an index costs that is asked for, in ever longer lists, committed every 10,000 records.
+fn growth() {
+    const FINDS: u64 = 1_000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    store.begin_epoch(EpochId::default(), &[Bank::Sha1, Bank::Sha256]).unwrap();
+    println!("\n{:>12}{:>16}{:>16}{:>16}", "records", "open", "find an index", "PCRs at an index");
+    let mut next = 0;
+    for exponent in 3..=7 {
+        let len = 10u32.pow(exponent);
+        while next < len {
+            for i in next..len.min(next + 10_000) {
+                store.append(&record(i).record()).unwrap();
+            }
+            store.commit().unwrap();
+            next = len.min(next + 10_000);
         }
-        let each = since.elapsed() / finds as u32;
-        println!("{:36}{each:>12.1?} each", "open and find an index");
+        let reader = Reader::open(dir.path()).unwrap();
+        // Spread over the list, and nowhere a multiple of anything.
+        let index = |i: u64| i * 7_919 * 1_000_003 % u64::from(len);
+        let each = |find: &dyn Fn(u64)| {
+            let since = Instant::now();
+            (0..FINDS).for_each(find);
+            since.elapsed() / FINDS as u32
+        };
+        let open = each(&|_| drop(Reader::open(dir.path()).unwrap()));
+        let find = each(&|i| drop(reader.records(index(i)).unwrap()));
+        let pcrs = each(&|i| drop(reader.running_at(index(i)).unwrap()));
+        println!("{len:>12}{open:>16.1?}{find:>16.1?}{pcrs:>16.1?}");
     }
 }
 

@@ -4,13 +4,14 @@ use std::{
 };
 
 use crc32fast::Hasher;
-use ima_log::{Bank, Decoder, Digest, Format};
+use ima_log::{Bank, Decoder, Format, Replay};
 
 use crate::{
     StoreError,
+    checkpoints::Checkpoints,
     commits::{Commit, Commits},
     disk::{Disk, Mode, SystemDisk},
-    files::{self, NOTES},
+    files::{self, CHECKPOINTS, NOTES},
     notes,
     reader::CHUNK,
     writing::extend,
@@ -23,6 +24,9 @@ pub struct CheckReport {
     pub records: u64,
     /// What is wrong, in the order of the records; about a hundred findings at most.
     pub damage: Vec<Damage>,
+    /// What is wrong with the checkpoints, if nothing is with the records. No evidence is in them:
+    /// reading goes on without, and they are made again when the store is opened for writing.
+    pub checkpoints: Vec<Damage>,
 }
 
 /// Something that is not as it was stored.
@@ -60,9 +64,11 @@ pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, Sto
     let dir = files::epoch_dir(state, number);
     let (epoch, commits) = Commits::open(disk, &dir, Mode::Read)?;
     let segments = files::segments(disk, &dir)?;
-    let mut check = Check { disk, dir, segments, damage: Vec::new() };
+    let checkpoints = Checkpoints::open(disk, &dir, &epoch, Mode::Read);
+    let mut check =
+        Check { disk, dir, segments, checkpoints, damage: Vec::new(), stale: Vec::new() };
 
-    let mut before = Commit::none(&epoch.banks);
+    let mut before = Commit::none(&epoch.reset());
     // Whether the entry behind `before` is damaged.
     let mut gap = false;
     for at in 0..commits.entries {
@@ -103,7 +109,13 @@ pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, Sto
         let what = "the last remark is torn or was altered: it does not count".to_owned();
         check.found(&check.dir.join(NOTES), offset, end, what);
     }
-    Ok(CheckReport { records: before.records, damage: check.damage })
+    if check.checkpoints.is_none() && before.records > 0 {
+        let path = check.dir.join(CHECKPOINTS);
+        let what = "the file is missing, or its header is damaged".to_owned();
+        check.stale.push(Damage { path, offset: 0, records: 0..0, what });
+    }
+    let (damage, checkpoints) = (check.damage, check.stale);
+    Ok(CheckReport { records: before.records, damage, checkpoints })
 }
 
 /// Whether `commit` can be a later one than `before`.
@@ -124,7 +136,10 @@ struct Check<'a> {
     dir: PathBuf,
     /// The first indexes of the segments there are, ascending.
     segments: Vec<u64>,
+    checkpoints: Option<Checkpoints>,
     damage: Vec<Damage>,
+    /// Checkpoints that are not as they should be.
+    stale: Vec<Damage>,
 }
 
 /// What was read of a span of records.
@@ -134,7 +149,9 @@ struct Span {
     violations: u64,
     bytes: u64,
     crc: Hasher,
-    pcrs: Vec<Digest>,
+    pcrs: Vec<Replay>,
+    /// The checkpoints that should be.
+    marks: Vec<Commit>,
 }
 
 impl Check<'_> {
@@ -152,6 +169,7 @@ impl Check<'_> {
             bytes: before.bytes,
             crc: Hasher::new(),
             pcrs: before.pcrs.clone(),
+            marks: Vec::new(),
         };
         let whole = before.records..commit.records;
         let same = before.segment == commit.segment;
@@ -192,17 +210,35 @@ impl Check<'_> {
                 span.bytes
             )
         } else if let Some((now, then)) = wrong_pcr {
-            let bank = then.bank();
-            format!("the records replay to {now} ({bank}), {then} was stored")
+            let (now, then) = (now.value(), then.value());
+            format!("the records replay to {now} ({}), {then} was stored", then.bank())
         } else if !gap && span.crc.clone().finalize() != commit.crc {
             "a byte that no digest covers was altered (PCR index or template name)".to_owned()
         } else if span.violations != commit.violations {
             let (then, now) = (commit.violations, span.violations);
             format!("{then} violations up to here were stored, {now} are there")
         } else {
+            // Behind a damaged commit nobody knows which one a checkpoint lies in.
+            if !gap {
+                self.compare(&span.marks);
+            }
             return;
         };
         self.found(&path, begin, whole, what);
+    }
+
+    /// Compares checkpoints with what the records, which are right, say they should be.
+    fn compare(&mut self, marks: &[Commit]) {
+        let Some(checkpoints) = &self.checkpoints else { return };
+        for mark in marks {
+            let at = checkpoints.due(mark.records) - 1;
+            if checkpoints.read(at).as_ref() != Some(mark) && self.stale.len() < MOST_DAMAGE {
+                let (path, offset) = (checkpoints.path.clone(), checkpoints.offset(at));
+                let records = mark.records..mark.records;
+                let what = format!("checkpoint {at} is not what the records lead to");
+                self.stale.push(Damage { path, offset, records, what });
+            }
+        }
     }
 
     /// Reads part of a segment. To its end, if `end` is [`u64::MAX`]; if it is the beginning, there
@@ -237,7 +273,6 @@ impl Check<'_> {
             };
             let bytes = &chunk[..read];
             span.crc.update(bytes);
-            span.bytes += read as u64;
             offset += read as u64;
             decoder.feed(bytes);
             loop {
@@ -253,8 +288,22 @@ impl Check<'_> {
                     (record.printed_digest(), record.template_digest(Bank::Sha1));
                 extend(&mut span.pcrs, &record, &computed);
                 span.violations += u64::from(record.is_violation());
-                let index = span.next;
+                let (index, len) = (span.next, record.as_bytes().len() as u64);
                 span.next += 1;
+                span.bytes += len;
+                if let Some(checkpoints) = &self.checkpoints
+                    && span.next.is_multiple_of(checkpoints.distance)
+                {
+                    span.marks.push(Commit {
+                        records: span.next,
+                        violations: span.violations,
+                        bytes: span.bytes,
+                        segment: first,
+                        segment_len: at + len,
+                        crc: commit.crc,
+                        pcrs: span.pcrs.clone(),
+                    });
+                }
                 if printed != computed && self.damage.len() < MOST_DAMAGE {
                     let what = format!(
                         "the record was altered: its digest is {printed}, its data's {computed}"

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Digest};
+use ima_log::{Bank, Digest, Replay};
 
 use crate::{
     Epoch, StoreError,
@@ -25,7 +25,8 @@ pub(crate) struct Commit {
     pub(crate) segment_len: u64,
     /// CRC-32 of the record bytes since the commit before.
     pub(crate) crc: u32,
-    pub(crate) pcrs: Vec<Digest>,
+    /// PCR 10, as each is kept ([`Epoch::reset`] says which).
+    pub(crate) pcrs: Vec<Replay>,
 }
 
 /// The file, open.
@@ -33,7 +34,8 @@ pub(crate) struct Commit {
 pub(crate) struct Commits {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn Content>,
-    banks: Vec<Bank>,
+    /// Which PCR values entries hold, in which order.
+    reset: Vec<Replay>,
     /// How many entries count.
     pub(crate) entries: u64,
     /// The entry behind them, if one has its full size but is not valid.
@@ -41,17 +43,17 @@ pub(crate) struct Commits {
 }
 
 const MAGIC: &[u8; 8] = b"IMSTGC1\n";
-const HEADER: u64 = 20;
+pub(crate) const HEADER: u64 = 20;
 /// An entry without digests and its own CRC.
 const FIXED: usize = 44;
 /// The largest `epoch.json` that is read, in bytes.
-const MOST_JSON: usize = 64 << 10;
+pub(crate) const MOST_JSON: usize = 64 << 10;
 /// The most bytes an epoch can have; keeps sums of what files claim from overflowing.
 const MOST_BYTES: u64 = 1 << 56;
 
 impl Commit {
     /// Before the first record.
-    pub(crate) fn none(banks: &[Bank]) -> Commit {
+    pub(crate) fn none(reset: &[Replay]) -> Commit {
         Commit {
             records: 0,
             violations: 0,
@@ -59,25 +61,25 @@ impl Commit {
             segment: 0,
             segment_len: 0,
             crc: 0,
-            pcrs: banks.iter().map(|bank| Digest::zero(*bank)).collect(),
+            pcrs: reset.to_vec(),
         }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut entry = Vec::with_capacity(FIXED + 4 + 4 * Digest::MAX);
+        let mut entry = Vec::with_capacity(entry_len(&self.pcrs) as usize);
         for field in [self.records, self.violations, self.bytes, self.segment, self.segment_len] {
             entry.extend_from_slice(&field.to_le_bytes());
         }
         entry.extend_from_slice(&self.crc.to_le_bytes());
         for pcr in &self.pcrs {
-            entry.extend_from_slice(pcr.as_bytes());
+            entry.extend_from_slice(pcr.value().as_bytes());
         }
         entry.extend_from_slice(&crc32fast::hash(&entry).to_le_bytes());
         entry
     }
 
-    /// `None` if it is damaged. `entry` has the size that these banks give it.
-    fn decode(entry: &[u8], banks: &[Bank]) -> Option<Commit> {
+    /// `None` if it is damaged. `entry` has the size that these values give it.
+    pub(crate) fn decode(entry: &[u8], reset: &[Replay]) -> Option<Commit> {
         let (body, crc) = entry.split_last_chunk::<4>()?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return None;
@@ -85,10 +87,12 @@ impl Commit {
         let (fields, mut rest) = body.split_at_checked(FIXED)?;
         let field =
             |at: usize| fields.get(at * 8..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-        let mut pcrs = Vec::with_capacity(banks.len());
-        for bank in banks {
-            let (pcr, behind) = rest.split_at_checked(bank.size())?;
-            pcrs.push(Digest::from_slice(*bank, pcr).ok()?);
+        let mut pcrs = Vec::with_capacity(reset.len());
+        for pcr in reset {
+            let bank = pcr.value().bank();
+            let (value, behind) = rest.split_at_checked(bank.size())?;
+            let value = Digest::from_slice(bank, value).ok()?;
+            pcrs.push(Replay::resume(value, pcr.extend_kind()));
             rest = behind;
         }
         let commit = Commit {
@@ -114,13 +118,10 @@ impl Commit {
 
 impl Commits {
     /// The header of a new file, for an epoch whose `epoch.json` is given.
-    pub(crate) fn header(banks: &[Bank], epoch: &[u8]) -> Vec<u8> {
-        let mask = banks.iter().fold(0u32, |mask, bank| mask | 1 << bank_bit(*bank));
-        let mut header = MAGIC.to_vec();
-        header.extend_from_slice(&mask.to_le_bytes());
-        header.extend_from_slice(&crc32fast::hash(epoch).to_le_bytes());
-        header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
-        header
+    pub(crate) fn header(epoch: &Epoch, json: &[u8]) -> Vec<u8> {
+        let own = epoch.banks.iter().map(|bank| 1u32 << bank_bit(*bank));
+        let padded = epoch.padded.iter().map(|bank| 1u32 << (8 + bank_bit(*bank)));
+        header(MAGIC, own.chain(padded).sum(), json)
     }
 
     /// The epoch in a directory and its commits. Constant time: the entry at the end may be torn,
@@ -150,12 +151,12 @@ impl Commits {
         let json = files::read_small(disk, &epoch_path, MOST_JSON)?
             .ok_or_else(|| damaged("the file is missing".to_owned()))?;
         let epoch = Epoch::decode(&json).map_err(damaged)?;
-        if header[..] != Commits::header(&epoch.banks, &json) {
+        if header[..] != Commits::header(&epoch, &json) {
             return Err(damaged(format!("it is not the file that {} began with", path.display())));
         }
 
-        let banks = epoch.banks.clone();
-        let mut commits = Commits { path, file, banks, entries: 0, torn: None };
+        let reset = epoch.reset();
+        let mut commits = Commits { path, file, reset, entries: 0, torn: None };
         commits.entries = size.saturating_sub(HEADER) / commits.entry_len();
         // A crash tears the last entry at most.
         if let Some(last) = commits.entries.checked_sub(1)
@@ -176,21 +177,30 @@ impl Commits {
     pub(crate) fn read(&self, at: u64) -> Result<Option<Commit>, StoreError> {
         let mut entry = vec![0; self.entry_len() as usize];
         let read = self.file.read_up_to(&mut entry, self.offset(at)).at(&self.path, "read")?;
-        Ok(entry.get(..read).and_then(|entry| Commit::decode(entry, &self.banks)))
+        Ok(entry.get(..read).and_then(|entry| Commit::decode(entry, &self.reset)))
     }
 
     /// The last commit for which `holds` is true, which it is up to some commit and no further; the
     /// state before the first if there is none. Logarithmic in the number of commits.
     pub(crate) fn last_that(&self, holds: impl Fn(&Commit) -> bool) -> Result<Commit, StoreError> {
+        Ok(self.around(holds)?.0)
+    }
+
+    /// That commit, and the one that follows if there is one.
+    pub(crate) fn around(
+        &self,
+        holds: impl Fn(&Commit) -> bool,
+    ) -> Result<(Commit, Option<Commit>), StoreError> {
         let (mut low, mut high) = (0, self.entries);
-        let mut found = Commit::none(&self.banks);
+        let mut found = (Commit::none(&self.reset), None);
         while low < high {
             let middle = low + (high - low) / 2;
             let commit = self.read(middle)?.ok_or_else(|| self.damaged(middle))?;
             if holds(&commit) {
-                found = commit;
+                found.0 = commit;
                 low = middle + 1;
             } else {
+                found.1 = Some(commit);
                 high = middle;
             }
         }
@@ -201,13 +211,12 @@ impl Commits {
     pub(crate) fn last(&self) -> Result<Commit, StoreError> {
         match self.entries.checked_sub(1) {
             Some(last) => self.read(last)?.ok_or_else(|| self.damaged(last)),
-            None => Ok(Commit::none(&self.banks)),
+            None => Ok(Commit::none(&self.reset)),
         }
     }
 
     pub(crate) fn entry_len(&self) -> u64 {
-        let digests: usize = self.banks.iter().map(|bank| bank.size()).sum();
-        (FIXED + digests + 4) as u64
+        entry_len(&self.reset)
     }
 
     pub(crate) fn offset(&self, at: u64) -> u64 {
@@ -221,6 +230,21 @@ impl Commits {
             why: format!("commit {at} is damaged"),
         }
     }
+}
+
+/// The first bytes of a file about an epoch whose `epoch.json` is given.
+pub(crate) fn header(magic: &[u8; 8], what: u32, json: &[u8]) -> Vec<u8> {
+    let mut header = magic.to_vec();
+    header.extend_from_slice(&what.to_le_bytes());
+    header.extend_from_slice(&crc32fast::hash(json).to_le_bytes());
+    header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
+    header
+}
+
+/// The size of an entry with these values, in bytes.
+pub(crate) fn entry_len(pcrs: &[Replay]) -> u64 {
+    let digests: usize = pcrs.iter().map(|pcr| pcr.value().bank().size()).sum();
+    (FIXED + digests + 4) as u64
 }
 
 fn bank_bit(bank: Bank) -> u32 {

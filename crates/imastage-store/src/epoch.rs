@@ -1,4 +1,4 @@
-use ima_log::Bank;
+use ima_log::{Bank, Extend, Replay};
 use serde::{Deserialize, Serialize};
 
 /// What tells an epoch from others: the PCRs of one TPM since its last reset.
@@ -22,6 +22,9 @@ pub struct Epoch {
     pub id: EpochId,
     /// The banks whose running PCR the store keeps.
     pub banks: Vec<Bank>,
+    /// The banks of which it keeps that, too, as kernels extend them that have not the bank's hash:
+    /// with the SHA-1 template digest and zeros behind it.
+    pub padded: Vec<Bank>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -31,6 +34,8 @@ struct EpochFile {
     id: EpochId,
     created: u64,
     banks: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    padded: Vec<String>,
 }
 
 impl EpochId {
@@ -55,6 +60,7 @@ impl Epoch {
             id: self.id.clone(),
             created,
             banks: self.banks.iter().map(ToString::to_string).collect(),
+            padded: self.padded.iter().map(ToString::to_string).collect(),
         })?;
         json.push(b'\n');
         Ok(json)
@@ -63,13 +69,26 @@ impl Epoch {
     /// `Err` says in words what is wrong.
     pub(crate) fn decode(json: &[u8]) -> Result<Epoch, String> {
         let file: EpochFile = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        let mut banks: Vec<Bank> = Vec::new();
-        for name in &file.banks {
-            banks.push(name.parse().map_err(|error| format!("{name}: {error}"))?);
-        }
-        if !banks.is_sorted_by(|a, b| a < b) {
-            return Err("the banks are not in order".to_owned());
-        }
-        Ok(Epoch { number: file.number, id: file.id, banks })
+        let (banks, padded) = (parse(&file.banks)?, parse(&file.padded)?);
+        Ok(Epoch { number: file.number, id: file.id, banks, padded })
     }
+
+    /// PCR 10 as a TPM reset leaves it: each value that is kept, in the order in which commits hold
+    /// them.
+    pub(crate) fn reset(&self) -> Vec<Replay> {
+        let own = self.banks.iter().map(|bank| Replay::new(*bank, Extend::Own));
+        let padded = self.padded.iter().map(|bank| Replay::new(*bank, Extend::Sha1Padded));
+        own.chain(padded).collect()
+    }
+}
+
+fn parse(names: &[String]) -> Result<Vec<Bank>, String> {
+    let mut banks: Vec<Bank> = Vec::new();
+    for name in names {
+        banks.push(name.parse().map_err(|error| format!("{name}: {error}"))?);
+    }
+    if !banks.is_sorted_by(|a, b| a < b) {
+        return Err("the banks are not in order".to_owned());
+    }
+    Ok(banks)
 }

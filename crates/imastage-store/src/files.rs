@@ -14,6 +14,7 @@ use crate::{
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const EPOCH: &str = "epoch.json";
 pub(crate) const COMMITS: &str = "commits";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const NOTES: &str = "notes";
 const FORMAT: &str = "format";
 const FORMAT_LINE: &str = "imastage store 1\n";

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod checkpoints;
 mod commits;
 mod disk;
 mod epoch;

@@ -3,13 +3,15 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Decoder, Digest, Format, ParseError, Record};
+use ima_log::{Bank, Decoder, Digest, Format, ParseError, Record, Replay};
 
 use crate::{
     Epoch, StoreError,
+    checkpoints::Checkpoints,
     commits::{Commit, Commits},
     disk::{Content, Disk, Mode, SystemDisk},
     files::{self, At},
+    writing::extend,
 };
 
 /// The records of the latest epoch as they were when this was opened. Any number may read, in any
@@ -20,7 +22,9 @@ pub struct Reader {
     dir: PathBuf,
     epoch: Epoch,
     commits: Commits,
+    checkpoints: Option<Checkpoints>,
     last: Commit,
+    running: Vec<Digest>,
 }
 
 /// Gives records one after the other.
@@ -43,6 +47,8 @@ pub struct Cursor {
 struct Segment {
     path: PathBuf,
     file: Arc<dyn Content>,
+    /// Its first record.
+    first: u64,
     /// Where reading began, and with it the decoder.
     begin: u64,
     /// Where it goes on.
@@ -55,6 +61,8 @@ struct Segment {
 
 /// How much is read at once, in bytes.
 pub(crate) const CHUNK: usize = 256 << 10;
+/// As much as is needed from one checkpoint to the next is read at once.
+const REPLAY_CHUNK: usize = 64 << 10;
 
 impl Reader {
     /// Opens a state directory's latest epoch. Constant time.
@@ -73,7 +81,10 @@ impl Reader {
     pub(crate) fn open_epoch(disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader, StoreError> {
         let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Read)?;
         let last = commits.last()?;
-        Ok(Reader { disk, dir: dir.to_owned(), epoch, commits, last })
+        let checkpoints = Checkpoints::open(disk.as_ref(), dir, &epoch, Mode::Read);
+        let own = last.pcrs.iter().take(epoch.banks.len());
+        let running = own.map(Replay::value).collect();
+        Ok(Reader { disk, dir: dir.to_owned(), epoch, commits, checkpoints, last, running })
     }
 
     /// The epoch.
@@ -96,42 +107,93 @@ impl Reader {
         self.last.bytes
     }
 
-    /// PCR 10 as all records replay, in each bank that is kept.
+    /// PCR 10 as all records replay, in each bank that is kept, extended with the bank's own digest.
     pub fn running(&self) -> &[Digest] {
-        &self.last.pcrs
+        &self.running
     }
 
-    /// The records from index `from` on. Finding it reads at most one commit's records, and commits
-    /// logarithmic in their number.
+    /// PCR 10 as the first `records` records replay: each bank that is kept, with its own digest and
+    /// then with padded SHA-1 where that is kept ([`Epoch::padded`]). Replays about a thousand
+    /// records at most, however many there are.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchRecord`] if there are not as many; [`StoreError::Damaged`],
+    /// [`StoreError::Unreadable`], [`StoreError::Io`].
+    pub fn running_at(&self, records: u64) -> Result<Vec<Replay>, StoreError> {
+        if records == self.len() {
+            return Ok(self.last.pcrs.clone());
+        }
+        let mut start = self.start(records)?;
+        let mut cursor = self.cursor(&start, records)?;
+        cursor.chunk.truncate(REPLAY_CHUNK);
+        while let Some(record) = cursor.next_record()? {
+            let (printed, computed) = (record.printed_digest(), record.template_digest(Bank::Sha1));
+            if printed != computed {
+                let (len, index) = (record.as_bytes().len() as u64, cursor.next - 1);
+                let why = format!(
+                    "record {index} was altered: its digest is {printed}, its data's {computed}"
+                );
+                let offset = cursor.segment.begin + cursor.decoder.offset() - len;
+                return Err(StoreError::Damaged { path: cursor.segment.path, offset, why });
+            }
+            extend(&mut start.pcrs, &record, &computed);
+        }
+        Ok(start.pcrs)
+    }
+
+    /// The records from index `from` on. Finding it passes over about a thousand records at most, and
+    /// reads commits logarithmic in their number.
     ///
     /// # Errors
     /// [`StoreError::NoSuchRecord`] if `from` is behind the end; [`StoreError::Damaged`],
     /// [`StoreError::Unreadable`], [`StoreError::Io`].
     pub fn records(&self, from: u64) -> Result<Cursor, StoreError> {
-        if from > self.len() {
-            return Err(StoreError::NoSuchRecord { asked: from, len: self.len() });
-        }
-        let start = self.commits.last_that(|commit| commit.records <= from)?;
-        // At the end nothing is read, and without a commit there is no segment.
-        let segment = if from == self.len() {
-            Segment::none(&self.commits)
-        } else {
-            Segment::open(self.disk.as_ref(), &self.dir, &self.commits, &start)?
-        };
-        let mut cursor = Cursor {
-            disk: Arc::clone(&self.disk),
-            dir: self.dir.clone(),
-            commits: self.commits.clone(),
-            to: self.len(),
-            next: start.records,
-            segment,
-            decoder: Decoder::new(Format::native(Bank::Sha1)),
-            chunk: vec![0; CHUNK],
-        };
+        let mut cursor = self.cursor(&self.start(from)?, self.len())?;
         while cursor.next < from {
             cursor.next_record()?;
         }
         Ok(cursor)
+    }
+
+    /// The last place at or before record `index` from which can be read on.
+    pub(crate) fn start(&self, index: u64) -> Result<Commit, StoreError> {
+        if index > self.len() {
+            return Err(StoreError::NoSuchRecord { asked: index, len: self.len() });
+        }
+        let (commit, next) = self.commits.around(|commit| commit.records <= index)?;
+        let checkpoint = match (&self.checkpoints, next) {
+            (Some(checkpoints), Some(next)) => checkpoints.before(index, &commit, &next),
+            _ => None,
+        };
+        Ok(checkpoint.unwrap_or(commit))
+    }
+
+    /// The CRC of the commit that stored a record.
+    pub(crate) fn crc_of_commit_with(&self, index: u64) -> Result<u32, StoreError> {
+        let (_, commit) = self.commits.around(|commit| commit.records <= index)?;
+        commit
+            .map(|commit| commit.crc)
+            .ok_or(StoreError::NoSuchRecord { asked: index, len: self.len() })
+    }
+
+    /// The records from `start` to index `to`.
+    pub(crate) fn cursor(&self, start: &Commit, to: u64) -> Result<Cursor, StoreError> {
+        // At the end nothing is read, and without a commit there is no segment.
+        let segment = if start.records == to {
+            Segment::none(&self.commits)
+        } else {
+            Segment::open(self.disk.as_ref(), &self.dir, &self.commits, start)?
+        };
+        Ok(Cursor {
+            disk: Arc::clone(&self.disk),
+            dir: self.dir.clone(),
+            commits: self.commits.clone(),
+            to,
+            next: start.records,
+            segment,
+            decoder: Decoder::new(Format::native(Bank::Sha1)),
+            chunk: vec![0; CHUNK],
+        })
     }
 }
 
@@ -157,6 +219,11 @@ impl Cursor {
         self.next += 1;
         let Cursor { decoder, segment, next, .. } = self;
         decoder.next_record().map_err(|error| segment.unreadable(*next - 1, error))
+    }
+
+    /// The segment of the last record given, and where in it that ends.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.segment.first, self.segment.begin + self.decoder.offset())
     }
 
     fn next_segment(&mut self) -> Result<(), StoreError> {
@@ -207,13 +274,14 @@ impl Segment {
         }
         let file = files::open_segment(disk, &path, Mode::Read, last.records - 1)?;
         let (begin, end) = (start.segment_len, last.segment_len);
-        Ok(Segment { path, file, begin, offset: begin, end, next: last.records })
+        let first = start.segment;
+        Ok(Segment { path, file, first, begin, offset: begin, end, next: last.records })
     }
 
     /// Nothing to be read.
     fn none(commits: &Commits) -> Segment {
         let (path, file) = (commits.path.clone(), Arc::clone(&commits.file));
-        Segment { path, file, begin: 0, offset: 0, end: 0, next: 0 }
+        Segment { path, file, first: 0, begin: 0, offset: 0, end: 0, next: 0 }
     }
 
     /// Reads on; `next` is the record that is waited for.

@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Digest, Record};
+use ima_log::{Bank, Digest, Extend, Record};
 use rustix::fs::FlockOperation;
 
 use crate::{
-    Epoch, EpochId, Note, Reader, Recovery, StoreError,
+    Epoch, EpochId, Note, Reader, Recovery, StoreError, checkpoints,
     commits::Commits,
     disk::{self, Disk, Mode, SystemDisk},
     files::{self, At, COMMITS, EPOCH, LOCK},
@@ -22,11 +22,20 @@ use crate::{
 pub struct Store {
     disk: Arc<dyn Disk>,
     state: PathBuf,
-    segment_size: u64,
+    layout: Layout,
     writing: Option<Writing>,
     recovery: Recovery,
     /// Locked as long as it is open.
     lock: Option<File>,
+}
+
+/// How large the parts of an epoch grow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// Bytes of a segment with which it is full.
+    pub(crate) segment_size: u64,
+    /// Records between two checkpoints.
+    pub(crate) distance: u64,
 }
 
 /// When a segment is this large, the next commit begins a new one.
@@ -50,7 +59,8 @@ impl Store {
     pub fn open_with(state: &Path, segment_size: u64) -> Result<Store, StoreError> {
         files::make_dirs(&SystemDisk, state)?;
         let lock = lock(state)?;
-        let mut store = Store::open_on(Arc::new(SystemDisk), state, segment_size)?;
+        let layout = Layout { segment_size, distance: checkpoints::DISTANCE };
+        let mut store = Store::open_on(Arc::new(SystemDisk), state, layout)?;
         store.lock = Some(lock);
         Ok(store)
     }
@@ -59,14 +69,14 @@ impl Store {
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         state: &Path,
-        segment_size: u64,
+        layout: Layout,
     ) -> Result<Store, StoreError> {
         files::make_dirs(disk.as_ref(), state)?;
         files::prepare(disk.as_ref(), state)?;
         let mut store = Store {
             disk,
             state: state.to_owned(),
-            segment_size,
+            layout,
             writing: None,
             recovery: Recovery::default(),
             lock: None,
@@ -83,11 +93,33 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]; there is no epoch to write to then.
     pub fn begin_epoch(&mut self, id: EpochId, banks: &[Bank]) -> Result<(), StoreError> {
+        self.begin_epoch_with(id, banks, &[])
+    }
+
+    /// As [`Store::begin_epoch`]; of the banks `padded`, which may be among `banks` or not, the store
+    /// also keeps PCR 10 as kernels extend it that have not the bank's hash. That costs one hash a
+    /// record: the template data is not hashed again.
+    ///
+    /// # Errors
+    /// As [`Store::begin_epoch`].
+    pub fn begin_epoch_with(
+        &mut self,
+        id: EpochId,
+        banks: &[Bank],
+        padded: &[Bank],
+    ) -> Result<(), StoreError> {
         self.writing = None;
         let disk = self.disk.as_ref();
-        let mut banks = banks.to_vec();
-        banks.sort_unstable();
-        banks.dedup();
+        let in_order = |banks: &[Bank]| {
+            let mut banks = banks.to_vec();
+            banks.sort_unstable();
+            banks.dedup();
+            banks
+        };
+        let banks = in_order(banks);
+        let mut padded = in_order(padded);
+        // A SHA-1 digest has nothing to be padded with.
+        padded.retain(|bank| *bank != Bank::Sha1);
         let epochs = files::epochs_dir(&self.state);
         let number = files::latest_epoch(disk, &self.state)?.unwrap_or(0).checked_add(1);
         let number = number
@@ -97,10 +129,10 @@ impl Store {
         // Made under another name first: an epoch is there whole or not at all.
         let dir = files::epoch_dir(&self.state, number);
         let new = dir.with_extension("new");
-        let epoch = Epoch { number, id, banks };
+        let epoch = Epoch { number, id, banks, padded };
         let json = epoch.encode().map_err(std::io::Error::from).at(&new, "describe the epoch")?;
         files::make_dirs(disk, &new)?;
-        files::replace(disk, &new.join(COMMITS), &Commits::header(&epoch.banks, &json))?;
+        files::replace(disk, &new.join(COMMITS), &Commits::header(&epoch, &json))?;
         files::replace(disk, &new.join(EPOCH), &json)?;
         disk.rename(&new, &dir).at(&dir, "rename into place")?;
         self.enter(number)
@@ -132,10 +164,20 @@ impl Store {
         self.writing.as_ref().map_or(0, |writing| writing.running.violations)
     }
 
-    /// PCR 10 as all records of the epoch replay; `None` for a bank that is not kept.
+    /// PCR 10 as all records of the epoch replay, each with the bank's own digest; `None` for a bank
+    /// that is not kept.
     pub fn running(&self, bank: Bank) -> Option<Digest> {
+        self.running_as(bank, Extend::Own)
+    }
+
+    /// PCR 10 as all records of the epoch replay if a bank is extended so; `None` if that is not kept.
+    /// In the sha1 bank both are the same.
+    pub fn running_as(&self, bank: Bank, extend: Extend) -> Option<Digest> {
+        let extend = if bank == Bank::Sha1 { Extend::Own } else { extend };
         let pcrs = &self.writing.as_ref()?.running.pcrs;
-        pcrs.iter().find(|pcr| pcr.bank() == bank).copied()
+        let kept =
+            pcrs.iter().find(|pcr| (pcr.value().bank(), pcr.extend_kind()) == (bank, extend));
+        kept.map(|pcr| pcr.value())
     }
 
     /// What opening the store cut off.
@@ -159,7 +201,7 @@ impl Store {
     /// and the index of the next record is again what it was after that.
     pub fn commit(&mut self) -> Result<(), StoreError> {
         match &mut self.writing {
-            Some(writing) => writing.commit(self.segment_size),
+            Some(writing) => writing.commit(self.layout.segment_size),
             None => Ok(()),
         }
     }
@@ -201,7 +243,8 @@ impl Store {
         // Its name may have been given, and not made durable, by one who was killed.
         files::sync_dir(self.disk.as_ref(), &files::epochs_dir(&self.state))?;
         let dir = files::epoch_dir(&self.state, number);
-        let (writing, recovery) = Writing::open(Arc::clone(&self.disk), &dir)?;
+        let (writing, recovery) =
+            Writing::open(Arc::clone(&self.disk), &dir, self.layout.distance)?;
         self.writing = Some(writing);
         self.recovery = recovery;
         Ok(())

@@ -10,10 +10,12 @@ use crate::{
     disk::Disk,
     files, notes,
     sim::{Fault, SimDisk},
+    store::Layout,
 };
 
 const STATE: &str = "/var/lib/state";
-const SEGMENT: u64 = 400;
+/// Small, so that there are many ends of segments and checkpoints.
+const LAYOUT: Layout = Layout { segment_size: 400, distance: 2 };
 const BANKS: [Bank; 2] = [Bank::Sha1, Bank::Sha256];
 
 /// What happens to a store.
@@ -86,7 +88,7 @@ impl Life {
             Step::Epoch => {
                 tried.push(Default::default());
                 let id = EpochId { boot_id: tried.len().to_string(), ..id() };
-                store.begin_epoch(id, &BANKS)?;
+                store.begin_epoch_with(id, &BANKS, &[Bank::Sha384])?;
             }
             Step::Batch(n) => {
                 let (records, _) = tried.last_mut().unwrap();
@@ -139,7 +141,7 @@ fn shared(disk: &SimDisk) -> Arc<dyn Disk> {
 }
 
 fn open(disk: &SimDisk) -> Result<Store, StoreError> {
-    Store::open_on(shared(disk), Path::new(STATE), SEGMENT)
+    Store::open_on(shared(disk), Path::new(STATE), LAYOUT)
 }
 
 /// Everything that readers find, of every epoch, with its running PCRs seen to be right.

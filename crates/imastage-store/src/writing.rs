@@ -5,10 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Digest, Format, IMA_PCR, Record};
+use ima_log::{Bank, Digest, Extend, Format, IMA_PCR, Record, Replay};
 
 use crate::{
     Epoch, StoreError,
+    checkpoints::Checkpoints,
     commits::{Commit, Commits},
     disk::{Content, Disk, Mode},
     files::{self, At},
@@ -42,13 +43,21 @@ pub(crate) struct Writing {
     pub(crate) running: Commit,
     /// The bytes of what was appended since.
     pending: Vec<u8>,
+    /// `None` if the file cannot be had: nothing is lost without it.
+    checkpoints: Option<Checkpoints>,
+    /// Those among what was appended since, and those of earlier commits that are not written.
+    marks: Vec<Commit>,
     /// A commit failed and may have left something behind the last one.
     untidy: bool,
 }
 
 impl Writing {
     /// Opens an epoch and cuts off what is behind its last commit.
-    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<(Writing, Recovery), StoreError> {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        distance: u64,
+    ) -> Result<(Writing, Recovery), StoreError> {
         let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Write)?;
         let committed = commits.last()?;
         let mut writing = Writing {
@@ -60,6 +69,8 @@ impl Writing {
             running: committed.clone(),
             committed,
             pending: Vec::new(),
+            checkpoints: None,
+            marks: Vec::new(),
             untidy: false,
         };
         // Before anything is cut: a segment that is too short is damage, and is left as it is.
@@ -70,6 +81,9 @@ impl Writing {
             None => None,
         };
         let recovery = writing.tidy()?;
+        // Without them all else works: what fails here is tried again when the store is opened next.
+        let (disk, dir) = (&writing.disk, &writing.dir);
+        writing.checkpoints = Checkpoints::complete(disk, dir, distance).ok();
         Ok((writing, Recovery { kept, ..recovery }))
     }
 
@@ -89,6 +103,13 @@ impl Writing {
         self.running.violations += u64::from(record.is_violation());
         self.running.bytes += record.as_bytes().len() as u64;
         self.pending.extend_from_slice(record.as_bytes());
+        if let Some(checkpoints) = &self.checkpoints
+            && self.running.records.is_multiple_of(checkpoints.distance)
+        {
+            // Where in which segment that is, the commit will tell.
+            let segment_len = self.pending.len() as u64;
+            self.marks.push(Commit { segment_len, ..self.running.clone() });
+        }
         Ok(index)
     }
 
@@ -110,6 +131,8 @@ impl Writing {
 
     pub(crate) fn rollback(&mut self) {
         self.pending.clear();
+        let committed = self.committed.records;
+        self.marks.retain(|mark| mark.records <= committed);
         self.running = self.committed.clone();
     }
 
@@ -131,6 +154,12 @@ impl Writing {
         self.running.segment = first;
         self.running.segment_len = start + self.pending.len() as u64;
         self.running.crc = crc32fast::hash(&self.pending);
+        let committed = self.committed.records;
+        for mark in self.marks.iter_mut().filter(|mark| mark.records > committed) {
+            mark.segment = first;
+            mark.segment_len += start;
+            mark.crc = self.running.crc;
+        }
         segment.write_all(&self.pending, start).at(&path, "write records")?;
         segment.sync().at(&path, "sync")?;
         if is_new {
@@ -145,7 +174,23 @@ impl Writing {
         self.commits.entries += 1;
         self.committed = self.running.clone();
         self.pending.clear();
+        self.write_marks(is_new);
         Ok(())
+    }
+
+    /// Writes the checkpoints that are due. The records are durable without them, so what fails is
+    /// tried again with the next commit.
+    fn write_marks(&mut self, segment_is_new: bool) {
+        const MOST: usize = 1 << 16;
+        let Some(checkpoints) = &self.checkpoints else { return };
+        let written = self.marks.iter().try_for_each(|mark| checkpoints.write(mark));
+        if written.is_ok() || self.marks.len() > MOST {
+            self.marks.clear();
+        }
+        if segment_is_new {
+            // So that those of earlier segments are there after a crash.
+            let _ = checkpoints.file.sync();
+        }
     }
 
     /// Cuts off what is behind the last commit, and makes durable what is not: a process that was
@@ -253,17 +298,25 @@ impl Writing {
     }
 }
 
-/// Extends PCR 10 in each bank as the kernel did, given the record's SHA-1 template digest.
-pub(crate) fn extend(pcrs: &mut [Digest], record: &Record<'_>, sha1: &Digest) {
+/// Extends PCR 10 as the kernel did, given the record's SHA-1 template digest.
+pub(crate) fn extend(pcrs: &mut [Replay], record: &Record<'_>, sha1: &Digest) {
     if record.pcr() != IMA_PCR {
         return;
     }
     for pcr in pcrs {
-        let value = match pcr.bank() {
-            bank if record.is_violation() => Digest::ones(bank),
-            Bank::Sha1 => *sha1,
-            bank => record.template_digest(bank),
+        let bank = pcr.value().bank();
+        // What was hashed once is not hashed again.
+        let value = match pcr.extend_kind() {
+            _ if record.is_violation() => None,
+            Extend::Own if bank == Bank::Sha1 => Some(*sha1),
+            Extend::Own => None,
+            Extend::Sha1Padded => Some(sha1.padded_to(bank)),
         };
-        *pcr = pcr.extended_with(&value);
+        match value {
+            Some(value) => {
+                *pcr = Replay::resume(pcr.value().extended_with(&value), pcr.extend_kind());
+            }
+            None => pcr.extend(record),
+        }
     }
 }
