@@ -174,10 +174,7 @@ impl Explain {
 
     /// Tries every guess at every record, the latest first: they cost the least.
     fn search(&self) -> Option<Explanation> {
-        let ones = match self.base.extend_kind() {
-            Extend::Own => Digest::ones(self.target.bank()),
-            Extend::Sha1Padded => Digest::ones(crate::Bank::Sha1).padded_to(self.target.bank()),
-        };
+        let ones = Digest::ones(self.target.bank());
         let steps: Vec<&Step> = self.window.iter().collect();
         let mut before = Vec::with_capacity(steps.len());
         let mut replay = self.base;

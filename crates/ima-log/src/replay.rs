@@ -43,19 +43,19 @@ pub struct BankMatch {
 }
 
 impl Extend {
-    /// What `record` extends a PCR of `bank` with: a template digest, or for a violation all ones
-    /// (20 bytes of them, then zeros, if padded).
+    /// What `record` extends a PCR of `bank` with: a template digest, or for a violation all ones,
+    /// as many as the bank's digests have, padded or not. (Seen on Linux 6.1. Kernels before 5.8
+    /// padded those, too.)
     #[inline]
     pub fn value(self, bank: Bank, record: &Record<'_>) -> Digest {
         let hashed_with = match self {
             Extend::Own => bank,
             Extend::Sha1Padded => Bank::Sha1,
         };
-        let digest = if record.is_violation() {
-            Digest::ones(hashed_with)
-        } else {
-            record.data_digest(hashed_with)
-        };
+        if record.is_violation() {
+            return Digest::ones(bank);
+        }
+        let digest = record.data_digest(hashed_with);
         if hashed_with == bank { digest } else { digest.padded_to(bank) }
     }
 }
