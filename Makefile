@@ -3,11 +3,12 @@
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help run test fuzz lint bench deny-tool
+.PHONY: help run test lab fuzz lint bench deny-tool
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
 	@echo "make test   run every test"
+	@echo "make lab    every scenario on real kernels, in QEMU"
 	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
 	@echo "make bench  measure"
@@ -18,12 +19,19 @@ run:
 	target/release/imastage demo
 
 test:
-	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools
+	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools \
+		qemu-system-x86_64=qemu-system-x86 busybox=busybox-static xz=xz-utils
 	@scripts/install-keylime || echo "keylime cannot be installed: tests against it are skipped" >&2
 	$(CARGO) test --workspace --locked
 	$(CARGO) test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-corpus --locked
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p ima-list --test loom --release --target-dir target/loom --locked
 	$(CARGO) build --manifest-path tests/no-std/Cargo.toml --target-dir target/no-std --locked
+
+# Kernels are downloaded once, into target/lab. KERNEL=6.12 for another one.
+lab:
+	@scripts/install-missing swtpm=swtpm evmctl=ima-evm-utils qemu-system-x86_64=qemu-system-x86 \
+		busybox=busybox-static xz=xz-utils
+	$(CARGO) run --locked -p imastage-lab -- run all $(if $(KERNEL),--kernel $(KERNEL))
 
 # A few seconds for each target; `scripts/fuzz 600 binary` for longer.
 fuzz:

@@ -1,0 +1,95 @@
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    error::{Doing, LabError},
+    process::run,
+};
+
+/// Debian 12's archive, seen by an apt of our own: nothing of the system is asked or changed, and
+/// no root is needed.
+pub struct Debian {
+    dir: PathBuf,
+}
+
+const SOURCES: &str = "\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: bookworm
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian-security
+Suites: bookworm-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+";
+
+impl Debian {
+    /// Learns what there is.
+    ///
+    /// # Errors
+    /// [`LabError`]: no apt, no network.
+    pub fn update(dir: &Path) -> Result<Debian, LabError> {
+        for sub in ["lists/partial", "archives/partial"] {
+            fs::create_dir_all(dir.join(sub)).at(dir)?;
+        }
+        let dir = dir.canonicalize().at(dir)?;
+        fs::write(dir.join("debian.sources"), SOURCES).at(&dir)?;
+        File::create(dir.join("status")).at(&dir)?;
+        let debian = Debian { dir };
+        run(debian.apt("apt-get").args(["-qq", "update"]))?;
+        Ok(debian)
+    }
+
+    /// The package a meta package stands for now.
+    ///
+    /// # Errors
+    /// [`LabError`] if there is no such package.
+    pub fn image_of(&self, meta: &str) -> Result<String, LabError> {
+        let said = run(self.apt("apt-cache").args(["depends", meta]))?;
+        let image = said.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+        image.map(|rest| format!("linux-image-{rest}")).ok_or_else(|| LabError::Missing {
+            what: meta.to_owned(),
+            how: "Debian's archive has no kernel under that name".to_owned(),
+        })
+    }
+
+    /// Downloads a package and unpacks it into a directory.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn unpack(&self, package: &str, into: &Path) -> Result<(), LabError> {
+        let download = tempfile::tempdir_in(&self.dir).at(&self.dir)?;
+        run(self.apt("apt-get").args(["-qq", "download", package]).current_dir(&download))?;
+        for entry in fs::read_dir(&download).at(download.path())? {
+            let package = entry.at(download.path())?.path();
+            run(Command::new("dpkg-deb").arg("-x").arg(package).arg(into))?;
+        }
+        Ok(())
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        let at = |name: &str| self.dir.join(name).display().to_string();
+        for (option, value) in [
+            ("Dir::Etc::sourcelist", at("debian.sources")),
+            ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
+            ("Dir::State", at("")),
+            ("Dir::State::lists", at("lists")),
+            ("Dir::State::status", at("status")),
+            ("Dir::Cache", at("")),
+            ("APT::Architecture", "amd64".to_owned()),
+            // apt's own user may not enter our directories.
+            ("APT::Sandbox::User", "root".to_owned()),
+        ] {
+            apt.arg("-o").arg(format!("{option}={value}"));
+        }
+        apt.env("LC_ALL", "C");
+        apt
+    }
+}

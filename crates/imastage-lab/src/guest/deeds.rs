@@ -1,0 +1,194 @@
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    guest::{measuring::Measuring, mount_at, named, read_all},
+    wire::{Answer, Ask, Program},
+};
+
+const LIST: &str = "/sys/kernel/security/ima";
+const TPM: &str = "/sys/class/tpm/tpm0";
+
+/// Does what the host asks, and keeps what runs meanwhile.
+#[derive(Default)]
+pub struct Deeds {
+    children: BTreeMap<u32, Child>,
+    measuring: Option<Measuring>,
+}
+
+impl Deeds {
+    /// Does it; gives the answer and the bytes that go with it.
+    pub fn done(&mut self, ask: Ask, bytes: &[u8]) -> io::Result<(Answer, Vec<u8>)> {
+        match ask {
+            Ask::Read { path, step } => {
+                let path = Path::new(OsStr::from_bytes(&path));
+                let since = Instant::now();
+                let bytes = read_all(path, step).map_err(|error| named(path, error))?;
+                Ok((Answer::Bytes { micros: micros(since) }, bytes))
+            }
+            Ask::Write { path, mode } => {
+                let path = Path::new(OsStr::from_bytes(&path));
+                write(path, mode, bytes).map_err(|error| named(path, error))?;
+                Ok((Answer::Done, Vec::new()))
+            }
+            Ask::Run(program) => {
+                let output = command(&program).output();
+                Ok(ran(output.map_err(|error| named(Path::new(&program.path), error))?))
+            }
+            Ask::Start(program) => {
+                let child = command(&program).stdout(Stdio::piped()).spawn();
+                let child = child.map_err(|error| named(Path::new(&program.path), error))?;
+                let pid = child.id();
+                self.children.insert(pid, child);
+                Ok((Answer::Started { pid }, Vec::new()))
+            }
+            Ask::Signal { pid, signal } => {
+                self.child(pid)?;
+                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                let signal = Signal::from_named_raw(signal);
+                let (Some(pid), Some(signal)) = (pid, signal) else {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                };
+                kill_process(pid, signal)?;
+                Ok((Answer::Done, Vec::new()))
+            }
+            Ask::Wait { pid } => {
+                self.child(pid)?;
+                let Some(child) = self.children.remove(&pid) else { return Err(unknown(pid)) };
+                Ok(ran(child.wait_with_output()?))
+            }
+            Ask::Measure(files) => Ok((Measuring::now(&files)?, Vec::new())),
+            Ask::KeepMeasuring(files) => {
+                self.measuring = Some(Measuring::start(files));
+                Ok((Answer::Done, Vec::new()))
+            }
+            Ask::StopMeasuring => match self.measuring.take() {
+                Some(measuring) => Ok((measuring.stop()?, Vec::new())),
+                None => Err(io::Error::other("nothing is measured in the background")),
+            },
+            Ask::Violate { path, reader_first } => {
+                violate(Path::new(&path), reader_first)?;
+                Ok((Answer::Done, Vec::new()))
+            }
+            Ask::Snapshot => snapshot(),
+            Ask::Mount { source, target, kind } => {
+                fs::create_dir_all(&target)?;
+                mount_at(&source, &target, &kind)?;
+                Ok((Answer::Done, Vec::new()))
+            }
+            Ask::PowerOff | Ask::Reboot | Ask::Kexec => Ok((Answer::Done, Vec::new())),
+        }
+    }
+
+    fn child(&self, pid: u32) -> io::Result<()> {
+        if self.children.contains_key(&pid) { Ok(()) } else { Err(unknown(pid)) }
+    }
+}
+
+fn unknown(pid: u32) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("process {pid} was not started here"))
+}
+
+/// Standard error goes to the console as well for what is started, so that the host can show it.
+fn command(program: &Program) -> Command {
+    let mut command = Command::new(&program.path);
+    command.args(&program.args).stdin(Stdio::null());
+    command.env("PATH", "/bin").env("HOME", "/").env("NO_COLOR", "1");
+    command
+}
+
+fn ran(output: Output) -> (Answer, Vec<u8>) {
+    let Output { status, stdout: mut bytes, stderr } = output;
+    let stdout = bytes.len();
+    bytes.extend(stderr);
+    (Answer::Ran { code: status.code().unwrap_or(-1), stdout }, bytes)
+}
+
+fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))
+}
+
+/// A file that is open for reading and for writing at once: what was measured is not what is used.
+fn violate(path: &Path, reader_first: bool) -> io::Result<()> {
+    fs::write(path, b"as it was measured")?;
+    let mut byte = [0];
+    if reader_first {
+        File::open(path)?.read_exact(&mut byte)?;
+        let _reader = File::open(path)?;
+        File::options().write(true).open(path)?.write_all(b"!")
+    } else {
+        let mut writer = File::options().write(true).open(path)?;
+        File::open(path)?.read_exact(&mut byte)?;
+        writer.write_all(b"!")
+    }
+}
+
+/// All files of the list and the PCR values that belong to them: read again until no PCR moved.
+fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
+    const TRIES: usize = 10;
+    const STEP: usize = 1 << 16;
+    for _ in 0..TRIES {
+        let before = pcrs()?;
+        let mut files = Vec::new();
+        let mut bytes = Vec::new();
+        let mut names: Vec<_> = fs::read_dir(LIST)?.collect::<io::Result<_>>()?;
+        names.sort_by_key(fs::DirEntry::file_name);
+        for entry in names {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // The policy cannot be read on kernels without CONFIG_IMA_READ_POLICY.
+            if name != "policy" {
+                let content = read_all(&entry.path(), STEP);
+                let content = content.map_err(|error| named(&entry.path(), error))?;
+                files.push((name, content.len()));
+                bytes.extend(content);
+            }
+        }
+        if pcrs()? == before {
+            if let Some(pcrs) = before {
+                files.push(("pcrs".to_owned(), pcrs.len()));
+                bytes.extend(pcrs.as_bytes());
+            }
+            return Ok((Answer::Files(files), bytes));
+        }
+    }
+    Err(io::Error::other(format!("PCRs changed each of {TRIES} times the list was read")))
+}
+
+/// `BANK INDEX HEX` lines; `None` without a TPM.
+fn pcrs() -> io::Result<Option<String>> {
+    if !Path::new(TPM).exists() {
+        return Ok(None);
+    }
+    let mut lines = String::new();
+    for bank in ["sha1", "sha256", "sha384", "sha512"] {
+        for pcr in 0..24 {
+            let path = format!("{TPM}/pcr-{bank}/{pcr}");
+            let value =
+                fs::read_to_string(&path).map_err(|error| named(Path::new(&path), error))?;
+            lines.push_str(&format!("{bank} {pcr} {}\n", value.trim().to_lowercase()));
+        }
+    }
+    Ok(Some(lines))
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

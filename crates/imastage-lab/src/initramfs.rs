@@ -1,0 +1,111 @@
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::BufWriter,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    cpio::Archive,
+    error::{Doing, LabError},
+    guest::MODULES,
+    kernel::Kernel,
+    process::{find, libraries, run},
+};
+
+/// Programs of this machine that a guest gets, with the libraries they load.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The lab's own program: the guest's first process.
+    pub lab: PathBuf,
+    /// More, by the path they get in the guest.
+    pub others: Vec<(String, PathBuf)>,
+}
+
+/// Writes a guest's first file system.
+///
+/// # Errors
+/// [`LabError`].
+pub fn write(path: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), LabError> {
+    let scratch = tempfile::tempdir().doing("temporary directory")?;
+    let mut tree = Tree { files: Vec::new(), dirs: BTreeSet::new() };
+    for dir in
+        ["dev", "proc", "sys", "sys/kernel/security", "tmp", "run", "var/lib", "lab", MODULES]
+    {
+        tree.dir(dir);
+    }
+    let init = ("init".to_owned(), programs.lab.clone());
+    for (name, program) in std::iter::once(&init).chain(&programs.others) {
+        let slim = stripped(program, scratch.path())?;
+        tree.add(name, 0o755, slim);
+        for (wanted, library) in libraries(program)? {
+            // The loader is asked for by its path, libraries are found where the loader looks.
+            let wanted =
+                wanted.strip_prefix('/').map_or_else(|| format!("lib/{wanted}"), str::to_owned);
+            tree.add(&wanted, 0o755, library);
+        }
+    }
+    let busybox = find("busybox", "busybox-static")?;
+    if !libraries(&busybox)?.is_empty() {
+        return Err(LabError::Missing {
+            what: "a static busybox".to_owned(),
+            how: "apt-get install busybox-static".to_owned(),
+        });
+    }
+    tree.add("bin/busybox", 0o755, busybox);
+    for module in &kernel.modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        tree.add(&format!("{MODULES}/{name}"), 0o644, module.clone());
+    }
+    tree.write(path)
+}
+
+/// Without what debuggers want: the guest hashes what it executes, under emulation.
+fn stripped(program: &Path, scratch: &Path) -> Result<PathBuf, LabError> {
+    let Ok(strip) = find("strip", "binutils") else { return Ok(program.to_owned()) };
+    let slim = scratch.join(program.file_name().unwrap_or_default());
+    run(Command::new(strip).arg("-o").arg(&slim).arg(program))?;
+    Ok(slim)
+}
+
+struct Tree {
+    files: Vec<(String, u32, PathBuf)>,
+    dirs: BTreeSet<String>,
+}
+
+impl Tree {
+    /// Adds a directory and all it is in.
+    fn dir(&mut self, name: &str) {
+        let ancestors = Path::new(name).ancestors().filter(|dir| !dir.as_os_str().is_empty());
+        self.dirs.extend(ancestors.map(|dir| dir.display().to_string()));
+    }
+
+    /// Adds a file, once.
+    fn add(&mut self, name: &str, permissions: u32, content: PathBuf) {
+        if self.files.iter().all(|(known, ..)| known != name) {
+            if let Some(dir) = Path::new(name).parent() {
+                self.dir(&dir.display().to_string());
+            }
+            self.files.push((name.to_owned(), permissions, content));
+        }
+    }
+
+    fn write(self, path: &Path) -> Result<(), LabError> {
+        let mut archive = Archive::new(BufWriter::new(File::create(path).at(path)?));
+        // Sorted, so parents come first.
+        for dir in &self.dirs {
+            archive.dir(dir).at(path)?;
+        }
+        archive.device("dev/console", 5, 1).at(path)?;
+        for applet in ["sh", "ls", "cat", "dmesg", "ps", "mount", "cp", "mv", "rm", "stat", "head"]
+        {
+            archive.link(&format!("bin/{applet}"), "busybox").at(path)?;
+        }
+        for (name, permissions, content) in &self.files {
+            let content = fs::read(content).at(content)?;
+            archive.file(name, *permissions, &content).at(path)?;
+        }
+        archive.finish().at(path)
+    }
+}

@@ -1,0 +1,187 @@
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    debian::Debian,
+    error::{Doing, LabError},
+    process::{find, run_for_bytes},
+};
+
+/// A kernel the lab can boot, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelName {
+    /// What it is called here.
+    pub name: &'static str,
+    /// The Debian package that stands for its newest version.
+    meta: &'static str,
+}
+
+/// Debian's kernels, those that tests run on first.
+pub const KERNELS: [KernelName; 4] = [
+    KernelName { name: "6.1-cloud", meta: "linux-image-cloud-amd64" },
+    KernelName { name: "6.12-cloud", meta: "linux-image-6.12-cloud-amd64" },
+    KernelName { name: "6.1", meta: "linux-image-amd64" },
+    KernelName { name: "6.12", meta: "linux-image-6.12-amd64" },
+];
+
+/// What the guest needs of a kernel, if it is not built in: modules by name, in any order.
+const MODULES: [&str; 6] =
+    ["virtio_pci", "virtio_console", "virtio_blk", "crc32c_generic", "ext4", "fuse"];
+
+/// A kernel that is there.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// What it is called here.
+    pub name: String,
+    /// The kernel itself.
+    pub image: PathBuf,
+    /// Modules to load, in this order.
+    pub modules: Vec<PathBuf>,
+}
+
+impl Kernel {
+    /// The kernel of a name, downloaded into the cache if it is not there.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn get(cache: &Path, name: &str) -> Result<Kernel, LabError> {
+        let Some(known) = KERNELS.iter().find(|kernel| kernel.name == name) else {
+            let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
+            return Err(LabError::Missing {
+                what: format!("kernel {name}"),
+                how: format!("there are {}", names.join(", ")),
+            });
+        };
+        let dir = cache.join("kernels").join(name);
+        fs::create_dir_all(cache).at(cache)?;
+        // One of several at once downloads, the others find it done.
+        let lock = File::create(cache.join("lock")).at(cache)?;
+        lock.lock().at(cache)?;
+        if !dir.exists() {
+            download(cache, known, &dir)?;
+        }
+        Ok(Kernel {
+            name: name.to_owned(),
+            image: dir.join("vmlinuz"),
+            modules: sorted_files(&dir.join("modules"))?,
+        })
+    }
+}
+
+fn sorted_files(dir: &Path) -> Result<Vec<PathBuf>, LabError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).at(dir)? {
+        files.push(entry.at(dir)?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn download(cache: &Path, known: &KernelName, dir: &Path) -> Result<(), LabError> {
+    let debian = Debian::update(&cache.join("apt"))?;
+    let package = debian.image_of(known.meta)?;
+    let work = tempfile::tempdir_in(cache).at(cache)?;
+    let unpacked = work.path().join("unpacked");
+    debian.unpack(&package, &unpacked)?;
+
+    let kept = work.path().join("kept");
+    let modules = kept.join("modules");
+    fs::create_dir_all(&modules).at(&modules)?;
+    for file in sorted_files(&unpacked.join("boot"))? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        for wanted in ["vmlinuz", "config"] {
+            if name.starts_with(wanted) {
+                fs::copy(&file, kept.join(wanted)).at(&file)?;
+            }
+        }
+    }
+    fs::write(kept.join("package"), &package).at(&kept)?;
+    let mut available = Vec::new();
+    module_files(&unpacked.join("lib/modules"), &mut available)?;
+    let mut order = Vec::new();
+    for name in MODULES {
+        with_dependencies(name, &available, &mut order)?;
+    }
+    for (place, (name, content)) in order.iter().enumerate() {
+        let path = modules.join(format!("{place:02}-{name}.ko"));
+        fs::write(&path, content).at(&path)?;
+    }
+    let parent = cache.join("kernels");
+    fs::create_dir_all(&parent).at(&parent)?;
+    // There as a whole or not at all.
+    fs::rename(&kept, dir).at(dir)
+}
+
+fn module_files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), LabError> {
+    for entry in fs::read_dir(dir).at(dir)? {
+        let entry = entry.at(dir)?;
+        if entry.file_type().at(dir)?.is_dir() {
+            module_files(&entry.path(), found)?;
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Appends a module's dependencies and the module, unless they are there or built in.
+fn with_dependencies(
+    name: &str,
+    available: &[PathBuf],
+    order: &mut Vec<(String, Vec<u8>)>,
+) -> Result<(), LabError> {
+    if order.iter().any(|(known, _)| known == name) {
+        return Ok(());
+    }
+    let Some(path) = available.iter().find(|path| module_name(path).as_deref() == Some(name))
+    else {
+        return Ok(());
+    };
+    let content = if path.extension().is_some_and(|extension| extension == "xz") {
+        run_for_bytes(Command::new(find("xz", "xz-utils")?).arg("-dc").arg(path))?
+    } else {
+        fs::read(path).at(path)?
+    };
+    for dependency in dependencies(&content) {
+        with_dependencies(&dependency, available, order)?;
+    }
+    order.push((name.to_owned(), content));
+    Ok(())
+}
+
+/// Names in files may have dashes where modules have underscores.
+fn module_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(".xz").unwrap_or(name).strip_suffix(".ko")?;
+    Some(name.replace('-', "_"))
+}
+
+/// What a module says it needs: `depends=a,b` among its zero-terminated texts (`.modinfo`).
+fn dependencies(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
+        return Vec::new();
+    };
+    let rest = &module[at + KEY.len()..];
+    let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
+    let text = String::from_utf8_lossy(&rest[..end]);
+    text.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_say_what_they_need() {
+        let module = b"..\0license=GPL\0depends=virtio,virtio-ring\0retpoline=Y\0";
+        assert_eq!(dependencies(module), ["virtio", "virtio_ring"]);
+        assert!(dependencies(b"\0depends=\0").is_empty());
+        assert!(dependencies(b"none").is_empty());
+        assert_eq!(module_name(Path::new("a/virtio-rng.ko.xz")).as_deref(), Some("virtio_rng"));
+        assert_eq!(module_name(Path::new("modules.order")), None);
+    }
+}

@@ -1,0 +1,90 @@
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    Kernel, LabError, Machine, Plan, Programs,
+    error::Doing,
+    process::{find, run},
+};
+
+/// What guests are made of.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    cache: PathBuf,
+    programs: Programs,
+}
+
+impl Lab {
+    /// A lab whose guests run `lab` (this crate's program) and the `imastage` built beside it, and
+    /// which keeps downloads in `cache`.
+    ///
+    /// # Errors
+    /// [`LabError::Missing`] if a program it needs is not installed.
+    pub fn new(lab: &Path, cache: Option<PathBuf>) -> Result<Lab, LabError> {
+        find("qemu-system-x86_64", "qemu-system-x86")?;
+        find("swtpm", "swtpm")?;
+        find("busybox", "busybox-static")?;
+        find("dpkg-deb", "dpkg (the lab's kernels are Debian's)")?;
+        let cache = cache.unwrap_or_else(default_cache);
+        let imastage = imastage(lab)?;
+        let others = vec![("bin/imastage".to_owned(), imastage)];
+        Ok(Lab { cache, programs: Programs { lab: lab.to_owned(), others } })
+    }
+
+    /// Where downloads are kept.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// The programs guests get.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// A kernel by its name, downloaded if need be.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn kernel(&self, name: &str) -> Result<Kernel, LabError> {
+        Kernel::get(&self.cache, name)
+    }
+
+    /// Boots a machine.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn boot(&self, kernel: &Kernel, plan: &Plan) -> Result<Machine, LabError> {
+        Machine::boot(kernel, &self.programs, plan)
+    }
+}
+
+/// `target/lab` of the workspace this was built in, or IMASTAGE_LAB.
+fn default_cache() -> PathBuf {
+    match env::var_os("IMASTAGE_LAB") {
+        Some(cache) => cache.into(),
+        None => workspace().join("target/lab"),
+    }
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The `imastage` of the same build, brought up to date: this crate cannot depend on a program.
+fn imastage(lab: &Path) -> Result<PathBuf, LabError> {
+    let dir = lab.canonicalize().at(lab)?;
+    let dir = dir.parent().unwrap_or(Path::new("/"));
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--locked", "--package", "imastage", "--profile", profile]);
+    build.current_dir(workspace());
+    if let Some(target) = dir.parent() {
+        build.arg("--target-dir").arg(target);
+    }
+    run(&mut build)?;
+    Ok(dir.join("imastage"))
+}

@@ -1,0 +1,349 @@
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{Doing, LabError},
+    guest::SHELL,
+    initramfs::{self, Programs},
+    kernel::Kernel,
+    process::{Running, find, tail},
+    wire::{self, Answer, Ask},
+};
+
+/// Set to end whatever waits for a guest.
+pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// How a machine is built.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// More words for the kernel's command line.
+    pub append: String,
+    /// Its TPM.
+    pub tpm: Tpm,
+    /// A disk (`/dev/vda`), as a raw file.
+    pub disk: Option<PathBuf>,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Whether a restart begins anew, or ends the machine.
+    pub restarts: bool,
+    /// The directory that keeps the TPM's state from one boot to the next; its own by default.
+    pub tpm_state: Option<PathBuf>,
+}
+
+/// What TPM a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tpm {
+    /// None.
+    None,
+    /// One with the FIFO interface.
+    Tis,
+    /// One with the command response buffer.
+    Crb,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            append: "ima_policy=tcb".to_owned(),
+            tpm: Tpm::Tis,
+            disk: None,
+            memory: 768,
+            restarts: false,
+            tpm_state: None,
+        }
+    }
+}
+
+/// A machine that runs. Dropping it is pulling the plug.
+pub struct Machine {
+    qemu: Running,
+    swtpm: Option<Running>,
+    link: UnixStream,
+    console: PathBuf,
+    release: String,
+    // Removed last.
+    _dir: tempfile::TempDir,
+}
+
+/// How a program in the guest ended.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Its exit code; -1 if it was killed.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it complained of.
+    pub stderr: String,
+}
+
+/// How long a guest may take to boot, under emulation and beside others.
+const BOOT: Duration = Duration::from_secs(120);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often is looked whether the guest lives.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Machine {
+    /// Boots a kernel and waits until the guest can be asked.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn boot(kernel: &Kernel, programs: &Programs, plan: &Plan) -> Result<Machine, LabError> {
+        // Paths of sockets must be short.
+        let dir = tempfile::Builder::new().prefix("lab-").tempdir_in("/tmp").doing("/tmp")?;
+        let console = dir.path().join("console");
+        let socket = dir.path().join("link");
+        let listener = UnixListener::bind(&socket).at(&socket)?;
+        listener.set_nonblocking(true).at(&socket)?;
+
+        let initramfs = dir.path().join("initramfs");
+        initramfs::write(&initramfs, kernel, programs)?;
+        let (swtpm, tpm_socket) = start_swtpm(dir.path(), plan)?;
+        let mut qemu = qemu(kernel, &initramfs, plan, tpm_socket.as_deref(), "")?;
+        qemu.args(["-display", "none", "-serial"]).arg(format!("file:{}", console.display()));
+        qemu.args(["-device", "virtio-serial-pci", "-chardev"]);
+        qemu.arg(format!("socket,id=lab,path={}", socket.display()));
+        qemu.args(["-device", &format!("virtserialport,chardev=lab,name={}", wire::PORT)]);
+        let said = dir.path().join("qemu");
+        qemu.stdout(File::create(&said).at(&said)?);
+        qemu.stderr(File::options().append(true).open(&said).at(&said)?);
+        let mut qemu = Running::start(&mut qemu)?;
+
+        let link = accept(&listener, &mut qemu, &said)?;
+        link.set_read_timeout(Some(LOOK)).at(&socket)?;
+        let mut machine = Machine { qemu, swtpm, link, console, release: String::new(), _dir: dir };
+        machine.greeted()?;
+        Ok(machine)
+    }
+
+    /// The kernel's release.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// What the guest said on its console so far.
+    pub fn console(&self) -> String {
+        let bytes = fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Asks the guest, with bytes that go with the question.
+    ///
+    /// # Errors
+    /// [`LabError::Guest`] if it could not; [`LabError::Lost`] if it does not answer.
+    pub fn ask(&mut self, ask: &Ask, bytes: &[u8]) -> Result<(Answer, Vec<u8>), LabError> {
+        let asked = brief(ask);
+        wire::send(&mut self.link, ask, bytes).doing(&asked)?;
+        match self.receive(&asked, PATIENCE)? {
+            (Answer::Failed(said), _) => Err(LabError::Guest { asked, said }),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Tells the guest to turn itself off, and waits until it has.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn power_off(mut self) -> Result<(), LabError> {
+        let asked = brief(&Ask::PowerOff);
+        wire::send(&mut self.link, &Ask::PowerOff, &[]).doing(&asked)?;
+        self.qemu.wait(PATIENCE).doing("power off")?;
+        if let Some(swtpm) = &mut self.swtpm {
+            // It ends when the machine has gone, its state written.
+            swtpm.wait(PATIENCE).doing("swtpm")?;
+        }
+        Ok(())
+    }
+
+    /// Tells the guest to reset the machine, or to go over to another kernel, and waits until the
+    /// next one can be asked.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn leave(&mut self, ask: &Ask) -> Result<(), LabError> {
+        wire::send(&mut self.link, ask, &[]).doing(brief(ask))?;
+        self.greeted()
+    }
+
+    fn greeted(&mut self) -> Result<(), LabError> {
+        match self.receive("boot", BOOT)? {
+            (Answer::Hello { release, .. }, _) => {
+                self.release = release;
+                Ok(())
+            }
+            (other, _) => Err(self.lost("boot", format!("it says {other:?}"))),
+        }
+    }
+
+    fn receive(&mut self, asked: &str, patience: Duration) -> Result<(Answer, Vec<u8>), LabError> {
+        let mut patient = Patient { machine: self, since: Instant::now(), patience };
+        match wire::receive(&mut patient) {
+            Ok(answer) => Ok(answer),
+            Err(error) if INTERRUPTED.load(Ordering::Relaxed) => {
+                drop(error);
+                Err(LabError::Interrupted)
+            }
+            Err(error) => Err(self.lost(asked, error.to_string())),
+        }
+    }
+
+    fn lost(&self, asked: &str, why: String) -> LabError {
+        const LINES: usize = 60;
+        LabError::Lost { asked: asked.to_owned(), why, console: tail(&self.console(), LINES) }
+    }
+}
+
+/// A console in a guest, on this terminal.
+///
+/// # Errors
+/// [`LabError`].
+pub fn shell(kernel: &Kernel, programs: &Programs, plan: &Plan) -> Result<(), LabError> {
+    let dir = tempfile::Builder::new().prefix("lab-").tempdir_in("/tmp").doing("/tmp")?;
+    let initramfs = dir.path().join("initramfs");
+    initramfs::write(&initramfs, kernel, programs)?;
+    let (_swtpm, tpm_socket) = start_swtpm(dir.path(), plan)?;
+    let mut qemu = qemu(kernel, &initramfs, plan, tpm_socket.as_deref(), SHELL)?;
+    qemu.args(["-nographic", "-serial", "mon:stdio"]);
+    let status = qemu.status().doing("qemu")?;
+    if status.success() {
+        return Ok(());
+    }
+    let program = "qemu-system-x86_64".to_owned();
+    Err(LabError::Program { program, status, said: String::new() })
+}
+
+fn qemu(
+    kernel: &Kernel,
+    initramfs: &Path,
+    plan: &Plan,
+    tpm: Option<&Path>,
+    word: &str,
+) -> Result<Command, LabError> {
+    let mut qemu = Command::new(find("qemu-system-x86_64", "qemu-system-x86")?);
+    // Hardware virtualisation may be there and hang.
+    qemu.args(["-accel", "tcg", "-smp", "1", "-nodefaults", "-nic", "none", "-m"]);
+    qemu.arg(plan.memory.to_string());
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    // A panic restarts, and where restarts are not wanted that ends the machine.
+    if !plan.restarts {
+        qemu.arg("-no-reboot");
+    }
+    // An initramfs is tmpfs if not told otherwise, and policies leave tmpfs out.
+    // Timer interrupts of an emulated machine may be late when this one is busy.
+    let always = "console=ttyS0 panic=-1 rootfstype=ramfs no_timer_check";
+    qemu.arg("-append").arg(format!("{always} {} {word}", plan.append));
+    if let Some(socket) = tpm {
+        let model = if plan.tpm == Tpm::Crb { "tpm-crb" } else { "tpm-tis" };
+        qemu.arg("-chardev").arg(format!("socket,id=chrtpm,path={}", socket.display()));
+        qemu.args(["-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device"]);
+        qemu.arg(format!("{model},tpmdev=tpm0"));
+    }
+    if let Some(disk) = &plan.disk {
+        qemu.arg("-drive").arg(format!("if=none,id=disk,format=raw,file={}", disk.display()));
+        qemu.args(["-device", "virtio-blk-pci,drive=disk"]);
+    }
+    Ok(qemu)
+}
+
+fn start_swtpm(dir: &Path, plan: &Plan) -> Result<(Option<Running>, Option<PathBuf>), LabError> {
+    if plan.tpm == Tpm::None {
+        return Ok((None, None));
+    }
+    let state = plan.tpm_state.clone().unwrap_or_else(|| dir.join("tpm"));
+    fs::create_dir_all(&state).at(&state)?;
+    let state = state.canonicalize().at(&state)?;
+    let socket = dir.join("swtpm");
+    let log = dir.join("swtpm.log");
+    let mut swtpm = Command::new(find("swtpm", "swtpm")?);
+    swtpm.args(["socket", "--tpm2", "--terminate", "--tpmstate"]);
+    swtpm.arg(format!("dir={}", state.display()));
+    swtpm.arg("--ctrl").arg(format!("type=unixio,path={}", socket.display()));
+    swtpm.stdout(File::create(&log).at(&log)?);
+    swtpm.stderr(File::options().append(true).open(&log).at(&log)?);
+    let mut running = Running::start(&mut swtpm)?;
+    let since = Instant::now();
+    while !socket.exists() {
+        if running.ended().doing("swtpm")?.is_some() || since.elapsed() > PATIENCE {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            return Err(LabError::Guest { asked: "start swtpm".to_owned(), said });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok((Some(running), Some(socket)))
+}
+
+/// QEMU connects before it runs the guest.
+fn accept(
+    listener: &UnixListener,
+    qemu: &mut Running,
+    said: &Path,
+) -> Result<UnixStream, LabError> {
+    let since = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).doing("link")?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).doing("link"),
+        }
+        if let Some(status) = qemu.ended().doing("qemu")? {
+            let said = fs::read_to_string(said).unwrap_or_default();
+            let program = "qemu-system-x86_64".to_owned();
+            return Err(LabError::Program { program, status, said });
+        }
+        if since.elapsed() > BOOT {
+            return Err(io::Error::from(io::ErrorKind::TimedOut)).doing("qemu");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Reads from the guest for as long as it lives and time lasts.
+struct Patient<'a> {
+    machine: &'a mut Machine,
+    since: Instant,
+    patience: Duration,
+}
+
+impl io::Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match io::Read::read(&mut self.machine.link, buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) if !buffer.is_empty() => {
+                    return Err(io::Error::other("the machine has gone"));
+                }
+                other => return other,
+            }
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                return Err(io::Error::other("interrupted"));
+            }
+            if self.since.elapsed() > self.patience {
+                let why = format!("no answer in {} s", self.patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
+/// A question for messages.
+fn brief(ask: &Ask) -> String {
+    match ask {
+        Ask::Read { path, .. } => format!("read {}", String::from_utf8_lossy(path)),
+        Ask::Write { path, .. } => format!("write {}", String::from_utf8_lossy(path)),
+        Ask::Run(program) | Ask::Start(program) => {
+            format!("run {} {}", program.path, program.args.join(" "))
+        }
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,194 @@
+//! `imastage-lab`: named scenarios on real kernels.
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::Ordering,
+    thread,
+    time::Instant,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use imastage_lab::{
+    INTERRUPTED, KERNELS, Lab, LabError, Plan, guest,
+    scenario::{self, Report, SCENARIOS},
+};
+use serde_json::json;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+/// Real kernels with IMA and a virtual TPM, in QEMU.
+///
+/// Exit codes: 0 fine; 1 a scenario said no; 2 usage; 3 environment (something is not installed, a
+/// guest does not come up).
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where downloads are kept [default: target/lab, or $IMASTAGE_LAB].
+    #[arg(long, global = true, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What scenarios and kernels there are.
+    List,
+    /// Run a scenario, or all.
+    Run {
+        /// Its name, or `all`.
+        scenario: String,
+        /// A kernel; may be given more than once [default: 6.1-cloud and 6.12-cloud].
+        #[arg(long = "kernel", value_name = "K")]
+        kernels: Vec<String>,
+    },
+    /// Boot a kernel, measure some files, and write the list, PCRs and console into a directory.
+    Capture {
+        /// Where to; made if it is not there.
+        out: PathBuf,
+        /// The kernel.
+        #[arg(long, value_name = "K", default_value = "6.12-cloud")]
+        kernel: String,
+        /// More words for the kernel's command line.
+        #[arg(long, value_name = "WORDS", default_value = "ima_policy=tcb")]
+        append: String,
+    },
+    /// A console in a guest; `poweroff -f` or Ctrl-A X ends it.
+    Shell {
+        /// The kernel.
+        #[arg(long, value_name = "K", default_value = "6.12-cloud")]
+        kernel: String,
+        /// More words for the kernel's command line.
+        #[arg(long, value_name = "WORDS", default_value = "ima_policy=tcb")]
+        append: String,
+    },
+}
+
+fn main() -> ExitCode {
+    // The kernel starts it so.
+    if std::process::id() == 1 {
+        guest::run();
+        return ExitCode::FAILURE;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nowhere is left to say that nothing could be printed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match obey(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "imastage-lab: {error:#}");
+            let verdict = error.downcast_ref::<LabError>().is_some_and(LabError::is_verdict);
+            ExitCode::from(if verdict { 1 } else { 3 })
+        }
+    }
+}
+
+fn obey(cli: Cli) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+    });
+    let lab =
+        || Lab::new(&std::env::current_exe()?, cli.cache.clone()).map_err(anyhow::Error::from);
+    match cli.command {
+        Command::List => list(cli.json)?,
+        Command::Run { scenario, kernels } => {
+            return run(&lab()?, &scenario, kernels, cli.json);
+        }
+        Command::Capture { out, kernel, append } => {
+            let lab = lab()?;
+            let plan = Plan { append, ..Plan::default() };
+            scenario::capture(&lab, &lab.kernel(&kernel)?, &plan, &out)?;
+        }
+        Command::Shell { kernel, append } => {
+            let lab = lab()?;
+            let plan = Plan { append, ..Plan::default() };
+            imastage_lab::shell(&lab.kernel(&kernel)?, lab.programs(), &plan)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let scenarios: Vec<_> =
+            SCENARIOS.iter().map(|s| json!({ "name": s.name, "about": s.about })).collect();
+        let kernels: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+        return line(json!({ "scenarios": scenarios, "kernels": kernels }));
+    }
+    for scenario in &SCENARIOS {
+        line(format!("{:<12} {}", scenario.name, scenario.about))?;
+    }
+    let kernels: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+    line(format!("kernels: {}", kernels.join(", ")))
+}
+
+fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Result<ExitCode> {
+    let chosen: Vec<_> =
+        SCENARIOS.iter().filter(|scenario| name == "all" || scenario.name == name).collect();
+    if chosen.is_empty() {
+        line(format!("there is no scenario {name}; see imastage-lab list"))?;
+        return Ok(ExitCode::from(2));
+    }
+    let kernels = match kernels.is_empty() {
+        true => vec!["6.1-cloud".to_owned(), "6.12-cloud".to_owned()],
+        false => kernels,
+    };
+    let mut worst = 0;
+    for name in kernels {
+        let kernel = lab.kernel(&name).context(name)?;
+        for scenario in &chosen {
+            let since = Instant::now();
+            let mut report = Report::default();
+            let result = (scenario.run)(lab, &kernel, &mut report);
+            let seconds = since.elapsed().as_secs_f32();
+            let (verdict, code) = match &result {
+                Ok(()) => ("pass", 0),
+                Err(error) if error.is_verdict() => ("fail", 1),
+                Err(_) => ("error", 3),
+            };
+            worst = worst.max(code);
+            let why = result.as_ref().err().map(ToString::to_string);
+            if as_json {
+                line(json!({
+                    "scenario": scenario.name, "kernel": kernel.name, "verdict": verdict,
+                    "seconds": seconds, "why": why, "seen": report.seen,
+                }))?;
+            } else {
+                line(format!("{verdict} {} on {} ({seconds:.1} s)", scenario.name, kernel.name))?;
+                for (what, value) in &report.seen {
+                    line(format!("    {what}: {value}"))?;
+                }
+                if let Some(why) = why {
+                    line(format!("    {why}"))?;
+                }
+            }
+            if matches!(result, Err(LabError::Interrupted)) {
+                return Ok(ExitCode::from(3));
+            }
+        }
+    }
+    Ok(ExitCode::from(worst))
+}
+
+fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).context("standard output")
+}

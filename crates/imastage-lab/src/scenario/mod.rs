@@ -1,0 +1,40 @@
+//! What is tried on real kernels, each with a verdict.
+
+mod capture;
+mod replays;
+
+pub use capture::capture;
+
+use std::collections::BTreeMap;
+
+use crate::{Kernel, Lab, LabError};
+
+/// Something to try on a kernel.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What it shows, in a line.
+    pub about: &'static str,
+    /// Runs it; [`LabError::Refuted`] is its "no".
+    pub run: fn(&Lab, &Kernel, &mut Report) -> Result<(), LabError>,
+}
+
+/// What was seen, for people and tables.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// By name.
+    pub seen: BTreeMap<String, String>,
+}
+
+/// All of them.
+pub const SCENARIOS: [Scenario; 1] = [Scenario {
+    name: "awkward",
+    about: "violations, odd names, critical data: the list in all its files, replayed to all banks",
+    run: replays::awkward,
+}];
+
+impl Report {
+    pub(crate) fn saw(&mut self, what: &str, value: impl ToString) {
+        self.seen.insert(what.to_owned(), value.to_string());
+    }
+}

@@ -1,0 +1,135 @@
+use std::str::FromStr;
+
+use ima_log::{Bank, Digest, Extend, Format, IMA_PCR, PrefixSearch, Record, Records};
+
+use crate::{
+    Kernel, Lab, LabError, Plan, Snapshot,
+    error::must,
+    scenario::{Report, capture::measure_awkward},
+};
+
+/// Everything a list can hold that is awkward, on one machine.
+pub fn awkward(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
+    let plan = Plan { append: "ima_policy=\"tcb|critical_data\"".to_owned(), ..Plan::default() };
+    let mut machine = lab.boot(kernel, &plan)?;
+    report.saw("release", machine.release());
+    let made = measure_awkward(&mut machine)?;
+    let snapshot = machine.snapshot()?;
+    let replayed = replay(&snapshot)?;
+    report.saw("records", replayed.records);
+    report.saw("banks", extends(&replayed));
+    must(replayed.violations == made.violations, || {
+        format!("{} violations, not {}", replayed.violations, made.violations)
+    })?;
+    let records = parsed(snapshot.list(), Bank::Sha1)?;
+    for name in &made.names {
+        // The kernel writes spaces as underscores, in both forms.
+        let name: Vec<u8> = name.iter().map(|b| if *b == b' ' { b'_' } else { *b }).collect();
+        must(records.iter().any(|record| record.event_name() == Some(&name)), || {
+            format!("no record of {}", String::from_utf8_lossy(&name))
+        })?;
+    }
+    must(records.iter().any(|record| record.template().name() == "ima-buf"), || {
+        "no critical data was measured".to_owned()
+    })?;
+    report.saw("files of the list", forms(&snapshot)?);
+    machine.power_off()
+}
+
+fn extends(replayed: &Replayed) -> String {
+    let words = replayed.banks.iter().map(|(bank, extend)| match extend {
+        Extend::Own => bank.to_string(),
+        Extend::Sha1Padded => format!("{bank} (padded SHA-1)"),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Whether each file of the list is, byte for byte, what `ima-log` makes of the binary sha1 one;
+/// gives how many there are.
+pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
+    let records = parsed(snapshot.list(), Bank::Sha1)?;
+    let mut compared = 0;
+    for (name, content) in &snapshot.0 {
+        let Some((form, rest)) = name.split_once("_runtime_measurements") else { continue };
+        let bank = match rest.strip_prefix('_') {
+            None => Bank::Sha1,
+            Some(bank) => Bank::from_str(bank)
+                .map_err(|error| LabError::Refuted(format!("{name}: {error}")))?,
+        };
+        let mut ours = Vec::new();
+        for record in &records {
+            match form {
+                "ascii" => record.write_ascii(bank, &mut ours),
+                _ => record.write_binary(bank, &mut ours),
+            }
+        }
+        let parts = ours.iter().zip(content).position(|(a, b)| a != b);
+        must(ours == *content, || {
+            let at = parts.unwrap_or(ours.len().min(content.len()));
+            format!("{name}: ours differs from the kernel's at byte {at}")
+        })?;
+        compared += 1;
+    }
+    Ok(compared)
+}
+
+/// What a list replays to.
+#[derive(Clone, Debug)]
+pub struct Replayed {
+    /// Its records.
+    pub records: u64,
+    /// Violations among them.
+    pub violations: u64,
+    /// How each bank is extended.
+    pub banks: Vec<(Bank, Extend)>,
+}
+
+/// Replays the whole list to PCR 10 of every bank.
+pub fn replay(snapshot: &Snapshot) -> Result<Replayed, LabError> {
+    let targets = ima_pcrs(snapshot)?;
+    let mut search = PrefixSearch::new(IMA_PCR);
+    for target in &targets {
+        search.add_bank(target.bank(), Some(*target));
+    }
+    let mut records = 0;
+    let mut violations = 0;
+    for record in parsed(snapshot.list(), Bank::Sha1)? {
+        search.push(&record);
+        records += 1;
+        violations += u64::from(record.is_violation());
+    }
+    let mut banks = Vec::new();
+    for bank in targets.iter().map(Digest::bank) {
+        let found = search.bank_match(bank);
+        let Some(found) = found.filter(|found| found.records == records) else {
+            return Err(LabError::Refuted(format!(
+                "{bank}: {records} records do not replay to PCR 10, match: {found:?}"
+            )));
+        };
+        banks.push((bank, found.extend));
+    }
+    Ok(Replayed { records, violations, banks })
+}
+
+/// PCR 10 of each bank.
+pub fn ima_pcrs(snapshot: &Snapshot) -> Result<Vec<Digest>, LabError> {
+    let mut values = Vec::new();
+    for line in snapshot.pcrs().lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [bank, index, value] = words[..] else { continue };
+        if index != IMA_PCR.to_string() {
+            continue;
+        }
+        let bad = |why: String| LabError::Refuted(format!("PCR value {line}: {why}"));
+        let bank = Bank::from_str(bank).map_err(|error| bad(error.to_string()))?;
+        let value = hex::decode(value).map_err(|error| bad(error.to_string()))?;
+        values.push(Digest::from_slice(bank, &value).map_err(|error| bad(error.to_string()))?);
+    }
+    Ok(values)
+}
+
+/// The records of a binary file.
+pub fn parsed(list: &[u8], bank: Bank) -> Result<Vec<Record<'_>>, LabError> {
+    let records: Result<Vec<_>, _> = Records::new(list, Format::native(bank)).collect();
+    records.map_err(|error| LabError::Refuted(format!("the list does not parse: {error}")))
+}

@@ -1,0 +1,46 @@
+//! Every scenario that is quick, on Debian's 6.1 and 6.12. Where QEMU, swtpm or the kernels cannot be
+//! had, they say so and are skipped.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::path::Path;
+
+use imastage_lab::{
+    Kernel, Lab, LabError,
+    scenario::{Report, SCENARIOS},
+};
+
+fn on(kernel: &str, scenario: &str) {
+    let scenario = SCENARIOS.iter().find(|known| known.name == scenario).unwrap();
+    let Some((lab, kernel)) = lab_with(kernel) else { return };
+    let mut report = Report::default();
+    let result = (scenario.run)(&lab, &kernel, &mut report);
+    eprintln!("{} on {}: {:#?}", scenario.name, kernel.name, report.seen);
+    result.unwrap_or_else(|error| panic!("{} on {}: {error}", scenario.name, kernel.name));
+}
+
+fn lab_with(kernel: &str) -> Option<(Lab, Kernel)> {
+    let lab = Lab::new(Path::new(env!("CARGO_BIN_EXE_imastage-lab")), None);
+    match lab.and_then(|lab| lab.kernel(kernel).map(|kernel| (lab, kernel))) {
+        Ok(both) => Some(both),
+        Err(error @ (LabError::Missing { .. } | LabError::Program { .. })) => {
+            eprintln!("SKIPPED: no scenario was run on kernel {kernel}: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+macro_rules! scenarios {
+    ($($test:ident: $name:literal;)*) => {
+        mod on_6_1 {
+            $(#[test] fn $test() { super::on("6.1-cloud", $name); })*
+        }
+        mod on_6_12 {
+            $(#[test] fn $test() { super::on("6.12-cloud", $name); })*
+        }
+    };
+}
+
+scenarios! {
+    awkward: "awkward";
+}
