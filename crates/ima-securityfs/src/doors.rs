@@ -1,12 +1,29 @@
-use crate::Errno;
+use crate::{Dialect, Errno};
 
 /// Who has the list's files open. All of them, of both parts, both forms and every bank, share one
 /// state: any number of readers, or one writer.
 ///
 /// There is no waiting and no queue: what cannot be opened now is [`Errno::EBUSY`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Doors {
-    state: State,
+    dialect: Dialect,
+    hazards: bool,
+    /// How many read, or [`WRITING`].
+    users: i64,
+    /// How many files the writer has open beside the first.
+    more_files: u64,
+    /// Who writes, or wrote last.
+    writer: u64,
+}
+
+/// Which files a door leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Those that show records.
+    Measurements,
+    /// The one that shows and takes the number of trimmed records. It is for the privileged alone,
+    /// but who reads it does not lock it.
+    TrimLog,
 }
 
 /// How a file is opened.
@@ -33,70 +50,79 @@ pub struct Caller {
 #[derive(Debug)]
 #[must_use = "until it is released the files stay locked"]
 pub struct Open {
-    access: Access,
+    /// What is locked by it.
+    locked: Option<Access>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Idle,
-    Readers(u64),
-    /// `files` counts what the writing thread has open.
-    Writer {
-        thread: u64,
-        files: u64,
-    },
-}
-
-/// What the kernel's counter can count.
-const MOST: u64 = i64::MAX as u64;
+const WRITING: i64 = -1;
 
 impl Doors {
     /// Nobody has a file open.
-    pub const fn new() -> Doors {
-        Doors { state: State::Idle }
+    pub const fn new(dialect: Dialect) -> Doors {
+        Doors { dialect, hazards: false, users: 0, more_files: 0, writer: 0 }
+    }
+
+    /// As [`Doors::new`], with the books that Linux 7.2 really keeps: right as long as a writer has
+    /// one file open, or closes all in the thread that opened them. Otherwise the files may be free
+    /// too early, or locked against writers for ever.
+    pub const fn with_hazards(dialect: Dialect) -> Doors {
+        let hazards = matches!(dialect, Dialect::Linux72);
+        Doors { hazards, ..Doors::new(dialect) }
     }
 
     /// Opens a file that the caller is permitted to open by the file's mode.
     ///
     /// # Errors
-    /// [`Errno::EPERM`] for writing without `CAP_SYS_ADMIN`, whatever else is open.
-    /// [`Errno::EBUSY`] for writing while anyone reads or another thread writes, and for reading
-    /// while anyone writes; to the caller itself, too: only further opens for writing are granted
-    /// to the thread that writes. [`Errno::ENFILE`] when no more can be counted.
-    pub fn open(&mut self, access: Access, caller: Caller) -> Result<Open, Errno> {
-        if access == Access::Write && !caller.admin {
+    /// [`Errno::EPERM`] for writing without `CAP_SYS_ADMIN`, and for reading the trim log without
+    /// it, whatever else is open. [`Errno::EBUSY`] for writing while anyone reads or another thread
+    /// writes, and for reading records while anyone writes; to the caller itself, too: only in
+    /// dialect 7.2, and only for writing, the thread that writes may open further files.
+    /// [`Errno::ENFILE`] when no more can be counted.
+    pub fn open(&mut self, door: Door, access: Access, caller: Caller) -> Result<Open, Errno> {
+        if !caller.admin && (access == Access::Write || door == Door::TrimLog) {
             return Err(Errno::EPERM);
         }
-        let more = |count: u64| if count < MOST { Ok(count + 1) } else { Err(Errno::ENFILE) };
-        self.state = match (&self.state, access) {
-            (State::Idle, Access::Read) => State::Readers(1),
-            (State::Readers(count), Access::Read) => State::Readers(more(*count)?),
-            (State::Idle, Access::Write) => State::Writer { thread: caller.thread, files: 1 },
-            (State::Writer { thread, files }, Access::Write) if *thread == caller.thread => {
-                State::Writer { thread: *thread, files: more(*files)? }
+        match access {
+            Access::Read if door == Door::TrimLog => return Ok(Open { locked: None }),
+            Access::Read if self.users == WRITING => return Err(Errno::EBUSY),
+            Access::Read => self.users = self.users.checked_add(1).ok_or(Errno::ENFILE)?,
+            Access::Write if self.users == 0 => {
+                (self.users, self.writer) = (WRITING, caller.thread);
             }
-            _ => return Err(Errno::EBUSY),
-        };
-        Ok(Open { access })
+            Access::Write if self.dialect == Dialect::Linux72 && self.is_writer(caller.thread) => {
+                self.more_files = self.more_files.checked_add(1).ok_or(Errno::ENFILE)?;
+            }
+            Access::Write => return Err(Errno::EBUSY),
+        }
+        Ok(Open { locked: Some(access) })
     }
 
-    /// Closes a file. The files are free when the last one is closed, whoever closes it.
-    ///
-    /// Here is the one difference to Linux 7.2, which also looks at who closes: if a writer has
-    /// several files open and another thread closes one, or the last one, its books are wrong for
-    /// ever. To reproduce that for a test, this is the place; it needs the closing thread.
-    pub fn release(&mut self, open: Open) {
-        let count = match (&mut self.state, open.access) {
-            (State::Readers(count), Access::Read) => count,
-            (State::Writer { files, .. }, Access::Write) => files,
-            // Opened through other doors.
-            _ => return,
-        };
-        *count -= 1;
-        if *count == 0 {
-            self.state = State::Idle;
+    /// Closes a file. The files are free when the last one is closed, whoever closes it; but with
+    /// [`Doors::with_hazards`] it matters that `closer` is the thread that opened it.
+    pub fn release(&mut self, open: Open, closer: u64) {
+        match open.locked {
+            Some(Access::Read) if self.users > 0 => self.users -= 1,
+            Some(Access::Write) if self.users == WRITING || self.hazards => {
+                let known = !self.hazards || self.writer == closer;
+                if self.more_files > 0 && known {
+                    self.more_files -= 1;
+                } else {
+                    self.users = self.users.saturating_add(1);
+                }
+            }
+            // Nothing was locked, or through other doors.
+            _ => {}
         }
+    }
+
+    /// The thread that writes. Linux 7.2 remembers a pointer: when that thread has ended, another
+    /// one may come to be at the same place, and passes for it.
+    pub fn writer(&self) -> Option<u64> {
+        (self.users == WRITING).then_some(self.writer)
+    }
+
+    fn is_writer(&self, thread: u64) -> bool {
+        self.writer() == Some(thread)
     }
 }
 
@@ -105,35 +131,79 @@ mod tests {
     use super::*;
 
     const CALLER: Caller = Caller { thread: 1, admin: true };
+    const OTHER: Caller = Caller { thread: 2, ..CALLER };
+    const LIST: Door = Door::Measurements;
 
     #[test]
     fn no_more_are_let_in_than_can_be_counted() {
-        let mut doors = Doors { state: State::Readers(MOST - 1) };
-        let last = doors.open(Access::Read, CALLER).unwrap();
-        assert_eq!(doors.open(Access::Read, CALLER).unwrap_err(), Errno::ENFILE);
-        assert_eq!(doors.open(Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
-        doors.release(last);
-        assert_eq!(doors.state, State::Readers(MOST - 1));
-        let mut doors = Doors { state: State::Writer { thread: 1, files: MOST } };
-        assert_eq!(doors.open(Access::Write, CALLER).unwrap_err(), Errno::ENFILE);
+        let mut doors = Doors { users: i64::MAX - 1, ..Doors::new(Dialect::Linux72) };
+        let last = doors.open(LIST, Access::Read, CALLER).unwrap();
+        assert_eq!(doors.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::ENFILE);
+        assert_eq!(doors.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
+        doors.release(last, 1);
+        assert_eq!(doors.users, i64::MAX - 1);
+        let writer = Doors { users: WRITING, writer: 1, ..Doors::new(Dialect::Linux72) };
+        let mut doors = Doors { more_files: u64::MAX, ..writer };
+        assert_eq!(doors.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::ENFILE);
     }
 
     #[test]
     fn the_last_close_frees_the_files_whoever_closes() {
-        let mut doors = Doors::new();
-        let files = [0; 3].map(|_| doors.open(Access::Write, CALLER).unwrap());
-        let other = Caller { thread: 2, ..CALLER };
+        let mut doors = Doors::new(Dialect::Linux72);
+        let files = [0; 3].map(|_| doors.open(LIST, Access::Write, CALLER).unwrap());
         for file in files {
-            assert_eq!(doors.open(Access::Write, other).unwrap_err(), Errno::EBUSY);
-            doors.release(file);
+            assert_eq!(doors.open(LIST, Access::Write, OTHER).unwrap_err(), Errno::EBUSY);
+            doors.release(file, 2);
         }
-        assert_eq!(doors.state, State::Idle);
-        let reader = doors.open(Access::Read, other).unwrap();
+        assert_eq!(doors.users, 0);
+        let reader = doors.open(LIST, Access::Read, OTHER).unwrap();
         // What was opened through other doors changes nothing here.
-        let stranger = Doors::new().open(Access::Write, CALLER).unwrap();
-        doors.release(stranger);
-        assert_eq!(doors.state, State::Readers(1));
-        doors.release(reader);
-        assert_eq!(doors.state, State::Idle);
+        let stranger = Doors::new(Dialect::Linux72).open(LIST, Access::Write, CALLER).unwrap();
+        doors.release(stranger, 1);
+        assert_eq!(doors.users, 1);
+        doors.release(reader, 1);
+        assert_eq!(doors.users, 0);
+    }
+
+    #[test]
+    fn only_in_7_2_a_writer_may_open_more() {
+        for (dialect, answer) in
+            Dialect::ALL.into_iter().zip([Ok(()), Err(Errno::EBUSY), Err(Errno::EBUSY)])
+        {
+            let mut doors = Doors::new(dialect);
+            let _held = doors.open(LIST, Access::Write, CALLER).unwrap();
+            assert_eq!(doors.open(LIST, Access::Write, CALLER).map(drop), answer, "{dialect}");
+        }
+    }
+
+    #[test]
+    fn the_books_of_linux_7_2_go_wrong_with_two_files() {
+        let two = || {
+            let mut doors = Doors::with_hazards(Dialect::Linux72);
+            let files = [0; 2].map(|_| doors.open(LIST, Access::Write, CALLER).unwrap());
+            (doors, files)
+        };
+        // All closed by another thread: locked against writers for ever.
+        let (mut doors, files) = two();
+        files.into_iter().for_each(|file| doors.release(file, 2));
+        assert_eq!(doors.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
+        assert!(doors.open(LIST, Access::Read, CALLER).is_ok());
+        // One closed by another thread: free although the other is open.
+        let (mut doors, [first, second]) = two();
+        doors.release(first, 2);
+        let other = doors.open(LIST, Access::Write, OTHER).unwrap();
+        // The next writer's close counts for the file that is still open.
+        doors.release(other, 2);
+        assert_eq!(doors.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::EBUSY);
+        doors.release(second, 1);
+        assert!(doors.open(LIST, Access::Read, CALLER).is_ok());
+        // One file is safe, whoever closes; and so are two, closed by who opened them.
+        let mut doors = Doors::with_hazards(Dialect::Linux72);
+        let file = doors.open(LIST, Access::Write, CALLER).unwrap();
+        doors.release(file, 2);
+        assert_eq!((doors.users, doors.more_files), (0, 0));
+        let (mut doors, files) = two();
+        files.into_iter().for_each(|file| doors.release(file, 1));
+        assert_eq!((doors.users, doors.more_files), (0, 0));
     }
 }

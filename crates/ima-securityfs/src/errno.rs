@@ -9,6 +9,8 @@ pub enum Errno {
     EPERM = 1,
     /// There is nothing to stage or delete, or fewer than are to be deleted.
     ENOENT = 2,
+    /// There is no memory for a new table of digests; what was to be deleted is gone all the same.
+    ENOMEM = 12,
     /// Staging is over: the machine is going down.
     EACCES = 13,
     /// Someone else has one of the list's files open.
@@ -19,9 +21,10 @@ pub enum Errno {
     EINVAL = 22,
     /// As many have the files open as can be counted.
     ENFILE = 23,
-    /// The number does not fit into 64 bits.
+    /// The number does not fit into 64 bits, or into 63 where records are trimmed.
     ERANGE = 34,
     /// Deleting is over: the machine is going down, and the records may live on in the next kernel.
+    /// Or others have trimmed meanwhile.
     ESTALE = 116,
 }
 

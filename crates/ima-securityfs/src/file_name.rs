@@ -1,5 +1,7 @@
 use core::fmt::{self, Write};
 
+use crate::{Dialect, Door};
+
 /// A PCR bank of the TPM, by its `TPM_ALG_ID` (TCG Algorithm Registry). Files are named after the
 /// hash algorithm, or after this number if the kernel does not know the algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,9 @@ pub enum FileName {
     Count,
     /// `violations`: how many violations were measured since the kernel started.
     Violations,
+    /// `ima_trim_log`: how many records were trimmed since the kernel started. Only in
+    /// [`Dialect::Trim`].
+    TrimLog,
 }
 
 /// How records are shown.
@@ -56,15 +61,19 @@ pub enum Kind {
 
 /// The files that there are when the TPM has `banks`, each of which is given once. There is a file
 /// of the sha1 bank whether the TPM has one or not.
-pub fn directory(banks: &[Bank]) -> impl Iterator<Item = FileName> + Clone + '_ {
+pub fn directory(dialect: Dialect, banks: &[Bank]) -> impl Iterator<Item = FileName> + Clone + '_ {
+    let parts: &[Part] =
+        if dialect.stages() { &[Part::Current, Part::Staged] } else { &[Part::Current] };
+    let trim_log = (dialect == Dialect::Trim).then_some(FileName::TrimLog);
     let banks = banks.iter().filter(|bank| **bank != Bank::SHA1);
     let banks = [None, Some(Bank::SHA1)].into_iter().chain(banks.map(|bank| Some(*bank)));
-    let measurements = [Part::Current, Part::Staged].into_iter().flat_map(move |part| {
+    let measurements = parts.iter().flat_map(move |part| {
         banks.clone().flat_map(move |bank| {
-            [Form::Ascii, Form::Binary].map(|form| FileName::Measurements { form, bank, part })
+            let file = move |form| FileName::Measurements { form, bank, part: *part };
+            [Form::Ascii, Form::Binary].map(file)
         })
     });
-    measurements.chain([FileName::Count, FileName::Violations])
+    measurements.chain([FileName::Count, FileName::Violations]).chain(trim_log)
 }
 
 impl Bank {
@@ -74,29 +83,32 @@ impl Bank {
 
 impl FileName {
     /// The file called `name`, if it is one of [`directory`]. Linear in the number of banks.
-    pub fn parse(name: &[u8], banks: &[Bank]) -> Option<FileName> {
-        directory(banks).find(|file| {
+    pub fn parse(name: &[u8], dialect: Dialect, banks: &[Bank]) -> Option<FileName> {
+        directory(dialect, banks).find(|file| {
             let mut rest = Rest(name);
             write!(rest, "{file}").is_ok() && rest.0.is_empty()
         })
     }
 
-    /// The part of the list that the file shows; `None` for the files that only count. These need
-    /// no [`crate::Doors`].
-    pub fn part(&self) -> Option<Part> {
+    /// The door it is behind; `None` for the files that only count.
+    pub fn door(&self) -> Option<Door> {
         match self {
-            FileName::Measurements { part, .. } => Some(*part),
+            FileName::Measurements { .. } => Some(Door::Measurements),
+            FileName::TrimLog => Some(Door::TrimLog),
             FileName::Count | FileName::Violations => None,
         }
     }
 
     /// What kind of file it is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self, dialect: Dialect) -> Kind {
         match *self {
             FileName::Measurements { form, bank: None, part } => {
                 Kind::Symlink(FileName::Measurements { form, bank: Some(Bank::SHA1), part })
             }
-            FileName::Measurements { .. } => Kind::File { mode: 0o660 },
+            FileName::Measurements { part: Part::Current, .. } if dialect != Dialect::Linux72 => {
+                Kind::File { mode: 0o440 }
+            }
+            FileName::Measurements { .. } | FileName::TrimLog => Kind::File { mode: 0o660 },
             FileName::Count | FileName::Violations => Kind::File { mode: 0o440 },
         }
     }
@@ -107,6 +119,7 @@ impl fmt::Display for FileName {
         let (form, bank, part) = match self {
             FileName::Count => return f.write_str("runtime_measurements_count"),
             FileName::Violations => return f.write_str("violations"),
+            FileName::TrimLog => return f.write_str("ima_trim_log"),
             FileName::Measurements { form, bank, part } => (form, bank, part),
         };
         f.write_str(match form {
@@ -158,7 +171,8 @@ mod tests {
     #[test]
     fn the_directory_of_a_tpm_with_a_bank_the_kernel_does_not_know() {
         let banks = [Bank(0x000b), Bank(0x0027)];
-        let mut names: Vec<_> = directory(&banks).map(|file| file.to_string()).collect();
+        let mut names: Vec<_> =
+            directory(Dialect::Linux72, &banks).map(|file| file.to_string()).collect();
         names.sort();
         assert_eq!(
             names,
@@ -188,35 +202,42 @@ mod tests {
     #[test]
     fn names_are_those_of_the_directory_and_no_others() {
         let banks = [Bank::SHA1, Bank(0x000c)];
-        let files: Vec<_> = directory(&banks).collect();
-        for file in &files {
-            let name = file.to_string();
-            assert_eq!(FileName::parse(name.as_bytes(), &banks), Some(*file), "{name}");
-            assert_eq!(FileName::parse(&name.as_bytes()[1..], &banks), None, "{name}");
-            let longer = name.clone() + "x";
-            assert_eq!(FileName::parse(longer.as_bytes(), &banks), None, "{longer}");
-            assert_eq!(FileName::parse(name.to_uppercase().as_bytes(), &banks), None, "{name}");
-            let same = files.iter().filter(|other| *other == file).count();
-            assert_eq!(same, 1, "{name}");
+        for dialect in Dialect::ALL {
+            let parse = |name: &[u8]| FileName::parse(name, dialect, &banks);
+            let files: Vec<_> = directory(dialect, &banks).collect();
+            for file in &files {
+                let name = file.to_string();
+                assert_eq!(parse(name.as_bytes()), Some(*file), "{name}");
+                assert_eq!(parse(&name.as_bytes()[1..]), None, "{name}");
+                let longer = name.clone() + "x";
+                assert_eq!(parse(longer.as_bytes()), None, "{longer}");
+                assert_eq!(parse(name.to_uppercase().as_bytes()), None, "{name}");
+                let same = files.iter().filter(|other| *other == file).count();
+                assert_eq!(same, 1, "{name}");
+            }
+            assert_eq!(parse(b""), None);
+            assert_eq!(parse(b"ascii_runtime_measurements_sha256"), None);
+            let staged = parse(b"binary_runtime_measurements_sha1_staged");
+            assert_eq!(staged.is_some(), dialect.stages());
+            assert_eq!(parse(b"ima_trim_log").is_some(), dialect == Dialect::Trim);
         }
-        assert_eq!(FileName::parse(b"", &banks), None);
-        assert_eq!(FileName::parse(b"ascii_runtime_measurements_sha256", &banks), None);
     }
 
     #[test]
     fn links_lead_to_sha1_files_of_the_same_form_and_part() {
-        for file in directory(&[]) {
-            match file.kind() {
+        let dialect = Dialect::Linux72;
+        for file in directory(dialect, &[]) {
+            match file.kind(dialect) {
                 Kind::Symlink(target) => {
                     let (form, part) = file.to_string().split_once("_staged").map_or_else(
                         || (file.to_string(), ""),
                         |(form, _)| (form.to_string(), "_staged"),
                     );
                     assert_eq!(target.to_string(), form + "_sha1" + part);
-                    assert_eq!(target.kind(), Kind::File { mode: 0o660 });
+                    assert_eq!(target.kind(dialect), Kind::File { mode: 0o660 });
                 }
                 Kind::File { mode } => {
-                    assert_eq!(mode == 0o660, file.part().is_some(), "{file}");
+                    assert_eq!(mode == 0o660, file.door().is_some(), "{file}");
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! 7.2 shortens it on request: whoever holds one of them open for writing can stage the list and
 //! delete records. This crate is that interface without the list behind it:
 //!
+//! - [`Dialect`] is which interface it is: that of Linux 7.2, or one that was proposed before;
 //! - [`FileName`] names the files, [`directory`] lists them;
 //! - [`Doors`] decides who may open: many readers or one writer, over all files together;
 //! - [`Request`] is what one write asks for;
@@ -16,32 +17,37 @@
 //! it, and whoever knows more about banks converts by it.
 //!
 //! ```
-//! use ima_securityfs::{Access, Caller, Doors, Errno, FileName, Part, Request};
+//! use ima_securityfs::{Access, Caller, Dialect, Doors, Errno, FileName, Request, Grammar};
 //!
-//! let file = FileName::parse(b"binary_runtime_measurements_sha1_staged", &[]).unwrap();
-//! let mut doors = Doors::new();
+//! let grammar = Grammar::default();
+//! assert_eq!(grammar.dialect, Dialect::Linux72);
+//! let name = b"binary_runtime_measurements_sha1_staged";
+//! let file = FileName::parse(name, grammar.dialect, &[]).unwrap();
+//! let door = file.door().unwrap();
+//! let mut doors = Doors::new(grammar.dialect);
 //! let (service, agent) = (Caller { thread: 1, admin: true }, Caller { thread: 2, admin: true });
-//! let open = doors.open(Access::Write, service)?;
-//! assert_eq!(doors.open(Access::Read, agent).unwrap_err(), Errno::EBUSY);
+//! let open = doors.open(door, Access::Write, service)?;
+//! assert_eq!(doors.open(door, Access::Read, agent).unwrap_err(), Errno::EBUSY);
 //!
-//! let part = file.part().unwrap();
-//! assert_eq!(part, Part::Staged);
-//! assert_eq!(Request::parse(b"A\n", part, false)?, Request::Stage);
-//! doors.release(open);
+//! assert_eq!(Request::parse(b"A\n", file, 0, grammar)?, Request::Stage);
+//! doors.release(open, service.thread);
 //! # Ok::<(), Errno>(())
 //! ```
 //!
 //! Source: the kernel's documentation of exporting and deleting IMA's measurement list, and what
-//! Linux 7.2's code was seen to do (`tests/observed-7.2.tsv`).
+//! Linux 7.2's code was seen to do (`tests/observed-7.2.tsv`); for the other dialects what kernels
+//! with those patches did (`tests/observed-v4.tsv`, `tests/observed-trim.tsv`).
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod dialect;
 mod doors;
 mod errno;
 mod file_name;
 mod request;
 
-pub use doors::{Access, Caller, Doors, Open};
+pub use dialect::{Dialect, UnknownDialect};
+pub use doors::{Access, Caller, Door, Doors, Open};
 pub use errno::Errno;
 pub use file_name::{Bank, FileName, Form, Kind, Part, directory};
-pub use request::Request;
+pub use request::{Grammar, Request};

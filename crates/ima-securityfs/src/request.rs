@@ -1,6 +1,6 @@
 use core::num::NonZeroU64;
 
-use crate::{Errno, Part};
+use crate::{Dialect, Errno, FileName, Part};
 
 /// What one write asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,48 +11,126 @@ pub enum Request {
     DeleteStaged,
     /// `N`, a number: that many of the current records are deleted, the oldest first.
     DeleteFirst(NonZeroU64),
+    /// `T:N`: so many of the current records are deleted, if so many were before.
+    Trim {
+        /// How many were trimmed before, as the writer believes.
+        trimmed: u64,
+        /// How many are to be deleted; 0 deletes none.
+        n: u64,
+    },
+}
+
+/// What a write means depends on these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grammar {
+    /// The dialect.
+    pub dialect: Dialect,
+    /// Whether duplicate detection forgets what is deleted (boot parameter `ima_flush_htable`). This
+    /// rules out `N` and `T:N`.
+    pub flush: bool,
 }
 
 impl Request {
-    /// The longest request in bytes: the 20 digits of 2^64 - 1 and a newline.
+    /// The longest request in bytes, other than `T:N`: the 20 digits of 2^64 - 1 and a newline.
     pub const MAX_LEN: usize = 21;
 
-    /// Reads the bytes of one write(2) to a file of `part`, as a 64-bit kernel does. `flush` tells
-    /// whether duplicate detection forgets what is deleted (boot parameter `ima_flush_htable`),
-    /// which rules out `N`.
+    /// The longest `T:N` in bytes.
+    pub const MAX_TRIM_LEN: usize = 31;
+
+    /// Reads the bytes of one write(2) to `file` as a 64-bit kernel does, the descriptor standing
+    /// at `position`. Each element of a writev(2) is a request.
     ///
-    /// The offset in the file has no meaning, and each element of a writev(2) is a request. What
-    /// is accepted for `N` besides plain digits: leading zeros, one `+` before them, one newline
-    /// more at the end, and anything between a NUL and the last newline.
+    /// What is accepted for `N` besides plain digits: leading zeros, one `+` before them, one
+    /// newline more at the end, and anything between a NUL and the last newline.
+    ///
+    /// `T:N` may end with a newline, or with a NUL and anything behind it. `T` is decimal; `N` may
+    /// have one `+` before it and is hexadecimal after `0x`, octal after `0`. The posted patches
+    /// accepted nothing for `T`, and some numbers beyond 63 bits, with effects nobody wants.
     ///
     /// # Errors
-    /// [`Errno::EINVAL`] for anything that is no request, or none for this file;
-    /// [`Errno::ERANGE`] for a number beyond 64 bits.
-    pub fn parse(write: &[u8], part: Part, flush: bool) -> Result<Request, Errno> {
+    /// [`Errno::EINVAL`] for anything that is no request, or none for this file, and in any dialect
+    /// but 7.2 if the position is not 0; [`Errno::ERANGE`] for a number beyond 64 bits, in `T:N`
+    /// beyond 63.
+    pub fn parse(
+        write: &[u8],
+        file: FileName,
+        position: u64,
+        grammar: Grammar,
+    ) -> Result<Request, Errno> {
+        if grammar.dialect != Dialect::Linux72 && position > 0 {
+            return Err(Errno::EINVAL);
+        }
+        let part = match (file, grammar.dialect) {
+            (FileName::TrimLog, Dialect::Trim) => return trim(write, grammar.flush),
+            (FileName::Measurements { part, .. }, Dialect::Linux72 | Dialect::V4) => part,
+            _ => return Err(Errno::EINVAL),
+        };
         if !(2..=Self::MAX_LEN).contains(&write.len()) {
             return Err(Errno::EINVAL);
         }
-        let Some(text) = write.strip_suffix(b"\n") else { return Err(Errno::EINVAL) };
+        let text = write.strip_suffix(b"\n").ok_or(Errno::EINVAL)?;
+        let numbered = match grammar.dialect {
+            Dialect::V4 => Part::Staged,
+            _ => Part::Current,
+        };
         match (part, text) {
             (Part::Staged, b"A") => Ok(Request::Stage),
             (Part::Staged, b"D") => Ok(Request::DeleteStaged),
-            (Part::Current, _) if !flush => number(text).map(Request::DeleteFirst),
-            _ => Err(Errno::EINVAL),
+            _ if part != numbered || grammar.flush => Err(Errno::EINVAL),
+            _ => NonZeroU64::new(number(c_string(text), 10)?)
+                .map(Request::DeleteFirst)
+                .ok_or(Errno::EINVAL),
         }
     }
 }
 
-/// A number as the kernel reads one from a C string.
-fn number(text: &[u8]) -> Result<NonZeroU64, Errno> {
-    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-    let digits = &text[..end];
-    let digits = digits.strip_prefix(b"+").unwrap_or(digits);
-    let digits = digits.strip_suffix(b"\n").unwrap_or(digits);
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+fn trim(write: &[u8], flush: bool) -> Result<Request, Errno> {
+    if flush || !(2..=Request::MAX_TRIM_LEN).contains(&write.len()) {
         return Err(Errno::EINVAL);
     }
-    let value = digits
-        .iter()
-        .try_fold(0u64, |value, digit| value.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
-    NonZeroU64::new(value.ok_or(Errno::ERANGE)?).ok_or(Errno::EINVAL)
+    let text = c_string(write);
+    let colon = text.iter().position(|byte| *byte == b':').ok_or(Errno::EINVAL)?;
+    let trimmed = digits(&text[..colon], 10).and_then(signed)?;
+    let n = &text[colon + 1..];
+    let (n, radix) = match n.strip_prefix(b"+").unwrap_or(n) {
+        [b'0', b'x' | b'X', hex @ ..] if hex.first().is_some_and(u8::is_ascii_hexdigit) => {
+            (hex, 16)
+        }
+        octal @ [b'0', ..] => (octal, 8),
+        _ => (n, 10),
+    };
+    let n = number(n, radix).and_then(signed)?;
+    Ok(Request::Trim { trimmed, n })
+}
+
+/// What a signed number of 64 bits can hold.
+fn signed(value: u64) -> Result<u64, Errno> {
+    if i64::try_from(value).is_ok() { Ok(value) } else { Err(Errno::ERANGE) }
+}
+
+/// What stands before the first NUL.
+fn c_string(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    &text[..end]
+}
+
+/// A number as the kernel reads one: a `+` may come before it, a newline after it.
+fn number(text: &[u8], radix: u32) -> Result<u64, Errno> {
+    let text = text.strip_prefix(b"+").unwrap_or(text);
+    digits(text.strip_suffix(b"\n").unwrap_or(text), radix)
+}
+
+fn digits(digits: &[u8], radix: u32) -> Result<u64, Errno> {
+    if digits.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let digit = |byte: &u8| char::from(*byte).to_digit(radix).ok_or(Errno::EINVAL);
+    // A byte that is no digit is worse than too many digits.
+    digits.iter().try_for_each(|byte| digit(byte).map(drop))?;
+    digits.iter().try_fold(0u64, |value, byte| {
+        value
+            .checked_mul(u64::from(radix))
+            .and_then(|value| value.checked_add(u64::from(digit(byte).ok()?)))
+            .ok_or(Errno::ERANGE)
+    })
 }

@@ -1,18 +1,27 @@
 //! The accepted requests are exactly those of a model that knows no more than the rules.
 
-use ima_securityfs::{Errno, Part, Request};
+use ima_securityfs::{Bank, Dialect, Errno, FileName, Form, Grammar, Part, Request};
 use proptest::prelude::*;
 
 /// The rules, one after the other, by other means than the crate's.
-fn model(write: &[u8], part: Part, flush: bool) -> Result<String, Errno> {
+fn model(write: &[u8], file: FileName, position: u64, grammar: Grammar) -> Result<String, Errno> {
+    let Grammar { dialect, flush } = grammar;
+    if dialect != Dialect::Linux72 && position != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let part = match (dialect, file) {
+        (Dialect::Trim, FileName::TrimLog) => return trim_model(write, flush),
+        (Dialect::Trim, _) => return Err(Errno::EINVAL),
+        (_, FileName::Measurements { part, .. }) => part,
+        _ => return Err(Errno::EINVAL),
+    };
     if write.len() < 2 || write.len() > 21 || write[write.len() - 1] != b'\n' {
         return Err(Errno::EINVAL);
     }
-    if part == Part::Staged {
-        let known = write.len() == 2 && "AD".contains(char::from(write[0]));
-        return known.then(|| char::from(write[0]).into()).ok_or(Errno::EINVAL);
+    if part == Part::Staged && write.len() == 2 && "AD".contains(char::from(write[0])) {
+        return Ok(char::from(write[0]).into());
     }
-    if flush {
+    if flush || (part == Part::Staged) != (dialect == Dialect::V4) {
         return Err(Errno::EINVAL);
     }
     // A C string without its last byte: up to the first NUL; one newline may end it.
@@ -43,16 +52,61 @@ fn model(write: &[u8], part: Part, flush: bool) -> Result<String, Errno> {
     Ok(digits.into())
 }
 
+/// As [`model`], for the trim log.
+fn trim_model(write: &[u8], flush: bool) -> Result<String, Errno> {
+    if flush || write.len() < 2 || write.len() > 31 {
+        return Err(Errno::EINVAL);
+    }
+    let text: String = write.iter().map(|byte| char::from(*byte)).collect();
+    let text = text.split('\0').next().unwrap_or_default();
+    let (t, n) = text.split_once(':').ok_or(Errno::EINVAL)?;
+    let n = n.strip_suffix('\n').unwrap_or(n);
+    let n = n.strip_prefix('+').unwrap_or(n);
+    let lower = n.to_ascii_lowercase();
+    let (n, radix) = match lower.strip_prefix("0x") {
+        Some(hex) => (hex, 16),
+        None if n.starts_with('0') => (n, 8),
+        None => (n, 10),
+    };
+    let number = |digits: &str, radix| {
+        if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+            return Err(Errno::EINVAL);
+        }
+        // Whatever is too long for 128 bits is too long for 63.
+        i64::from_str_radix(digits, radix).map_err(|_| Errno::ERANGE)
+    };
+    Ok(format!("{}:{}", number(t, 10)?, number(n, radix)?))
+}
+
 fn told(request: Request) -> String {
     match request {
         Request::Stage => "A".into(),
         Request::DeleteStaged => "D".into(),
         Request::DeleteFirst(n) => n.to_string(),
+        Request::Trim { trimmed, n } => format!("{trimmed}:{n}"),
     }
 }
 
-fn part() -> impl Strategy<Value = Part> {
-    prop_oneof![Just(Part::Current), Just(Part::Staged)]
+fn measurements(part: Part) -> FileName {
+    FileName::Measurements { form: Form::Ascii, bank: Some(Bank::SHA1), part }
+}
+
+fn file() -> impl Strategy<Value = FileName> {
+    prop_oneof![
+        3 => Just(measurements(Part::Current)),
+        3 => Just(measurements(Part::Staged)),
+        3 => Just(FileName::TrimLog),
+        1 => Just(FileName::Count),
+    ]
+}
+
+fn grammar() -> impl Strategy<Value = Grammar> {
+    (prop::sample::select(&Dialect::ALL[..]), prop::bool::weighted(0.2))
+        .prop_map(|(dialect, flush)| Grammar { dialect, flush })
+}
+
+fn position() -> impl Strategy<Value = u64> {
+    prop_oneof![9 => Just(0), 1 => any::<u64>()]
 }
 
 /// Bytes that mean something to the grammar.
@@ -64,34 +118,65 @@ fn near() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(sign, middle, end)| [sign, &middle, end].concat())
 }
 
+/// `T:N` and what is near it.
+fn near_trim() -> impl Strategy<Value = Vec<u8>> {
+    let t = prop_oneof![6 => "[0-9]{1,20}", 1 => "[+ ]?[0-9]{0,2}", 1 => "0x[0-9a-f]{1,3}"];
+    let n = prop_oneof![
+        4 => "[+]?[0-9]{0,20}",
+        2 => "[+]?0[xX][0-9a-fA-F]{0,17}",
+        1 => "0[0-9]{0,23}",
+        1 => "[-+ ]{0,2}[0-9xb]{0,3}",
+    ];
+    let end = prop::sample::select(&["", "\n", "\0", "\0junk\n", "\n\n", " \n"][..]);
+    (t, prop_oneof![9 => Just(":"), 1 => Just("")], n, end)
+        .prop_map(|(t, colon, n, end)| [&t, colon, &n, end].concat().into_bytes())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
-    fn near_requests(write in near(), part in part(), flush in any::<bool>()) {
-        prop_assert_eq!(Request::parse(&write, part, flush).map(told), model(&write, part, flush));
+    fn near_requests(write in near(), file in file(), at in position(), grammar in grammar()) {
+        let found = Request::parse(&write, file, at, grammar).map(told);
+        prop_assert_eq!(found, model(&write, file, at, grammar));
     }
 
     #[test]
-    fn numbers(n in any::<u128>(), shift in 60u32..128, part in part()) {
+    fn near_trims(write in near_trim(), at in position(), flush in prop::bool::weighted(0.05)) {
+        let grammar = Grammar { dialect: Dialect::Trim, flush };
+        let found = Request::parse(&write, FileName::TrimLog, at, grammar).map(told);
+        prop_assert_eq!(found, model(&write, FileName::TrimLog, at, grammar));
+    }
+
+    #[test]
+    fn numbers(n in any::<u128>(), shift in 60u32..128, file in file(), grammar in grammar()) {
         let write = format!("{}\n", n >> shift);
         let write = write.as_bytes();
-        prop_assert_eq!(Request::parse(write, part, false).map(told), model(write, part, false));
+        let found = Request::parse(write, file, 0, grammar).map(told);
+        prop_assert_eq!(found, model(write, file, 0, grammar));
     }
 
     #[test]
-    fn any_bytes(write in prop::collection::vec(any::<u8>(), 0..30), part in part()) {
-        prop_assert_eq!(Request::parse(&write, part, false).map(told), model(&write, part, false));
+    fn any_bytes(
+        write in prop::collection::vec(any::<u8>(), 0..35),
+        file in file(),
+        grammar in grammar(),
+    ) {
+        let found = Request::parse(&write, file, 0, grammar).map(told);
+        prop_assert_eq!(found, model(&write, file, 0, grammar));
     }
 }
 
 #[test]
 fn every_write_of_up_to_two_bytes() {
-    for part in [Part::Current, Part::Staged] {
-        let all = (0..=u16::MAX).map(u16::to_le_bytes);
-        for write in all.clone().map(|bytes| bytes.to_vec()).chain([vec![], b"\n".to_vec()]) {
-            let found = Request::parse(&write, part, false).map(told);
-            assert_eq!(found, model(&write, part, false), "{write:?}");
+    for dialect in Dialect::ALL {
+        let grammar = Grammar { dialect, flush: false };
+        for file in [measurements(Part::Current), measurements(Part::Staged), FileName::TrimLog] {
+            let all = (0..=u16::MAX).map(|bytes| bytes.to_le_bytes().to_vec());
+            for write in all.chain([vec![], b"\n".to_vec()]) {
+                let found = Request::parse(&write, file, 0, grammar).map(told);
+                assert_eq!(found, model(&write, file, 0, grammar), "{write:?}");
+            }
         }
     }
 }

@@ -31,6 +31,11 @@ impl Claims {
         self.clients
     }
 
+    /// What is left of these when nothing is loaded any more: the numbers that clients have.
+    pub(crate) fn after_reset(&self) -> Claims {
+        Claims { clients: self.clients, loaded: Vec::new() }
+    }
+
     /// What to answer to a client's command in the TPM's place: it is none, or names what others
     /// have loaded. `None` if the TPM may have it.
     pub(crate) fn refusal(&self, client: u64, command: &[u8]) -> Option<ResponseCode> {

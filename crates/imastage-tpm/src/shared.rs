@@ -55,6 +55,15 @@ impl SharedTpm {
         ignore_poison(self.tpm.lock())
     }
 
+    /// Goes on with another connection, such as one to the same TPM after a reset: what clients had
+    /// loaded is gone, and they stay connected.
+    pub fn replace(&self, tpm: Tpm) {
+        let mut guard = self.lock();
+        let claims = guard.claims.after_reset();
+        *guard = tpm;
+        guard.claims = claims;
+    }
+
     /// Serves whoever connects, in threads of its own, one a client.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use tpm2_protocol::{
     },
     frame::{
         TpmFlushContextCommand, TpmFrame, TpmGetCapabilityCommand, TpmGetCapabilityResponse,
-        TpmPcrExtendCommand, TpmPcrReadCommand, TpmPcrReadResponse, TpmQuoteCommand,
+        TpmPcrAllocateCommand, TpmPcrAllocateResponse, TpmPcrExtendCommand, TpmPcrReadCommand, TpmPcrReadResponse, TpmQuoteCommand,
         TpmQuoteResponse, TpmReadClockCommand, TpmReadClockResponse, TpmResponse, TpmUnmarshalBody,
         tpm_marshal_command,
     },
@@ -86,23 +86,38 @@ impl Tpm {
     /// # Errors
     /// [`TpmError`].
     pub fn banks(&mut self) -> Result<Vec<Bank>, TpmError> {
-        const WHAT: &str = "TPM2_GetCapability(PCRs)";
-        let command = TpmGetCapabilityCommand {
-            cap: TpmCap::Pcrs,
-            property: TpmUint32::from(0),
-            property_count: TpmUint32::from(16),
-            handles: [],
-        };
-        let response: TpmGetCapabilityResponse = self.ask(WHAT, &command, &[])?;
-        let TpmuCapabilities::Pcrs(selections) = &response.capability_data.data else {
-            return Err(malformed(WHAT, "another capability"));
-        };
-        let banks: Vec<Bank> = selections
-            .iter()
-            .filter(|selection| selection.pcr_select.iter().any(|byte| *byte != 0))
-            .filter_map(|selection| Bank::from_tpm_alg(selection.hash.value()))
-            .collect();
+        let mut banks = self.bank_selections()?;
+        banks.retain(|selection| selection.pcrs != 0);
+        let banks: Vec<Bank> = banks.into_iter().map(|selection| selection.bank).collect();
         if banks.is_empty() { Err(TpmError::NoBanks) } else { Ok(banks) }
+    }
+
+    /// Has the TPM give PCRs to these banks and to no others, from its next reset on. Needs the
+    /// platform's authorization to be empty, which firmware does not leave so: for a software TPM.
+    ///
+    /// # Errors
+    /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not know one of them.
+    pub fn allocate_banks(&mut self, banks: &[Bank]) -> Result<(), TpmError> {
+        const WHAT: &str = "TPM2_PCR_Allocate";
+        const ALL: u32 = (1 << 24) - 1;
+        let mut selection = self.bank_selections()?;
+        if let Some(bank) =
+            banks.iter().find(|bank| !selection.iter().any(|known| known.bank == **bank))
+        {
+            return Err(TpmError::NoPcr { bank: *bank, pcr: 0 });
+        }
+        for known in &mut selection {
+            known.pcrs = if banks.contains(&known.bank) { ALL } else { 0 };
+        }
+        let command = TpmPcrAllocateCommand {
+            pcr_allocation: wire_selection(WHAT, &selection)?,
+            handles: [TpmHandle::from(TpmRh::Platform as u32)],
+        };
+        let response: TpmPcrAllocateResponse = self.ask(WHAT, &command, &[password()])?;
+        match bool::from(response.allocation_success) {
+            true => Ok(()),
+            false => Err(malformed(WHAT, "it cannot have these banks at once")),
+        }
     }
 
     /// The value of one PCR.
@@ -137,6 +152,22 @@ impl Tpm {
             }
         }
         Err(TpmError::Unsteady)
+    }
+
+    /// The banks that the TPM could have, of those that are known, and which PCRs each has.
+    fn bank_selections(&mut self) -> Result<Vec<PcrSelection>, TpmError> {
+        const WHAT: &str = "TPM2_GetCapability(PCRs)";
+        let command = TpmGetCapabilityCommand {
+            cap: TpmCap::Pcrs,
+            property: TpmUint32::from(0),
+            property_count: TpmUint32::from(16),
+            handles: [],
+        };
+        let response: TpmGetCapabilityResponse = self.ask(WHAT, &command, &[])?;
+        match &response.capability_data.data {
+            TpmuCapabilities::Pcrs(selections) => Ok(from_wire_selection(selections)),
+            _ => Err(malformed(WHAT, "another capability")),
+        }
     }
 
     /// `None` if a PCR was changed in between.

@@ -22,8 +22,8 @@ struct Setup {
     shared: SharedTpm,
     serving: Serving,
     path: PathBuf,
-    _swtpm: Swtpm,
-    _dir: TempDir,
+    swtpm: Swtpm,
+    dir: TempDir,
 }
 
 fn setup() -> Setup {
@@ -32,7 +32,7 @@ fn setup() -> Setup {
     let path = dir.path().join("tpm.sock");
     let shared = SharedTpm::new(tpm);
     let serving = shared.serve(UnixListener::bind(&path).unwrap()).unwrap();
-    Setup { shared, serving, path, _swtpm: swtpm, _dir: dir }
+    Setup { shared, serving, path, swtpm, dir }
 }
 
 impl Setup {
@@ -176,6 +176,22 @@ fn clients_cannot_touch_what_others_have_loaded() {
 }
 
 #[test]
+fn clients_stay_when_the_tpm_is_reset() {
+    let setup = setup();
+    let mut client = setup.connect();
+    let resets = client.clock().unwrap().reset_count;
+    client.attestation_key(KeyKind::EccP256).unwrap();
+    drop(setup.swtpm);
+    let (_swtpm, tpm) = Swtpm::start(&setup.dir.path().join("state")).unwrap();
+    setup.shared.replace(tpm);
+    assert_eq!(client.clock().unwrap().reset_count, resets + 1);
+    // What it had loaded is gone, and nobody takes another's handle for it.
+    let mut other = Tpm::connect(&Endpoint::Unix(setup.path)).unwrap();
+    other.attestation_key(KeyKind::EccP256).unwrap();
+    client.attestation_key(KeyKind::EccP256).unwrap();
+}
+
+#[test]
 fn garbage_from_a_client_hurts_only_that_client() {
     let setup = setup();
     let answered = [
@@ -238,7 +254,7 @@ fn stopping_lets_go_of_clients_keys_and_tpm() {
     let mut client = setup.connect();
     let _key = client.attestation_key(KeyKind::EccP256).unwrap();
     let path = setup.path.clone();
-    let Setup { shared, serving, _swtpm, _dir, .. } = setup;
+    let Setup { shared, serving, swtpm: _swtpm, dir: _dir, .. } = setup;
     serving.stop();
     assert!(matches!(client.banks(), Err(TpmError::Io { .. })));
     let error = Tpm::connect(&Endpoint::Unix(path)).err().unwrap().to_string();

@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    os::unix::net::{UnixListener, UnixStream},
+    io::Write,
+    os::unix::net::UnixListener,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -129,22 +129,13 @@ fn values_are_of_one_moment() {
 fn only_allocated_banks_are_there() {
     let dir = tempdir().unwrap();
     let state = dir.path().join("state");
-    let (swtpm, tpm) = Swtpm::start(&state).unwrap();
-    let path = dir.path().join("tpm.sock");
-    let serving = SharedTpm::new(tpm).serve(UnixListener::bind(&path).unwrap()).unwrap();
-    // TPM2_PCR_Allocate by the platform, empty password: of four banks sha256 only.
-    let allocate = "8002 00000037 0000012b 4000000c 00000009 40000009 0000 00 0000 \
-                    00000004 0004 03 000000 000b 03 ffffff 000c 03 000000 000d 03 000000";
-    let allocate = hex(allocate);
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(&allocate).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let mut answer = [0; 64];
-    let len = client.read(&mut answer).unwrap();
-    // Success, and allocationSuccess.
-    assert_eq!((&answer[6..10], answer[14]), (&[0; 4][..], 1), "{:x?}", &answer[..len]);
-    serving.stop();
-    drop(swtpm);
+    let (swtpm, mut tpm) = Swtpm::start(&state).unwrap();
+    tpm.allocate_banks(&[Bank::Sha256]).unwrap();
+    // Not before it is reset.
+    assert_eq!(tpm.banks().unwrap().len(), 4);
+    let error = tpm.allocate_banks(&[Bank::Sm3]).unwrap_err();
+    assert!(matches!(error, TpmError::NoPcr { bank: Bank::Sm3, .. }), "{error}");
+    drop((tpm, swtpm));
 
     let (_swtpm, mut tpm) = Swtpm::start(&state).unwrap();
     assert_eq!(tpm.banks().unwrap(), [Bank::Sha256]);
@@ -353,12 +344,6 @@ fn swtpms(state: &Path) -> usize {
         .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
         .filter(|line| line.starts_with(b"swtpm") && String::from_utf8_lossy(line).contains(state))
         .count()
-}
-
-fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-    digits.chunks(2).map(byte).collect()
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
