@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use ima_list::{DeleteError, Duplicates, List, Options, Part, Rules, StageError, TrimError};
 use ima_log::{Bank, Digest, Endian, KexecBuffer, KexecError, RecordBuf, Records};
-use ima_securityfs::{Errno, Request};
+use ima_securityfs::{Errno, FileName, Form, Grammar, Request};
 
 const LINUX_7_2: &str = include_str!("observed-7.2.tsv");
 const V4: &str = include_str!("observed-v4.tsv");
@@ -54,7 +54,9 @@ fn write(list: &mut List, text: &str) -> String {
         ima_securityfs::Part::Current
     };
     let line = format!("{text}\n");
-    let done = Request::parse(line.as_bytes(), part, false).and_then(|request| match request {
+    let file = FileName::Measurements { form: Form::Binary, bank: None, part };
+    let parsed = Request::parse(line.as_bytes(), file, 0, Grammar::default());
+    let done = parsed.and_then(|request| match request {
         Request::Stage => list.stage().map(drop).map_err(|error| match error {
             StageError::Pending => Errno::EEXIST,
             StageError::Empty => Errno::ENOENT,
@@ -62,6 +64,7 @@ fn write(list: &mut List, text: &str) -> String {
         }),
         Request::DeleteStaged => list.delete_staged().map(drop).map_err(delete_errno),
         Request::DeleteFirst(n) => list.delete_first(n.get()).map(drop).map_err(delete_errno),
+        Request::Trim { .. } => panic!("{text} is no request to {file}"),
     });
     match done {
         Ok(()) => format!("ok:{}", line.len()),

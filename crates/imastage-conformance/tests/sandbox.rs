@@ -10,7 +10,7 @@ use std::{
 
 use imastage_conformance::{Counts, Group, Options, RunError, Verdict, run};
 use imastage_sandbox::{
-    Config, Fault, Sandbox, TpmChoice,
+    Config, Dialect, Fault, Sandbox, TpmChoice,
     control::{Command as Ask, ask},
 };
 
@@ -34,7 +34,7 @@ fn conform(
     let mount = dir.path().join("ima");
     // Each bank of a TPM has files of its own. A fault shows without them.
     let tpm = if fault.is_none() { TpmChoice::Swtpm } else { TpmChoice::None };
-    let config = Config { mount: mount.clone(), tpm };
+    let config = Config::new(&mount, tpm);
     let sandbox = Sandbox::start_with(&config, fault).unwrap();
     let measure = |paths: &[PathBuf]| {
         ask(&mount, &Ask::Measure { paths: paths.to_vec() }, &mut |_| {}).map(drop)
@@ -79,7 +79,7 @@ fn records_are_not_deleted_unless_that_is_wanted() {
 #[test]
 fn every_fault_is_caught_by_a_case_that_names_it() {
     let root = rustix::process::geteuid().is_root();
-    for fault in Fault::ALL {
+    for fault in Fault::ALL.iter().filter(|fault| fault.dialect() == Dialect::Linux72) {
         // Nobody else has another user's rights.
         let rights =
             [Fault::BusyBeforePermission, Fault::CapabilityIgnored, Fault::CapabilityToRead];
@@ -236,5 +236,6 @@ fn case_of(fault: Fault) -> &'static str {
         Fault::StageIsViolation => {
             r#"1.6 violations after "A\n" are what they were: expected 0, got 1"#
         }
+        other => panic!("{other} is of another dialect"),
     }
 }

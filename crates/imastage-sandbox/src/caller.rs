@@ -15,6 +15,11 @@ pub(crate) fn is_admin(thread: u32) -> bool {
         .is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0)
 }
 
+/// Whether a thread is still there.
+pub(crate) fn exists(thread: u32) -> bool {
+    fs::exists(format!("/proc/{thread}")).unwrap_or(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,9 +9,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use walkdir::WalkDir;
 
-use crate::{Ima, Outcome};
+use crate::{Carried, Kexec, Machine, orders};
 
 /// The link in a sandbox's mount that leads to its run directory. It is not listed: a directory
 /// listing shows securityfs's files and nothing else.
@@ -26,11 +25,39 @@ pub enum Command {
         /// Absolute paths.
         paths: Vec<PathBuf>,
     },
+    /// Note that these files were changed while they were measured.
+    Violation {
+        /// Absolute paths. The files need not be there.
+        paths: Vec<PathBuf>,
+    },
+    /// Measure data that is no file.
+    CriticalData {
+        /// What the record calls it.
+        name: String,
+        /// The data, in hex.
+        data: String,
+    },
+    /// Add the records of a list.
+    Replay {
+        /// Absolute path of a binary list.
+        path: PathBuf,
+        /// Records a second at most.
+        rate: Option<u64>,
+    },
+    /// Stop measuring, as a machine does that goes down.
+    Suspend {
+        /// Write the records for a next kernel, as it does last.
+        dump: bool,
+    },
+    /// Go on with another kernel, the TPM as it is.
+    Kexec(Kexec),
+    /// Go down and up, the TPM too.
+    Reboot,
     /// Tell the state.
     Status,
 }
 
-/// What a sandbox answers; JSON lines, the last one being [`Answer::Done`] or [`Answer::Failed`].
+/// What a sandbox answers; JSON lines, all but the last [`Answer::Progress`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "answer")]
 pub enum Answer {
@@ -40,6 +67,8 @@ pub enum Answer {
     Done(Measured),
     /// The state.
     Status(Status),
+    /// What a kexec carried over.
+    Kexec(Carried),
     /// It could not be done.
     Failed {
         /// Why.
@@ -71,6 +100,8 @@ pub struct Status {
     pub current: u64,
     /// Records in the staged list.
     pub staged: u64,
+    /// Records that were trimmed since it booted.
+    pub trimmed: u64,
     /// Violations measured.
     pub violations: u64,
     /// Bytes of records that were let go (sha1 form).
@@ -109,12 +140,12 @@ pub fn ask(
 }
 
 /// Serves the control socket. Ends with the process.
-pub(crate) fn serve(ima: Arc<Ima>, listener: UnixListener) -> io::Result<()> {
+pub(crate) fn serve(machine: Arc<Machine>, listener: UnixListener) -> io::Result<()> {
     let accept = move || {
         for stream in listener.incoming().flatten() {
-            let ima = Arc::clone(&ima);
+            let machine = Arc::clone(&machine);
             let spawned = thread::Builder::new().name("control".into()).spawn(move || {
-                if let Err(error) = answer(&ima, stream) {
+                if let Err(error) = answer(&machine, stream) {
                     tracing::debug!(%error, "a client of the control socket left");
                 }
             });
@@ -126,7 +157,7 @@ pub(crate) fn serve(ima: Arc<Ima>, listener: UnixListener) -> io::Result<()> {
     thread::Builder::new().name("control-accept".into()).spawn(accept).map(drop)
 }
 
-fn answer(ima: &Ima, stream: UnixStream) -> io::Result<()> {
+fn answer(machine: &Machine, stream: UnixStream) -> io::Result<()> {
     /// Room for a few thousand paths; more come in more requests.
     const LONGEST_COMMAND: u64 = 1 << 20;
     let mut line = String::new();
@@ -137,71 +168,12 @@ fn answer(ima: &Ima, stream: UnixStream) -> io::Result<()> {
         line.push(b'\n');
         out.write_all(&line)
     };
-    match serde_json::from_str(&line) {
-        Ok(Command::Measure { paths }) => {
-            let measured =
-                measure(ima, &paths, &mut |so_far| reply(&Answer::Progress(so_far.clone())))?;
-            reply(&Answer::Done(measured))
-        }
-        Ok(Command::Status) => reply(&Answer::Status(status(ima))),
-        Err(error) => reply(&Answer::Failed { why: format!("not a command: {error}") }),
-    }
-}
-
-fn measure(
-    ima: &Ima,
-    paths: &[PathBuf],
-    progress: &mut dyn FnMut(&Measured) -> io::Result<()>,
-) -> io::Result<Measured> {
-    const EXAMPLES: usize = 5;
-    const PROGRESS_EVERY: u64 = 100;
-    let mut measured = Measured::default();
-    let unreadable = |measured: &mut Measured, why: String| {
-        measured.unreadable += 1;
-        if measured.examples.len() < EXAMPLES {
-            measured.examples.push(why);
-        }
+    let done = match serde_json::from_str(&line) {
+        Ok(command) => orders::carry_out(machine, command, &mut |so_far| {
+            reply(&Answer::Progress(so_far.clone()))
+        }),
+        Err(error) => Err(io::Error::other(format!("not a command: {error}"))),
     };
-    for path in paths {
-        for entry in WalkDir::new(path).sort_by_file_name() {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) => {
-                    unreadable(&mut measured, error.to_string());
-                    continue;
-                }
-            };
-            if !entry.file_type().is_file() {
-                continue;
-            }
-            match ima.measure_path(entry.path()) {
-                Ok(Outcome::Added) => measured.added += 1,
-                Ok(Outcome::Known) => measured.known += 1,
-                Ok(Outcome::Refused) => {
-                    return Err(io::Error::other("the list takes no more records"));
-                }
-                Err(error) => {
-                    unreadable(&mut measured, format!("{}: {error}", entry.path().display()));
-                }
-            }
-            if (measured.added + measured.known) % PROGRESS_EVERY == 0 {
-                progress(&measured)?;
-            }
-        }
-    }
-    Ok(measured)
-}
-
-fn status(ima: &Ima) -> Status {
-    let counts = ima.list().counts();
-    Status {
-        pid: std::process::id(),
-        total: counts.total,
-        current: counts.current,
-        staged: counts.staged,
-        violations: counts.violations,
-        freed_bytes: counts.freed_bytes,
-        held_bytes: counts.held_bytes,
-        failed_extends: ima.failed_extends(),
-    }
+    // If it is the client who left, it does not hear this either.
+    reply(&done.unwrap_or_else(|error| Answer::Failed { why: error.to_string() }))
 }

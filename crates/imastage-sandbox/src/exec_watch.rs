@@ -11,14 +11,14 @@ use nix::{
     sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
 };
 
-use crate::Ima;
+use crate::{Ima, Machine};
 
 /// Measures every program as it is executed, from the file systems of `/` and `/usr` on. Ends with
 /// the process.
 ///
 /// # Errors
 /// What is missing, in words: mostly the capability CAP_SYS_ADMIN.
-pub(crate) fn start(ima: Arc<Ima>) -> Result<(), String> {
+pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
     let fanotify = Fanotify::init(
         InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_UNLIMITED_QUEUE,
         EventFFlags::O_RDONLY | EventFFlags::O_LARGEFILE | EventFFlags::O_CLOEXEC,
@@ -57,7 +57,7 @@ pub(crate) fn start(ima: Arc<Ima>) -> Result<(), String> {
                 let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
                     continue;
                 };
-                measure(&ima, fd, &path);
+                measure(machine.ima(), fd, &path);
             }
         }
     };

@@ -1,12 +1,10 @@
 //! Deliberate faults: each breaks one rule of the interface, so that tests of it can be tested.
 //!
-//! All that is wrong on purpose is in this file. `filesystem` asks here at the places where
-//! something could go wrong; without a fault the answers are those of the interface.
+//! What they do is in `faults`.
 
 use std::{fmt, str::FromStr};
 
-use ima_list::{Counts, SharedList};
-use ima_securityfs::{Access, Caller, Doors, Errno, FileName, Form, Open, Part, Request};
+use ima_securityfs::Dialect;
 
 macro_rules! faults {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -135,6 +133,63 @@ faults! {
     CountNeverFalls = "count-never-falls",
     /// A stage counts as a violation.
     StageIsViolation = "stage-is-violation",
+    /// Dialect v4: a request is taken wherever the descriptor stands.
+    PositionIgnored = "position-ignored",
+    /// Dialect v4: a write moves the descriptor, so that no second one is taken.
+    WriteMoves = "write-moves",
+    /// Dialect v4: N can be asked of the original files.
+    OriginalTakesN = "original-takes-n",
+    /// Dialect v4: the thread that writes may open another file for writing.
+    OwnWriterLetIn = "own-writer-let-in",
+    /// Dialect v4: N is ENOENT while records are staged.
+    PendingMissing = "pending-missing",
+    /// Dialect v4: N beyond the length is refused and leaves the records staged.
+    TooManyStaged = "too-many-staged",
+    /// Dialect trim: a wrong T is EINVAL.
+    WrongTotalInvalid = "wrong-total-invalid",
+    /// Dialect trim: any T will do.
+    AnyTotalTaken = "any-total-taken",
+    /// Dialect trim: no T at all is 0.
+    EmptyTotalTaken = "empty-total-taken",
+    /// Dialect trim: N is decimal.
+    TrimDecimal = "trim-decimal",
+    /// Dialect trim: a newline at the end is refused.
+    TrimNewlineRefused = "trim-newline-refused",
+    /// Dialect trim: the log tells 0 for ever.
+    TotalStuck = "total-stuck",
+    /// Dialect trim: whoever reads the log keeps writers out.
+    TrimLogLocks = "trim-log-locks",
+    /// Dialect trim: the log can be read without the capability.
+    TrimLogForAll = "trim-log-for-all",
+    /// Dialect trim: to trim nothing is refused.
+    TrimNothingRefused = "trim-nothing-refused",
+    /// Dialect trim: the log takes A.
+    TrimLogStages = "trim-log-stages",
+}
+
+impl Fault {
+    /// The dialect whose rule it breaks.
+    pub const fn dialect(self) -> Dialect {
+        match self {
+            Fault::PositionIgnored
+            | Fault::WriteMoves
+            | Fault::OriginalTakesN
+            | Fault::OwnWriterLetIn
+            | Fault::PendingMissing
+            | Fault::TooManyStaged => Dialect::V4,
+            Fault::WrongTotalInvalid
+            | Fault::AnyTotalTaken
+            | Fault::EmptyTotalTaken
+            | Fault::TrimDecimal
+            | Fault::TrimNewlineRefused
+            | Fault::TotalStuck
+            | Fault::TrimLogLocks
+            | Fault::TrimLogForAll
+            | Fault::TrimNothingRefused
+            | Fault::TrimLogStages => Dialect::Trim,
+            _ => Dialect::Linux72,
+        }
+    }
 }
 
 impl fmt::Display for Fault {
@@ -154,230 +209,6 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Fault, UnknownFault> {
         let fault = Fault::ALL.iter().find(|fault| fault.name() == text);
         fault.copied().ok_or_else(|| UnknownFault(text.to_owned()))
-    }
-}
-
-/// The fault a sandbox has, or none.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Faults(pub(crate) Option<Fault>);
-
-impl Faults {
-    fn has(self, fault: Fault) -> bool {
-        self.0 == Some(fault)
-    }
-
-    /// The permission bits that a file tells.
-    pub(crate) fn mode(self, mode: u16) -> u16 {
-        match self.0 {
-            Some(Fault::ModeReadOnly) => mode & 0o440,
-            Some(Fault::ModeForAll) => mode | 0o444,
-            _ => mode,
-        }
-    }
-
-    /// The size that a file tells.
-    pub(crate) fn size(self) -> u64 {
-        if self.has(Fault::SizeTold) { 4096 } else { 0 }
-    }
-
-    /// What a symbolic link leads to.
-    pub(crate) fn target(self, target: FileName) -> FileName {
-        match target {
-            FileName::Measurements { form, bank, .. } if self.has(Fault::LinkToCurrent) => {
-                FileName::Measurements { form, bank, part: Part::Current }
-            }
-            target => target,
-        }
-    }
-
-    /// The file whose records `file` shows.
-    pub(crate) fn shown(self, file: FileName) -> FileName {
-        match (file, self.0) {
-            (FileName::Measurements { form, bank, .. }, Some(Fault::StagedShowsCurrent)) => {
-                FileName::Measurements { form, bank, part: Part::Current }
-            }
-            (FileName::Measurements { bank, part, .. }, Some(Fault::FormsMixed)) => {
-                FileName::Measurements { form: Form::Binary, bank, part }
-            }
-            _ => file,
-        }
-    }
-
-    /// Opens a file of the list; without a door if it should have stayed shut.
-    pub(crate) fn open(
-        self,
-        doors: &mut Doors,
-        file: FileName,
-        access: Access,
-        caller: Caller,
-    ) -> Result<Option<Open>, Errno> {
-        let Some(fault) = self.0 else { return doors.open(access, caller).map(Some) };
-        let (staged, ascii) = match file {
-            FileName::Measurements { form, part, .. } => {
-                (part == Part::Staged, form == Form::Ascii)
-            }
-            _ => (false, false),
-        };
-        if fault == Fault::CapabilityToRead && !caller.admin {
-            return Err(Errno::EPERM);
-        }
-        let unlocked =
-            fault == Fault::StagedNotLocked && staged || fault == Fault::AsciiNotLocked && ascii;
-        if unlocked && (access == Access::Read || caller.admin) {
-            return Ok(None);
-        }
-        let admin = Caller { admin: true, ..caller };
-        // Who is there can be told from who else would be let in.
-        let mut would = |access| doors.open(access, admin).map(|open| doors.release(open)).is_ok();
-        let (read, write) = (would(Access::Read), would(Access::Write));
-        let (readers, own, other) = (read && !write, write && !read, !read && !write);
-        match (fault, access) {
-            (Fault::ReaderLetsWriterIn, Access::Write) if readers && caller.admin => Ok(None),
-            (Fault::WriterLetsReaderIn, Access::Read) if other => Ok(None),
-            (Fault::OwnReaderLetIn, Access::Read) if own => Ok(None),
-            (Fault::SecondWriterLetIn, Access::Write) if other && caller.admin => Ok(None),
-            (Fault::OwnWriterRefused, Access::Write) if own => Err(Errno::EBUSY),
-            (Fault::OneReader, Access::Read) if readers => Err(Errno::EBUSY),
-            (Fault::BusyBeforePermission, Access::Write) if !write => Err(Errno::EBUSY),
-            (Fault::CapabilityIgnored, _) => doors.open(access, admin).map(Some),
-            _ => doors.open(access, caller).map(Some),
-        }
-    }
-
-    /// Opens a file that tells a number.
-    pub(crate) fn open_number(self, doors: &mut Doors, caller: Caller) -> Result<(), Errno> {
-        if self.has(Fault::CountLocked) {
-            doors.open(Access::Read, caller).map(|open| doors.release(open))?;
-        }
-        Ok(())
-    }
-
-    /// Closes a file. `writer` tells whether it was opened for writing.
-    pub(crate) fn release(self, doors: &mut Doors, open: Open, writer: bool) {
-        match self.0 {
-            Some(Fault::LockStuck) if writer => {}
-            Some(Fault::LockFreedEarly) if writer => *doors = Doors::new(),
-            _ => doors.release(open),
-        }
-    }
-
-    /// What a write asks for; `Ok(None)` is nothing, gladly granted.
-    pub(crate) fn parse(self, write: &[u8], file: FileName) -> Result<Option<Request>, Errno> {
-        let part = file.part().ok_or(Errno::EINVAL)?;
-        let honest = |write: &[u8], part| Request::parse(write, part, false).map(Some);
-        let Some(fault) = self.0 else { return honest(write, part) };
-        let number = part == Part::Current;
-        match (fault, write) {
-            (Fault::PlusRefused, [b'+', ..]) => Err(Errno::EINVAL),
-            (Fault::LowerCaseTaken, _) => honest(&write.to_ascii_uppercase(), part),
-            (Fault::NoNewlineTaken, _) if !write.ends_with(b"\n") => {
-                honest(&[write, b"\n"].concat(), part)
-            }
-            (Fault::BlanksSkipped, [b' ' | b'\t', rest @ ..]) => honest(rest, part),
-            (Fault::HexTaken, [b'0', b'x' | b'X', rest @ ..]) => honest(rest, part),
-            (Fault::ZeroTaken, b"0\n" | b"00\n" | b"+0\n") if number => Ok(None),
-            (Fault::RangeInvalid, _) => honest(write, part).map_err(|_| Errno::EINVAL),
-            (Fault::LongTaken, [b'0', rest @ ..]) if write.len() > Request::MAX_LEN => {
-                honest(rest, part)
-            }
-            (Fault::NulRefused, _) if write.contains(&0) => Err(Errno::EINVAL),
-            (Fault::StagedTakesN, [b'0'..=b'9', ..]) => honest(write, Part::Current),
-            (Fault::CurrentTakesStage, b"A\n" | b"D\n") => honest(write, Part::Staged),
-            (Fault::BinaryRequestsOnly, _)
-                if matches!(file, FileName::Measurements { form: Form::Ascii, .. }) =>
-            {
-                Err(Errno::EINVAL)
-            }
-            _ => honest(write, part),
-        }
-    }
-
-    /// Does what is wrong about a request instead of what is right, or beside it. `right` does
-    /// what is right.
-    pub(crate) fn act(
-        self,
-        list: &SharedList,
-        request: Request,
-        right: impl Fn(Request) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
-        let Some(fault) = self.0 else { return right(request) };
-        let counts = list.counts();
-        // What is deleted beside what was asked for may be nothing.
-        let delete = |n: u64| drop(list.delete_first(n));
-        match request {
-            Request::Stage => {
-                match fault {
-                    Fault::StageNothing if counts.current + counts.staged == 0 => return Ok(()),
-                    Fault::StageTwice if counts.staged > 0 => return Ok(()),
-                    Fault::StageTwiceBusy if counts.staged > 0 => return Err(Errno::EBUSY),
-                    Fault::StageLosesOne if counts.staged == 0 && counts.current > 1 => delete(1),
-                    _ => {}
-                }
-                right(request)
-            }
-            Request::DeleteStaged => {
-                match fault {
-                    Fault::DeleteNothing if counts.staged == 0 => return Ok(()),
-                    Fault::DeleteForgotten if counts.staged > 0 => return Ok(()),
-                    Fault::DeleteTakesCurrent if counts.staged > 0 => delete(counts.current),
-                    _ => {}
-                }
-                right(request)
-            }
-            Request::DeleteFirst(n) => {
-                let n = n.get();
-                let beyond = n > counts.current;
-                match fault {
-                    Fault::TooManyClamped if beyond && counts.current > 0 => {
-                        delete(counts.current);
-                        return Ok(());
-                    }
-                    Fault::TooManyDeleted if beyond => delete(counts.current),
-                    Fault::OneMore if n < counts.current => delete(1),
-                    Fault::OneFewer if !beyond => {
-                        delete(n - 1);
-                        return Ok(());
-                    }
-                    Fault::NoNWhileStaged if counts.staged > 0 => return Err(Errno::EEXIST),
-                    Fault::NTakesStaged => drop(list.delete_staged()),
-                    _ => {}
-                }
-                right(request)
-            }
-        }
-    }
-
-    /// How many bytes of a granted request were written.
-    pub(crate) fn written(self, len: u32) -> u32 {
-        if self.has(Fault::ShortWrite) { 1 } else { len }
-    }
-
-    /// Whether a request makes the descriptor begin anew.
-    pub(crate) fn request_rewinds(self) -> bool {
-        self.has(Fault::RequestRewinds)
-    }
-
-    /// Whether a descriptor that came to the end stays there.
-    pub(crate) fn end_for_ever(self) -> bool {
-        self.has(Fault::EndForEver)
-    }
-
-    /// How much one read gives at most.
-    pub(crate) fn read_size(self, size: usize) -> usize {
-        if self.has(Fault::RecordsCut) { size.min(1000) } else { size }
-    }
-
-    /// What a file that counts tells.
-    pub(crate) fn number(self, file: FileName, counts: Counts) -> u64 {
-        match (file, self.0) {
-            (FileName::Violations, Some(Fault::StageIsViolation)) => {
-                counts.violations + u64::from(counts.staged > 0)
-            }
-            (FileName::Violations, _) => counts.violations,
-            (_, Some(Fault::CountWithStaged)) => counts.current + counts.staged,
-            (_, Some(Fault::CountNeverFalls)) => counts.total,
-            _ => counts.current,
-        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! securityfs's `ima` directory, served through FUSE.
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -14,44 +13,26 @@ use fuser::{
     LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
     ReplyEntry, ReplyOpen, ReplyWrite, TimeOrNow, WriteFlags,
 };
-use ima_list::{DeleteError, StageError};
-use ima_securityfs::{Access, Caller, Doors, Errno, FileName, Kind, Open, Request, directory};
+use ima_securityfs::{Access, Caller, Errno, FileName, Kind, directory};
 
-use crate::{Ima, caller, control::RUN_LINK, fault::Faults, reading::Reading};
+use crate::{
+    Machine, caller,
+    control::RUN_LINK,
+    faults::Faults,
+    files::{Files, Refusal},
+};
 
 /// The directory. One request is served at a time, in the order the kernel sends them, so that a
 /// file that was closed is closed for whoever opens next.
 pub(crate) struct Directory {
-    ima: Arc<Ima>,
     faults: Faults,
     run_dir: PathBuf,
-    files: Vec<FileName>,
-    state: Mutex<State>,
+    names: Vec<(FileName, Kind)>,
+    files: Files,
+    /// Owner, group and permission bits of each file: files can be given to a group.
+    access: Mutex<Vec<(u32, u32, u16)>>,
     owner: u32,
     born: SystemTime,
-}
-
-struct State {
-    doors: Doors,
-    open: HashMap<u64, OpenFile>,
-    next_handle: u64,
-    /// Owner, group and permission bits of each file: files can be given to a group.
-    access: Vec<(u32, u32, u16)>,
-}
-
-enum OpenFile {
-    /// A file that shows the list.
-    Measurements {
-        file: FileName,
-        reading: Reading,
-        /// `None` if there is a fault.
-        door: Option<Open>,
-        writer: bool,
-        /// A read came to the end.
-        ended: bool,
-    },
-    /// A file that shows a number.
-    Number(FileName),
 }
 
 /// The inode of the first file; the directory's is 1.
@@ -62,31 +43,40 @@ const RUN_LINK_INODE: u64 = 1 << 32;
 const TTL: Duration = Duration::ZERO;
 
 impl Directory {
-    pub(crate) fn new(ima: Arc<Ima>, faults: Faults, run_dir: PathBuf) -> Directory {
+    pub(crate) fn new(machine: Arc<Machine>, faults: Faults, run_dir: PathBuf) -> Directory {
         let banks: Vec<ima_securityfs::Bank> =
-            ima.banks().iter().map(|bank| ima_securityfs::Bank(bank.tpm_alg())).collect();
-        let files: Vec<FileName> = directory(&banks).collect();
+            machine.ima().banks().iter().map(|bank| ima_securityfs::Bank(bank.tpm_alg())).collect();
+        let dialect = machine.grammar().dialect;
+        let names: Vec<(FileName, Kind)> =
+            directory(dialect, &banks).map(|file| (file, file.kind(dialect))).collect();
         let owner = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
-        let access = files
+        let access = names
             .iter()
-            .map(|file| match file.kind() {
-                Kind::File { mode } => (owner, group, faults.mode(mode)),
+            .map(|(_, kind)| match kind {
+                Kind::File { mode } => (owner, group, faults.mode(*mode)),
                 Kind::Symlink(_) => (owner, group, 0o777),
             })
             .collect();
-        let state = State { doors: Doors::new(), open: HashMap::new(), next_handle: 1, access };
-        let state = Mutex::new(state);
-        Directory { ima, faults, run_dir, files, state, owner, born: SystemTime::now() }
+        Directory {
+            faults,
+            run_dir,
+            names,
+            files: Files::new(machine, faults),
+            access: Mutex::new(access),
+            owner,
+            born: SystemTime::now(),
+        }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn access(&self) -> MutexGuard<'_, Vec<(u32, u32, u16)>> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self, inode: INodeNo) -> Option<(usize, FileName)> {
+    fn file(&self, inode: INodeNo) -> Option<(usize, FileName, Kind)> {
         let at = usize::try_from(u64::from(inode).checked_sub(FIRST_INODE)?).ok()?;
-        Some((at, *self.files.get(at)?))
+        let (file, kind) = *self.names.get(at)?;
+        Some((at, file, kind))
     }
 
     fn attr(&self, inode: INodeNo) -> Option<FileAttr> {
@@ -95,9 +85,9 @@ impl Directory {
         } else if u64::from(inode) == RUN_LINK_INODE {
             (FileType::Symlink, 0, (self.owner, rustix::process::getegid().as_raw(), 0o777))
         } else {
-            let (at, file) = self.file(inode)?;
-            let access = self.state().access[at];
-            match file.kind() {
+            let (at, _, kind) = self.file(inode)?;
+            let access = self.access()[at];
+            match kind {
                 // securityfs's files say that they are empty.
                 Kind::File { .. } => (FileType::RegularFile, self.faults.size(), access),
                 Kind::Symlink(target) => {
@@ -130,41 +120,17 @@ impl Directory {
         let stands_in = self.owner != 0 && request.uid() == self.owner;
         Caller { thread: u64::from(thread), admin: stands_in || caller::is_admin(thread) }
     }
-
-    fn request(&self, file: FileName, write: &[u8]) -> Result<(), Errno> {
-        let list = self.ima.list();
-        let act = |request| match request {
-            Request::Stage => list.stage().map(drop).map_err(|error| match error {
-                StageError::Pending => Errno::EEXIST,
-                StageError::Empty => Errno::ENOENT,
-                StageError::Suspended => Errno::EACCES,
-            }),
-            Request::DeleteStaged => list.delete_staged().map(drop).map_err(refused_deletion),
-            Request::DeleteFirst(n) => {
-                list.delete_first(n.get()).map(drop).map_err(refused_deletion)
-            }
-        };
-        match self.faults.parse(write, file)? {
-            Some(request) => self.faults.act(list, request, act),
-            None => Ok(()),
-        }
-    }
-
-    fn number(&self, file: FileName) -> String {
-        format!("{}\n", self.faults.number(file, self.ima.list().counts()))
-    }
-}
-
-fn refused_deletion(error: DeleteError) -> Errno {
-    match error {
-        DeleteError::Pending => Errno::EEXIST,
-        DeleteError::Empty | DeleteError::TooMany { .. } => Errno::ENOENT,
-        DeleteError::Suspended | DeleteError::Dumped => Errno::ESTALE,
-    }
 }
 
 fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw())
+}
+
+fn refusal(refusal: Refusal) -> fuser::Errno {
+    match refusal {
+        Refusal::Errno(refused) => errno(refused),
+        Refusal::Gone => fuser::Errno::EIO,
+    }
 }
 
 impl Filesystem for Directory {
@@ -174,7 +140,7 @@ impl Filesystem for Directory {
         } else if name == RUN_LINK {
             Some(RUN_LINK_INODE)
         } else {
-            let at = self.files.iter().position(|file| file.to_string().as_str() == name);
+            let at = self.names.iter().position(|(file, _)| file.to_string().as_str() == name);
             at.map(|at| FIRST_INODE + at as u64)
         };
         match inode.and_then(|inode| self.attr(INodeNo(inode))) {
@@ -209,8 +175,8 @@ impl Filesystem for Directory {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if let Some((at, _)) = self.file(inode) {
-            let access = &mut self.state().access[at];
+        if let Some((at, _, _)) = self.file(inode) {
+            let access = &mut self.access()[at];
             access.0 = uid.unwrap_or(access.0);
             access.1 = gid.unwrap_or(access.1);
             access.2 = mode.map_or(access.2, |mode| (mode & 0o7777) as u16);
@@ -225,8 +191,8 @@ impl Filesystem for Directory {
         if u64::from(inode) == RUN_LINK_INODE {
             return reply.data(self.run_dir.as_os_str().as_bytes());
         }
-        match self.file(inode).map(|(_, file)| file.kind()) {
-            Some(Kind::Symlink(target)) => {
+        match self.file(inode) {
+            Some((_, _, Kind::Symlink(target))) => {
                 reply.data(self.faults.target(target).to_string().as_bytes());
             }
             _ => reply.error(fuser::Errno::EINVAL),
@@ -234,33 +200,16 @@ impl Filesystem for Directory {
     }
 
     fn open(&self, request: &fuser::Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_, file)) = self.file(inode) else { return reply.error(fuser::Errno::ENOENT) };
-        let mut state = self.state();
-        let caller = self.caller(request);
-        let open = match Reading::of(self.faults.shown(file)) {
-            None => match self.faults.open_number(&mut state.doors, caller) {
-                Ok(()) => OpenFile::Number(file),
-                Err(refusal) => return reply.error(errno(refusal)),
-            },
-            Some(reading) => {
-                let access = match flags.acc_mode() {
-                    OpenAccMode::O_RDONLY => Access::Read,
-                    OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
-                };
-                match self.faults.open(&mut state.doors, file, access, caller) {
-                    Ok(door) => {
-                        let writer = access == Access::Write;
-                        OpenFile::Measurements { file, reading, door, writer, ended: false }
-                    }
-                    Err(refusal) => return reply.error(errno(refusal)),
-                }
-            }
+        let Some((_, file, _)) = self.file(inode) else { return reply.error(fuser::Errno::ENOENT) };
+        let access = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => Access::Read,
+            OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
         };
-        let handle = state.next_handle;
-        state.next_handle += 1;
-        state.open.insert(handle, open);
-        // Every read and write comes to us as it was made, whatever size the file says it has.
-        reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
+        match self.files.open(file, access, self.caller(request)) {
+            // Every read and write comes to us as it was made, whatever size the file says it has.
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
+            Err(refused) => reply.error(errno(refused)),
+        }
     }
 
     fn read(
@@ -274,23 +223,9 @@ impl Filesystem for Directory {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.state().open.get_mut(&u64::from(handle)) {
-            Some(OpenFile::Measurements { reading, ended, .. }) => {
-                if *ended && offset > 0 && self.faults.end_for_ever() {
-                    return reply.data(&[]);
-                }
-                let size = self.faults.read_size(size as usize);
-                let bytes = reading.read(self.ima.list(), offset, size);
-                *ended = bytes.is_empty();
-                reply.data(bytes);
-            }
-            Some(OpenFile::Number(file)) => {
-                let text = self.number(*file);
-                let rest = usize::try_from(offset).ok().and_then(|at| text.as_bytes().get(at..));
-                let rest = rest.unwrap_or_default();
-                reply.data(&rest[..rest.len().min(size as usize)]);
-            }
-            None => reply.error(fuser::Errno::EBADF),
+        match self.files.read(u64::from(handle), offset, size as usize) {
+            Ok(bytes) => reply.data(&bytes),
+            Err(refused) => reply.error(refusal(refused)),
         }
     }
 
@@ -306,24 +241,23 @@ impl Filesystem for Directory {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.state().open.get_mut(&u64::from(handle)) {
-            Some(OpenFile::Measurements { file, reading, .. }) => {
-                match self.request(*file, data) {
-                    Ok(()) => {
-                        // A request is at most 21 bytes.
-                        let len = self.faults.written(data.len() as u32);
-                        reading.written(offset, len as usize);
-                        if self.faults.request_rewinds() {
-                            reading.rewind();
-                        }
-                        reply.written(len);
-                    }
-                    Err(refusal) => reply.error(errno(refusal)),
-                }
-            }
-            Some(OpenFile::Number(_)) => reply.error(fuser::Errno::EINVAL),
-            None => reply.error(fuser::Errno::EBADF),
+        match self.files.write(u64::from(handle), offset, data) {
+            Ok(len) => reply.written(len),
+            Err(refused) => reply.error(refusal(refused)),
         }
+    }
+
+    /// A descriptor is closed; the request is of the thread that does, [`Self::release`] is not.
+    fn flush(
+        &self,
+        request: &fuser::Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.files.close(u64::from(handle), u64::from(request.pid()));
+        reply.ok();
     }
 
     fn release(
@@ -336,12 +270,7 @@ impl Filesystem for Directory {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let mut state = self.state();
-        if let Some(OpenFile::Measurements { door: Some(door), writer, .. }) =
-            state.open.remove(&u64::from(handle))
-        {
-            self.faults.release(&mut state.doors, door, writer);
-        }
+        self.files.release(u64::from(handle));
         reply.ok();
     }
 
@@ -351,17 +280,6 @@ impl Filesystem for Directory {
 
     fn unlink(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(fuser::Errno::EPERM);
-    }
-
-    fn flush(
-        &self,
-        _: &fuser::Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
     }
 
     fn readdir(
@@ -377,8 +295,8 @@ impl Filesystem for Directory {
         }
         let dots =
             [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
-        let files = self.files.iter().enumerate().map(|(at, file)| {
-            let kind = match file.kind() {
+        let files = self.names.iter().enumerate().map(|(at, (file, kind))| {
+            let kind = match kind {
                 Kind::File { .. } => FileType::RegularFile,
                 Kind::Symlink(_) => FileType::Symlink,
             };

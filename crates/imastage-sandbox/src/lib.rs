@@ -8,13 +8,21 @@
 
 mod caller;
 pub mod control;
+mod descriptor;
 mod exec_watch;
 mod fault;
+mod faults;
+mod files;
 mod filesystem;
 mod ima;
+mod machine;
+mod orders;
 mod reading;
 mod sandbox;
 
 pub use fault::{Fault, UnknownFault};
-pub use ima::{HASH, Ima, Outcome};
+pub use ima::{HASH, Ima, Outcome, Policy};
+pub use ima_list::Duplicates;
+pub use ima_securityfs::Dialect;
+pub use machine::{Carried, Hazard, Kexec, Machine};
 pub use sandbox::{Config, Sandbox, SandboxError, TpmChoice, tpm_of};

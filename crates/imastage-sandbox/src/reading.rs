@@ -2,7 +2,7 @@
 
 use ima_list::SharedList;
 use ima_log::{Bank, Format, Record, Records};
-use ima_securityfs::{FileName, Form, Kind, Part};
+use ima_securityfs::{FileName, Form, Part};
 
 /// The reading side of one open file.
 ///
@@ -21,11 +21,6 @@ pub(crate) struct Reading {
     start: usize,
     /// The offset in the part's text that `rendered[start]` stands at.
     offset: u64,
-    /// Where the descriptor reads next in the part's text.
-    position: u64,
-    /// The offset that FUSE gives the descriptor's next read or write, unless it is moved. FUSE
-    /// moves it with every write, securityfs does not.
-    descriptor: u64,
 }
 
 /// The kernel renders about a page at a time: as many whole records as fit, or one that is larger.
@@ -34,68 +29,33 @@ const PAGE: usize = 4096;
 impl Reading {
     /// Of a file that shows records, at its beginning; `None` of any other.
     pub(crate) fn of(file: FileName) -> Option<Reading> {
-        let file = match file.kind() {
-            Kind::Symlink(target) => target,
-            Kind::File { .. } => file,
-        };
-        let FileName::Measurements { form, bank: Some(bank), part } = file else { return None };
-        let bank = Bank::from_tpm_alg(bank.0)?;
-        Some(Reading {
-            form,
-            bank,
-            part,
-            next: 0,
-            rendered: Vec::new(),
-            start: 0,
-            offset: 0,
-            position: 0,
-            descriptor: 0,
-        })
+        let FileName::Measurements { form, bank, part } = file else { return None };
+        let bank = Bank::from_tpm_alg(bank.unwrap_or(ima_securityfs::Bank::SHA1).0)?;
+        Some(Reading { form, bank, part, next: 0, rendered: Vec::new(), start: 0, offset: 0 })
     }
 
-    /// Notes that something was written at FUSE's `offset`.
-    pub(crate) fn written(&mut self, offset: u64, len: usize) {
-        self.arrive(offset);
-        self.descriptor = offset + len as u64;
-    }
-
-    /// As if the descriptor were moved to the beginning.
-    pub(crate) fn rewind(&mut self) {
-        self.position = 0;
-    }
-
-    /// The next bytes at FUSE's `offset`, at most `size`; empty at the end. Constant time for one
-    /// who reads on, linear in the offset for one who jumps.
-    pub(crate) fn read(&mut self, list: &SharedList, offset: u64, size: usize) -> &[u8] {
-        self.arrive(offset);
-        if self.position != self.offset {
+    /// The next bytes at `position`, at most `size`; empty at the end. Constant time for one who
+    /// reads on, linear in the position for one who jumps.
+    pub(crate) fn read(&mut self, list: &SharedList, position: u64, size: usize) -> &[u8] {
+        if position != self.offset {
             self.next = 0;
             self.rendered.clear();
             self.start = 0;
             self.offset = 0;
-            while self.offset < self.position && self.fill(list) {
+            while self.offset < position && self.fill(list) {
                 let left = (self.rendered.len() - self.start) as u64;
-                let skipped = left.min(self.position - self.offset);
+                let skipped = left.min(position - self.offset);
                 self.start += skipped as usize;
                 self.offset += skipped;
             }
         }
-        if self.offset == self.position {
+        if self.offset == position {
             self.fill(list);
         }
         let read = self.start..self.rendered.len().min(self.start + size);
         self.start = read.end;
         self.offset += read.len() as u64;
-        self.position += read.len() as u64;
-        self.descriptor = offset + read.len() as u64;
         &self.rendered[read]
-    }
-
-    /// An offset that was not to be expected is a seek.
-    fn arrive(&mut self, offset: u64) {
-        if offset != self.descriptor {
-            self.position = offset;
-        }
     }
 
     /// Sees to it that something is rendered; `false` at the end.

@@ -7,15 +7,18 @@ use std::{
 };
 
 use fuser::{BackgroundSession, MountOption, SessionACL};
-use ima_list::{Options, SharedList};
+use ima_list::{Duplicates, Options, Rules, SharedList};
+use ima_log::Bank;
+use ima_securityfs::Dialect;
 use imastage_tpm::{Endpoint, SharedTpm, Swtpm, Tpm, TpmError};
 use tempfile::TempDir;
 
 use crate::{
-    Ima,
+    Hazard, Ima, Machine, Policy,
     control::{self, RUN_LINK},
     exec_watch,
-    fault::{Fault, Faults},
+    fault::Fault,
+    faults::Faults,
     filesystem::Directory,
 };
 
@@ -26,6 +29,16 @@ pub struct Config {
     pub mount: PathBuf,
     /// The TPM it extends.
     pub tpm: TpmChoice,
+    /// The interface its files have.
+    pub dialect: Dialect,
+    /// What becomes of records that are there already.
+    pub duplicates: Duplicates,
+    /// The banks that have files, and that a swtpm has; all that the TPM has if it says none.
+    pub banks: Option<Vec<Bank>>,
+    /// Whether the kernel measures what it does itself: kexec and trimming.
+    pub critical_data: bool,
+    /// What it does as Linux 7.2 does and nobody would want.
+    pub hazards: Vec<Hazard>,
 }
 
 /// The TPM that a sandbox extends.
@@ -41,13 +54,12 @@ pub enum TpmChoice {
 
 /// IMA in user space, running. Dropping it ends it.
 pub struct Sandbox {
-    ima: Arc<Ima>,
+    machine: Arc<Machine>,
     /// The FUSE session; `None` if there is only the link to the run directory.
     session: Option<BackgroundSession>,
     mount: PathBuf,
     watching: Result<(), String>,
     endpoint: Option<Endpoint>,
-    swtpm: Option<Swtpm>,
     run_dir: TempDir,
 }
 
@@ -77,6 +89,21 @@ pub enum SandboxError {
         /// What the system said.
         error: io::Error,
     },
+}
+
+impl Config {
+    /// Files as Linux 7.2 has them.
+    pub fn new(mount: impl Into<PathBuf>, tpm: TpmChoice) -> Config {
+        Config {
+            mount: mount.into(),
+            tpm,
+            dialect: Dialect::default(),
+            duplicates: Duplicates::default(),
+            banks: None,
+            critical_data: false,
+            hazards: Vec::new(),
+        }
+    }
 }
 
 impl FromStr for TpmChoice {
@@ -115,10 +142,10 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]; nothing is left behind.
     pub fn start_with(config: &Config, fault: Option<Fault>) -> Result<Sandbox, SandboxError> {
-        let mut sandbox = Sandbox::boot(config)?;
+        let mut sandbox = Sandbox::boot(config, false)?;
         let at = |error| SandboxError::Fuse { path: config.mount.clone(), error };
         let run_dir = sandbox.run_dir.path().to_owned();
-        let directory = Directory::new(Arc::clone(&sandbox.ima), Faults(fault), run_dir);
+        let directory = Directory::new(Arc::clone(&sandbox.machine), Faults(fault), run_dir);
         let mut options = fuser::Config::default();
         options.mount_options = vec![
             MountOption::FSName("imastage-sandbox".into()),
@@ -142,7 +169,7 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`].
     pub fn start_unmounted(config: &Config) -> Result<Sandbox, SandboxError> {
-        let sandbox = Sandbox::boot(config)?;
+        let sandbox = Sandbox::boot(config, true)?;
         let link = config.mount.join(RUN_LINK);
         // One that died may have left it.
         let _ = fs::remove_file(&link);
@@ -151,9 +178,9 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// The list itself.
+    /// The list itself, until the machine boots again.
     pub fn list(&self) -> Arc<SharedList> {
-        Arc::clone(self.ima.list())
+        self.machine.ima().list()
     }
 
     /// Where others reach the TPM that is extended.
@@ -174,14 +201,15 @@ impl Sandbox {
         drop(self);
     }
 
-    fn boot(config: &Config) -> Result<Sandbox, SandboxError> {
+    fn boot(config: &Config, unmounted: bool) -> Result<Sandbox, SandboxError> {
         prepare(&config.mount)?;
         let run_dir = run_dir()?;
+        let state = run_dir.path().join("swtpm");
         let (tpm, swtpm) = match &config.tpm {
             TpmChoice::None => (None, None),
             TpmChoice::Swtpm => {
-                let (swtpm, tpm) = Swtpm::start(&run_dir.path().join("swtpm"))?;
-                (Some(SharedTpm::new(tpm)), Some(swtpm))
+                let (swtpm, tpm) = start_swtpm(&state, config.banks.as_deref())?;
+                (Some(SharedTpm::new(tpm)), Some((state, swtpm)))
             }
             TpmChoice::At(endpoint) => (Some(SharedTpm::new(Tpm::connect(endpoint)?)), None),
         };
@@ -194,21 +222,31 @@ impl Sandbox {
                 Some(Endpoint::Unix(path))
             }
         };
-        let ima = Arc::new(Ima::boot(Options::default(), tpm)?);
+        let rules = match config.dialect {
+            Dialect::V4 => Rules::V4,
+            Dialect::Linux72 | Dialect::Trim => Rules::Linux72,
+        };
+        let policy = Policy {
+            list: Options { duplicates: config.duplicates, rules },
+            banks: config.banks.clone(),
+            critical_data: config.critical_data,
+        };
+        let ima = Ima::boot(policy, tpm)?;
+        let machine = Machine::new(ima, config.dialect, config.hazards.clone(), swtpm, unmounted);
+        let machine = Arc::new(machine);
         let socket = run_dir.path().join("control.sock");
-        control::serve(Arc::clone(&ima), listen(&socket)?)
+        control::serve(Arc::clone(&machine), listen(&socket)?)
             .map_err(|error| SandboxError::Path { path: socket, error })?;
-        let watching = exec_watch::start(Arc::clone(&ima));
+        let watching = exec_watch::start(Arc::clone(&machine));
         if let Err(why) = &watching {
             tracing::info!(why, "programs are not measured as they are executed");
         }
         Ok(Sandbox {
-            ima,
+            machine,
             session: None,
             mount: config.mount.clone(),
             watching,
             endpoint,
-            swtpm,
             run_dir,
         })
     }
@@ -228,8 +266,18 @@ impl Drop for Sandbox {
                 let _ = fs::remove_file(self.mount.join(RUN_LINK));
             }
         }
-        drop(self.swtpm.take());
+        self.machine.power_off();
     }
+}
+
+/// Starts a swtpm; one that has these banks only.
+fn start_swtpm(state: &Path, banks: Option<&[Bank]>) -> Result<(Swtpm, Tpm), TpmError> {
+    let (swtpm, mut tpm) = Swtpm::start(state)?;
+    let Some(banks) = banks else { return Ok((swtpm, tpm)) };
+    tpm.allocate_banks(banks)?;
+    // That takes a reset.
+    drop((tpm, swtpm));
+    Swtpm::start(state)
 }
 
 /// The TPM of the sandbox whose files are in `mount`; `None` if it has none, or if these are not a

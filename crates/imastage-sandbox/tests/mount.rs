@@ -28,7 +28,7 @@ impl Mounted {
     /// `None`, loudly, where FUSE cannot be had.
     fn new(tpm: TpmChoice) -> Option<Mounted> {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { mount: dir.path().join("ima"), tpm };
+        let config = Config::new(dir.path().join("ima"), tpm);
         if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
             eprintln!("SKIPPED: /dev/fuse: {error}");
             return None;
@@ -340,7 +340,7 @@ fn it_unmounts_when_it_ends_and_says_what_stands_in_its_way() {
     mounted.sandbox.take().unwrap().stop();
     assert!(fs::read_dir(mounted.mount()).unwrap().next().is_none());
     fs::write(mounted.file("something"), "").unwrap();
-    let config = Config { mount: mounted.mount(), tpm: TpmChoice::None };
+    let config = Config::new(mounted.mount(), TpmChoice::None);
     let error = Sandbox::start(&config).err().unwrap().to_string();
     assert!(error.contains("give an empty directory"), "{error}");
     let error = ask(&mounted.mount(), &Ask::Status, &mut |_| {}).unwrap_err().to_string();

@@ -9,9 +9,9 @@ use tpm2_protocol::{
     },
     frame::{
         TpmFlushContextCommand, TpmFrame, TpmGetCapabilityCommand, TpmGetCapabilityResponse,
-        TpmPcrAllocateCommand, TpmPcrAllocateResponse, TpmPcrExtendCommand, TpmPcrReadCommand, TpmPcrReadResponse, TpmQuoteCommand,
-        TpmQuoteResponse, TpmReadClockCommand, TpmReadClockResponse, TpmResponse, TpmUnmarshalBody,
-        tpm_marshal_command,
+        TpmPcrAllocateCommand, TpmPcrAllocateResponse, TpmPcrExtendCommand, TpmPcrReadCommand,
+        TpmPcrReadResponse, TpmQuoteCommand, TpmQuoteResponse, TpmReadClockCommand,
+        TpmReadClockResponse, TpmResponse, TpmUnmarshalBody, tpm_marshal_command,
     },
 };
 

@@ -8,7 +8,7 @@ use core::alloc::{GlobalAlloc, Layout};
 
 use ima_list::{List, Options};
 use ima_log::{Bank, RecordBuf};
-use ima_securityfs::{Part, Request};
+use ima_securityfs::{FileName, Grammar, Request};
 
 struct NoMemory;
 
@@ -35,5 +35,7 @@ pub extern "C" fn use_all() -> bool {
     let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), b"/bin/sh");
     let key = record.record().template_digest(Bank::Sha256);
     let mut list = List::new(Options::default());
-    list.append(&record, &key).is_ok() && Request::parse(b"A\n", Part::Staged, false).is_ok()
+    let file = FileName::parse(b"binary_runtime_measurements_staged", Default::default(), &[]);
+    list.append(&record, &key).is_ok()
+        && file.is_some_and(|file| Request::parse(b"A\n", file, 0, Grammar::default()).is_ok())
 }

@@ -1,15 +1,19 @@
-use std::path::PathBuf;
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use clap::Subcommand;
+use ima_log::Bank;
 use imastage_sandbox::{
-    Config, Fault, Sandbox, TpmChoice,
+    Config, Dialect, Duplicates, Fault, Hazard, Kexec, Sandbox, TpmChoice,
     control::{Answer, Command as Ask, Measured, ask},
 };
 
 use crate::{
     commands::wait_for_stop,
     exit::{Fail, Failure, Outcome},
-    output::Output,
+    output::{Output, Progress},
 };
 
 /// IMA in user space: a measurement list behind a FUSE mount with securityfs's file names.
@@ -26,6 +30,30 @@ pub struct Args {
     /// /dev/tpm0, `unix:PATH`, `tcp:HOST:PORT`, or `none`.
     #[arg(long, value_name = "TPM", default_value = "swtpm")]
     tpm: TpmChoice,
+    /// Which interface its files have: `7.2` (Linux), `v4` (the patches' version 4: A, D and N on
+    /// the staged files) or `trim` (T:N on ima_trim_log).
+    #[arg(long, default_value_t)]
+    dialect: Dialect,
+    /// Deleting staged records forgets all digests, as with the boot parameter ima_flush_htable; N
+    /// and T:N are refused then.
+    #[arg(long)]
+    flush_htable: bool,
+    /// Detect no duplicates, as with CONFIG_IMA_DISABLE_HTABLE. Has --flush-htable ignored.
+    #[arg(long)]
+    no_htable: bool,
+    /// The banks that have files, such as sha1,sha256; a swtpm has these only. Without this, all
+    /// that the TPM has.
+    #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
+    banks: Option<Vec<Bank>>,
+    /// Measure what the kernel does itself, kexec and trimming, as with a policy rule for
+    /// CRITICAL_DATA.
+    #[arg(long)]
+    critical_data: bool,
+    /// Something Linux 7.2 does and nobody would want: `lock-books` (the lock gets stuck or lost
+    /// unless a writer has one file open and closes it in the thread that opened it), `no-memory` (D
+    /// says ENOMEM and deletes all the same). May be given several times.
+    #[arg(long, value_name = "NAME")]
+    hazard: Vec<Hazard>,
     /// A rule of the interface to break, for tests of those who test it.
     #[arg(long, value_name = "NAME", hide = true)]
     fault: Option<Fault>,
@@ -35,39 +63,135 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Measure files into the sandbox mounted at DIR; of directories, all files below.
+    /// Measure files; of directories, all files below.
     Measure {
-        /// Where the sandbox is mounted.
-        #[arg(long, value_name = "DIR")]
-        mount: PathBuf,
+        #[command(flatten)]
+        at: At,
         /// Files and directories.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },
-    /// Tell the state of the sandbox mounted at DIR.
-    Status {
-        /// Where the sandbox is mounted.
-        #[arg(long, value_name = "DIR")]
-        mount: PathBuf,
+    /// Add violations: files that were changed while they were measured.
+    Violation {
+        #[command(flatten)]
+        at: At,
+        /// What the records call them; they need not be there.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
     },
+    /// Measure data that is no file (a record of template ima-buf).
+    CriticalData {
+        #[command(flatten)]
+        at: At,
+        /// What the record calls it.
+        name: String,
+        /// A file with the data, at most 500 kB; standard input without it.
+        file: Option<PathBuf>,
+    },
+    /// Add the records of a binary list, and extend the TPM with them.
+    Replay {
+        #[command(flatten)]
+        at: At,
+        /// The list.
+        list: PathBuf,
+        /// Records a second at most; as fast as it goes without it.
+        #[arg(long, value_name = "N")]
+        rate: Option<u64>,
+    },
+    /// Stop measuring, as a machine does that goes down: requests are refused from then on.
+    Suspend {
+        #[command(flatten)]
+        at: At,
+        /// Write the records for a next kernel, too, as the last thing a kernel does.
+        #[arg(long)]
+        dump: bool,
+    },
+    /// Go on with another kernel: records are carried over, the TPM goes on.
+    Kexec {
+        #[command(flatten)]
+        at: At,
+        /// How many bytes of records can be carried over; what does not fit is lost. Without it,
+        /// what the kernel would make room for.
+        #[arg(long, value_name = "BYTES")]
+        capacity: Option<usize>,
+        /// The next kernel takes no records over (CONFIG_IMA_KEXEC is off).
+        #[arg(long)]
+        forget: bool,
+    },
+    /// Reboot: an empty list, and the TPM is reset. Needs --tpm swtpm or none.
+    Reboot {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Tell the state.
+    Status {
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+#[derive(clap::Args)]
+struct At {
+    /// Where the sandbox is mounted.
+    #[arg(long, value_name = "DIR")]
+    mount: PathBuf,
 }
 
 /// Runs `imastage sandbox`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
-    match (args.action, args.mount) {
-        (Some(Action::Measure { mount, paths }), _) => measure(&mount, paths, out),
-        (Some(Action::Status { mount }), _) => status(&mount, out),
-        (None, Some(mount)) => serve(Config { mount, tpm: args.tpm }, args.fault, out),
-        (None, None) => Err(Failure::input("--mount DIR is missing")),
-    }
+    let Some(action) = args.action else { return serve(args, out) };
+    let (at, order) = match action {
+        Action::Measure { at, paths } => (at, Ask::Measure { paths: absolute(paths)? }),
+        Action::Violation { at, paths } => (at, Ask::Violation { paths: absolute(paths)? }),
+        Action::CriticalData { at, name, file } => {
+            let data = hex::encode(data(file.as_deref())?);
+            (at, Ask::CriticalData { name, data })
+        }
+        Action::Replay { at, list, rate } => {
+            let path = std::path::absolute(&list).input(list.display())?;
+            (at, Ask::Replay { path, rate })
+        }
+        Action::Suspend { at, dump } => (at, Ask::Suspend { dump }),
+        Action::Kexec { at, capacity, forget } => (at, Ask::Kexec(Kexec { capacity, forget })),
+        Action::Reboot { at } => (at, Ask::Reboot),
+        Action::Status { at } => (at, Ask::Status),
+    };
+    let mut progress = Progress::files();
+    let answer = ask(&at.mount, &order, &mut |so_far| {
+        progress.at(so_far.added + so_far.known + so_far.unreadable);
+    })
+    .environment("sandbox")?;
+    drop(progress);
+    tell(&answer, out)?;
+    Ok(Outcome::Fine)
 }
 
-fn serve(config: Config, fault: Option<Fault>, out: &Output) -> Result<Outcome, Failure> {
+fn serve(args: Args, out: &Output) -> Result<Outcome, Failure> {
+    let Some(mount) = args.mount else { return Err(Failure::input("--mount DIR is missing")) };
+    let duplicates = match (args.no_htable, args.flush_htable) {
+        (true, flush) => {
+            if flush {
+                tracing::warn!("--flush-htable is ignored: with --no-htable there is none");
+            }
+            Duplicates::Off
+        }
+        (false, true) => Duplicates::Flush,
+        (false, false) => Duplicates::Detect,
+    };
+    let config = Config {
+        dialect: args.dialect,
+        duplicates,
+        banks: args.banks,
+        critical_data: args.critical_data,
+        hazards: args.hazard,
+        ..Config::new(mount, args.tpm)
+    };
     let stop = wait_for_stop()?;
-    let sandbox = Sandbox::start_with(&config, fault).environment("sandbox")?;
+    let sandbox = Sandbox::start_with(&config, args.fault).environment("sandbox")?;
     let watching = sandbox.watches_programs();
     let answer = serde_json::json!({
         "mount": config.mount,
+        "dialect": config.dialect.to_string(),
         "tpm": sandbox.tpm_endpoint().map(ToString::to_string),
         "watching_programs": watching.is_ok(),
     });
@@ -76,54 +200,79 @@ fn serve(config: Config, fault: Option<Fault>, out: &Output) -> Result<Outcome, 
         Err(why) => format!("programs are not watched ({why})"),
     };
     let tpm = sandbox.tpm_endpoint().map_or("none".to_owned(), ToString::to_string);
-    out.answer(&answer, format!("mounted at {}; TPM: {tpm}; {programs}", config.mount.display()))?;
+    let text = format!(
+        "mounted at {}; dialect {}; TPM: {tpm}; {programs}",
+        config.mount.display(),
+        config.dialect
+    );
+    out.answer(&answer, text)?;
     stop.wait();
     sandbox.stop();
     Ok(Outcome::Fine)
 }
 
-fn measure(mount: &std::path::Path, paths: Vec<PathBuf>, out: &Output) -> Result<Outcome, Failure> {
-    let paths = paths
-        .into_iter()
-        .map(|path| std::path::absolute(&path).input(path.display()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut progress = crate::output::Progress::files();
-    let answer = ask(mount, &Ask::Measure { paths }, &mut |so_far| {
-        progress.at(so_far.added + so_far.known + so_far.unreadable);
-    })
-    .environment("sandbox")?;
-    drop(progress);
-    let Answer::Done(measured) = answer else {
-        return Err(Failure::environment("the sandbox answered something else"));
+fn absolute(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    paths.into_iter().map(|path| std::path::absolute(&path).input(path.display())).collect()
+}
+
+fn data(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
+    const MOST: u64 = 500_000;
+    let mut data = Vec::new();
+    let name = file.unwrap_or(Path::new("standard input")).display();
+    let read = match file {
+        Some(file) => {
+            std::fs::File::open(file).and_then(|file| file.take(MOST + 1).read_to_end(&mut data))
+        }
+        None => io::stdin().lock().take(MOST + 1).read_to_end(&mut data),
     };
-    let Measured { added, known, unreadable, examples } = &measured;
-    let mut text = format!("{added} records added, {known} files known already");
+    read.input(&name)?;
+    if data.len() as u64 > MOST {
+        return Err(Failure::input(format!("{name}: more than {MOST} bytes; give less at once")));
+    }
+    Ok(data)
+}
+
+fn tell(answer: &Answer, out: &Output) -> Result<(), Failure> {
+    let (json, text) = match answer {
+        Answer::Done(measured) => (serde_json::to_value(measured), measured_text(measured)),
+        Answer::Kexec(carried) => {
+            let lost = carried.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            let text = format!(
+                "{} of {} records are in the next kernel's list{lost}",
+                carried.carried, carried.before
+            );
+            (serde_json::to_value(carried), text)
+        }
+        Answer::Status(status) => {
+            let text = format!(
+                "{} records measured, {} violations\n{} current, {} staged ({} bytes)\n\
+                 {} trimmed\n{} bytes let go\n{} TPM extends failed",
+                status.total,
+                status.violations,
+                status.current,
+                status.staged,
+                status.held_bytes,
+                status.trimmed,
+                status.freed_bytes,
+                status.failed_extends,
+            );
+            (serde_json::to_value(status), text)
+        }
+        Answer::Progress(_) | Answer::Failed { .. } => {
+            return Err(Failure::environment("the sandbox answered something else"));
+        }
+    };
+    out.answer(&json.environment("sandbox")?, text)
+}
+
+fn measured_text(measured: &Measured) -> String {
+    let Measured { added, known, unreadable, examples } = measured;
+    let mut text = format!("{added} records added, {known} known already");
     if *unreadable > 0 {
         text += &format!(", {unreadable} unreadable, for example:");
         for example in examples {
             text += &format!("\n  {example}");
         }
     }
-    out.answer(&measured, text)?;
-    Ok(Outcome::Fine)
-}
-
-fn status(mount: &std::path::Path, out: &Output) -> Result<Outcome, Failure> {
-    let answer = ask(mount, &Ask::Status, &mut |_| {}).environment("sandbox")?;
-    let Answer::Status(status) = answer else {
-        return Err(Failure::environment("the sandbox answered something else"));
-    };
-    let text = format!(
-        "{} records measured, {} violations\n{} current, {} staged ({} bytes)\n{} bytes let go\n\
-         {} TPM extends failed",
-        status.total,
-        status.violations,
-        status.current,
-        status.staged,
-        status.held_bytes,
-        status.freed_bytes,
-        status.failed_extends,
-    );
-    out.answer(&status, text)?;
-    Ok(Outcome::Fine)
+    text
 }

@@ -52,7 +52,7 @@ impl Embedded {
     /// A sandbox in this process.
     pub fn in_process(state: &Path, tpm: &TpmChoice) -> Result<Embedded, Failure> {
         let mount = state.join("ima");
-        let config = Config { mount: mount.clone(), tpm: tpm.clone() };
+        let config = Config::new(&mount, tpm.clone());
         let sandbox = Sandbox::start_unmounted(&config).map_err(|error| match error {
             SandboxError::Path { .. } => Failure::input(error),
             _ => Failure::environment(error),

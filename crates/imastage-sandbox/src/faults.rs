@@ -1,0 +1,292 @@
+//! What goes wrong on purpose: all of it. [`crate::files`] and [`crate::filesystem`] ask here at the
+//! places where something could go wrong; without a fault the answers are those of the interface.
+
+use ima_list::{Counts, SharedList};
+use ima_securityfs::{
+    Access, Caller, Dialect, Door, Doors, Errno, FileName, Form, Grammar, Open, Part, Request,
+};
+
+use crate::Fault;
+
+/// The fault a sandbox has, or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Faults(pub(crate) Option<Fault>);
+
+impl Faults {
+    fn has(self, fault: Fault) -> bool {
+        self.0 == Some(fault)
+    }
+
+    /// The permission bits that a file tells.
+    pub(crate) fn mode(self, mode: u16) -> u16 {
+        match self.0 {
+            Some(Fault::ModeReadOnly) => mode & 0o440,
+            Some(Fault::ModeForAll) => mode | 0o444,
+            _ => mode,
+        }
+    }
+
+    /// The size that a file tells.
+    pub(crate) fn size(self) -> u64 {
+        if self.has(Fault::SizeTold) { 4096 } else { 0 }
+    }
+
+    /// What a symbolic link leads to.
+    pub(crate) fn target(self, target: FileName) -> FileName {
+        match target {
+            FileName::Measurements { form, bank, .. } if self.has(Fault::LinkToCurrent) => {
+                FileName::Measurements { form, bank, part: Part::Current }
+            }
+            target => target,
+        }
+    }
+
+    /// The file whose records `file` shows.
+    pub(crate) fn shown(self, file: FileName) -> FileName {
+        match (file, self.0) {
+            (FileName::Measurements { form, bank, .. }, Some(Fault::StagedShowsCurrent)) => {
+                FileName::Measurements { form, bank, part: Part::Current }
+            }
+            (FileName::Measurements { bank, part, .. }, Some(Fault::FormsMixed)) => {
+                FileName::Measurements { form: Form::Binary, bank, part }
+            }
+            _ => file,
+        }
+    }
+
+    /// Opens a file of the list; without a door if it should have stayed shut.
+    pub(crate) fn open(
+        self,
+        doors: &mut Doors,
+        file: FileName,
+        access: Access,
+        caller: Caller,
+    ) -> Result<Option<Open>, Errno> {
+        let door = file.door().unwrap_or(Door::Measurements);
+        let Some(fault) = self.0 else { return doors.open(door, access, caller).map(Some) };
+        let (staged, ascii) = match file {
+            FileName::Measurements { form, part, .. } => {
+                (part == Part::Staged, form == Form::Ascii)
+            }
+            _ => (false, false),
+        };
+        if fault == Fault::CapabilityToRead && !caller.admin {
+            return Err(Errno::EPERM);
+        }
+        let unlocked =
+            fault == Fault::StagedNotLocked && staged || fault == Fault::AsciiNotLocked && ascii;
+        if unlocked && (access == Access::Read || caller.admin) {
+            return Ok(None);
+        }
+        let admin = Caller { admin: true, ..caller };
+        // Who is there can be told from who else would be let in.
+        let mut would = |access| opens(doors, access, admin).is_ok();
+        let (read, write) = (would(Access::Read), would(Access::Write));
+        let (readers, own, other) = (read && !write, write && !read, !read && !write);
+        match (fault, access) {
+            (Fault::TrimLogLocks, Access::Read) if door == Door::TrimLog && caller.admin => {
+                doors.open(Door::Measurements, access, caller).map(Some)
+            }
+            (Fault::TrimLogForAll, Access::Read) if door == Door::TrimLog => Ok(None),
+            (Fault::OwnWriterLetIn, Access::Write)
+                if caller.admin && doors.writer() == Some(caller.thread) =>
+            {
+                Ok(None)
+            }
+            (Fault::ReaderLetsWriterIn, Access::Write) if readers && caller.admin => Ok(None),
+            (Fault::WriterLetsReaderIn, Access::Read) if other => Ok(None),
+            (Fault::OwnReaderLetIn, Access::Read) if own => Ok(None),
+            (Fault::SecondWriterLetIn, Access::Write) if other && caller.admin => Ok(None),
+            (Fault::OwnWriterRefused, Access::Write) if own => Err(Errno::EBUSY),
+            (Fault::OneReader, Access::Read) if readers => Err(Errno::EBUSY),
+            (Fault::BusyBeforePermission, Access::Write) if !write => Err(Errno::EBUSY),
+            (Fault::CapabilityIgnored, _) => doors.open(door, access, admin).map(Some),
+            _ => doors.open(door, access, caller).map(Some),
+        }
+    }
+
+    /// Opens a file that tells a number.
+    pub(crate) fn open_number(self, doors: &mut Doors, caller: Caller) -> Result<(), Errno> {
+        if self.has(Fault::CountLocked) {
+            opens(doors, Access::Read, caller)?;
+        }
+        Ok(())
+    }
+
+    /// Closes a file that was opened for `access`.
+    pub(crate) fn release(self, doors: &mut Doors, open: Open, access: Access, closer: u64) {
+        let writer = access == Access::Write;
+        match self.0 {
+            Some(Fault::LockStuck) if writer => {}
+            Some(Fault::LockFreedEarly) if writer => *doors = Doors::new(Dialect::Linux72),
+            _ => doors.release(open, closer),
+        }
+    }
+
+    /// What a write asks for; `Ok(None)` is nothing, gladly granted.
+    pub(crate) fn parse(
+        self,
+        write: &[u8],
+        file: FileName,
+        position: u64,
+        grammar: Grammar,
+    ) -> Result<Option<Request>, Errno> {
+        let honest = |write: &[u8], file| Request::parse(write, file, position, grammar).map(Some);
+        let Some(fault) = self.0 else { return honest(write, file) };
+        let (part, ascii) = match file {
+            FileName::Measurements { part, form, .. } => (Some(part), form == Form::Ascii),
+            _ => (None, false),
+        };
+        let number = part == Some(Part::Current);
+        match (fault, write) {
+            (Fault::PlusRefused, [b'+', ..]) => Err(Errno::EINVAL),
+            (Fault::LowerCaseTaken, _) => honest(&write.to_ascii_uppercase(), file),
+            (Fault::NoNewlineTaken, _) if !write.ends_with(b"\n") => {
+                honest(&[write, b"\n"].concat(), file)
+            }
+            (Fault::BlanksSkipped, [b' ' | b'\t', rest @ ..]) => honest(rest, file),
+            (Fault::HexTaken, [b'0', b'x' | b'X', rest @ ..]) => honest(rest, file),
+            (Fault::ZeroTaken, b"0\n" | b"00\n" | b"+0\n") if number => Ok(None),
+            (Fault::RangeInvalid, _) => honest(write, file).map_err(|_| Errno::EINVAL),
+            (Fault::LongTaken, [b'0', rest @ ..]) if write.len() > Request::MAX_LEN => {
+                honest(rest, file)
+            }
+            (Fault::NulRefused, _) if write.contains(&0) => Err(Errno::EINVAL),
+            (Fault::StagedTakesN, [b'0'..=b'9', ..]) => honest(write, of(Part::Current)),
+            (Fault::CurrentTakesStage, b"A\n" | b"D\n") => honest(write, of(Part::Staged)),
+            (Fault::BinaryRequestsOnly, _) if ascii => Err(Errno::EINVAL),
+            (Fault::PositionIgnored, _) => Request::parse(write, file, 0, grammar).map(Some),
+            (Fault::OriginalTakesN, [b'0'..=b'9', ..]) => honest(write, of(Part::Staged)),
+            (Fault::EmptyTotalTaken, [b':', ..]) => honest(&[b"0", write].concat(), file),
+            (Fault::TrimDecimal, _) => {
+                let colon = write.iter().position(|byte| *byte == b':');
+                let (t, n) = write.split_at(colon.map_or(0, |colon| colon + 1));
+                let zeros = n.iter().take_while(|byte| **byte == b'0').count();
+                honest(&[t, &n[zeros..]].concat(), file)
+            }
+            (Fault::TrimNewlineRefused, _) if write.ends_with(b"\n") => Err(Errno::EINVAL),
+            (Fault::TrimLogStages, b"A\n") => Ok(None),
+            _ => honest(write, file),
+        }
+    }
+
+    /// Does what is wrong about a request instead of what is right, or beside it. `right` does
+    /// what is right.
+    pub(crate) fn act(
+        self,
+        list: &SharedList,
+        request: Request,
+        right: impl Fn(Request) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let Some(fault) = self.0 else { return right(request) };
+        let counts = list.counts();
+        // What is deleted beside what was asked for may be nothing.
+        let delete = |n: u64| drop(list.delete_first(n));
+        match request {
+            Request::Stage => {
+                match fault {
+                    Fault::StageNothing if counts.current + counts.staged == 0 => return Ok(()),
+                    Fault::StageTwice if counts.staged > 0 => return Ok(()),
+                    Fault::StageTwiceBusy if counts.staged > 0 => return Err(Errno::EBUSY),
+                    Fault::StageLosesOne if counts.staged == 0 && counts.current > 1 => delete(1),
+                    _ => {}
+                }
+                right(request)
+            }
+            Request::DeleteStaged => {
+                match fault {
+                    Fault::DeleteNothing if counts.staged == 0 => return Ok(()),
+                    Fault::DeleteForgotten if counts.staged > 0 => return Ok(()),
+                    Fault::DeleteTakesCurrent if counts.staged > 0 => delete(counts.current),
+                    _ => {}
+                }
+                right(request)
+            }
+            Request::DeleteFirst(n) => {
+                let n = n.get();
+                let beyond = n > counts.current;
+                match fault {
+                    Fault::TooManyClamped if beyond && counts.current > 0 => {
+                        delete(counts.current);
+                        return Ok(());
+                    }
+                    Fault::TooManyDeleted if beyond => delete(counts.current),
+                    Fault::OneMore if n < counts.current => delete(1),
+                    Fault::OneFewer if !beyond => {
+                        delete(n - 1);
+                        return Ok(());
+                    }
+                    Fault::NoNWhileStaged if counts.staged > 0 => return Err(Errno::EEXIST),
+                    Fault::NTakesStaged => drop(list.delete_staged()),
+                    Fault::PendingMissing if counts.staged > 0 => return Err(Errno::ENOENT),
+                    Fault::TooManyStaged if beyond && counts.staged == 0 => {
+                        list.stage().map_err(|_| Errno::ENOENT)?;
+                        return Err(Errno::ENOENT);
+                    }
+                    _ => {}
+                }
+                right(request)
+            }
+            Request::Trim { n, .. } => match fault {
+                Fault::TrimNothingRefused if n == 0 => Err(Errno::ENOENT),
+                Fault::AnyTotalTaken => right(Request::Trim { trimmed: list.trimmed(), n }),
+                Fault::WrongTotalInvalid => right(request).map_err(|errno| match errno {
+                    Errno::ESTALE => Errno::EINVAL,
+                    errno => errno,
+                }),
+                _ => right(request),
+            },
+        }
+    }
+
+    /// How many bytes of a granted request were written.
+    pub(crate) fn written(self, len: u32) -> u32 {
+        if self.has(Fault::ShortWrite) { 1 } else { len }
+    }
+
+    /// Whether a request makes the descriptor begin anew.
+    pub(crate) fn request_rewinds(self) -> bool {
+        self.has(Fault::RequestRewinds)
+    }
+
+    /// Whether a descriptor that came to the end stays there.
+    pub(crate) fn end_for_ever(self) -> bool {
+        self.has(Fault::EndForEver)
+    }
+
+    /// How much one read gives at most.
+    pub(crate) fn read_size(self, size: usize) -> usize {
+        if self.has(Fault::RecordsCut) { size.min(1000) } else { size }
+    }
+
+    /// Whether a write moves the descriptor.
+    pub(crate) fn write_moves(self) -> bool {
+        self.has(Fault::WriteMoves)
+    }
+
+    /// What a file that counts tells.
+    pub(crate) fn number(self, file: FileName, counts: Counts, trimmed: u64) -> u64 {
+        match (file, self.0) {
+            (FileName::TrimLog, Some(Fault::TotalStuck)) => 0,
+            (FileName::TrimLog, _) => trimmed,
+            (FileName::Violations, Some(Fault::StageIsViolation)) => {
+                counts.violations + u64::from(counts.staged > 0)
+            }
+            (FileName::Violations, _) => counts.violations,
+            (_, Some(Fault::CountWithStaged)) => counts.current + counts.staged,
+            (_, Some(Fault::CountNeverFalls)) => counts.total,
+            _ => counts.current,
+        }
+    }
+}
+
+/// Opens and closes a file.
+fn opens(doors: &mut Doors, access: Access, caller: Caller) -> Result<(), Errno> {
+    let open = doors.open(Door::Measurements, access, caller)?;
+    doors.release(open, caller.thread);
+    Ok(())
+}
+
+fn of(part: Part) -> FileName {
+    FileName::Measurements { form: Form::Binary, bank: None, part }
+}

@@ -1,0 +1,252 @@
+//! The open files, and what comes through them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ima_list::{DeleteError, SharedList, StageError, TrimError};
+use ima_securityfs::{Access, Caller, Dialect, Doors, Errno, FileName, Grammar, Open, Request};
+
+use crate::{Hazard, Machine, caller, descriptor::Descriptor, faults::Faults, reading::Reading};
+
+/// The files that are open now, of those in a machine's `ima` directory.
+pub(crate) struct Files {
+    machine: Arc<Machine>,
+    faults: Faults,
+    grammar: Grammar,
+    state: Mutex<State>,
+}
+
+/// What a read or write of an open file came to.
+pub(crate) type Answer<T> = Result<T, Refusal>;
+
+/// Why nothing came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// As the interface has it.
+    Errno(Errno),
+    /// The kernel that opened it is gone, as its processes would be.
+    Gone,
+}
+
+struct State {
+    doors: Doors,
+    /// Which boot these doors are of.
+    boot: u64,
+    open: HashMap<u64, OpenFile>,
+    next_handle: u64,
+}
+
+struct OpenFile {
+    file: FileName,
+    boot: u64,
+    descriptor: Descriptor,
+    /// Of a file that shows records.
+    reading: Option<Reading>,
+    /// `None` if it is behind none, or there is a fault.
+    door: Option<Open>,
+    access: Access,
+    /// The thread that closed a descriptor of it last.
+    closer: u64,
+    /// A read came to the end.
+    ended: bool,
+}
+
+impl Files {
+    pub(crate) fn new(machine: Arc<Machine>, faults: Faults) -> Files {
+        let grammar = machine.grammar();
+        let state = State {
+            doors: doors(&machine),
+            boot: machine.boots(),
+            open: HashMap::new(),
+            next_handle: 1,
+        };
+        Files { machine, faults, grammar, state: Mutex::new(state) }
+    }
+
+    /// Opens a file; gives its handle.
+    pub(crate) fn open(
+        &self,
+        file: FileName,
+        access: Access,
+        caller: Caller,
+    ) -> Result<u64, Errno> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let caller = self.taken_for(state, caller);
+        let door = match file.door() {
+            Some(_) => self.faults.open(&mut state.doors, file, access, caller)?,
+            None => {
+                self.faults.open_number(&mut state.doors, caller)?;
+                None
+            }
+        };
+        let handle = state.next_handle;
+        state.next_handle += 1;
+        let open = OpenFile {
+            file,
+            boot: state.boot,
+            descriptor: Descriptor::default(),
+            reading: Reading::of(self.faults.shown(file)),
+            door,
+            access,
+            closer: caller.thread,
+            ended: false,
+        };
+        state.open.insert(handle, open);
+        Ok(handle)
+    }
+
+    /// Reads at FUSE's `offset`, at most `size` bytes.
+    pub(crate) fn read(&self, handle: u64, offset: u64, size: usize) -> Answer<Vec<u8>> {
+        let mut state = self.state();
+        let file = state.file(handle)?;
+        let list = self.machine.ima().list();
+        let position = file.descriptor.arrive(offset);
+        let Some(reading) = &mut file.reading else {
+            let text = self.number(file.file, &list);
+            let start = usize::try_from(position).map_or(text.len(), |at| at.min(text.len()));
+            let end = text.len().min(start.saturating_add(size));
+            file.descriptor.read(end - start);
+            return Ok(text.as_bytes()[start..end].to_vec());
+        };
+        if file.ended && offset > 0 && self.faults.end_for_ever() {
+            return Ok(Vec::new());
+        }
+        let bytes = reading.read(&list, position, self.faults.read_size(size)).to_vec();
+        file.ended = bytes.is_empty();
+        file.descriptor.read(bytes.len());
+        Ok(bytes)
+    }
+
+    /// Does what is asked at FUSE's `offset`; gives how much was written.
+    pub(crate) fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Answer<u32> {
+        let mut state = self.state();
+        let file = state.file(handle)?;
+        let position = file.descriptor.arrive(offset);
+        self.request(file.file, position, data).map_err(Refusal::Errno)?;
+        // A request is at most 31 bytes.
+        let len = self.faults.written(data.len() as u32);
+        if self.faults.write_moves() {
+            file.descriptor.read(len as usize);
+        } else {
+            file.descriptor.written(len as usize);
+        }
+        if self.faults.request_rewinds() {
+            file.descriptor.rewind();
+        }
+        Ok(len)
+    }
+
+    /// A thread closes a descriptor of the file; others may be left.
+    pub(crate) fn close(&self, handle: u64, thread: u64) {
+        if let Some(file) = self.state().open.get_mut(&handle) {
+            file.closer = thread;
+        }
+    }
+
+    /// The last descriptor was closed.
+    pub(crate) fn release(&self, handle: u64) {
+        let mut state = self.state();
+        let Some(file) = state.open.remove(&handle) else { return };
+        // The doors of an earlier boot are gone.
+        if let Some(door) = file.door.filter(|_| file.boot == state.boot) {
+            self.faults.release(&mut state.doors, door, file.access, file.closer);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let boot = self.machine.boots();
+        if state.boot != boot {
+            state.doors = doors(&self.machine);
+            state.boot = boot;
+        }
+        state
+    }
+
+    /// Whom the kernel takes the caller for. It remembers where the writer's thread was in memory,
+    /// and there another one may be by now.
+    fn taken_for(&self, state: &State, caller: Caller) -> Caller {
+        match state.doors.writer() {
+            Some(writer)
+                if self.machine.has(Hazard::LockBooks)
+                    && u32::try_from(writer).is_ok_and(|thread| !caller::exists(thread)) =>
+            {
+                Caller { thread: writer, ..caller }
+            }
+            _ => caller,
+        }
+    }
+
+    fn request(&self, file: FileName, position: u64, write: &[u8]) -> Result<(), Errno> {
+        let list = self.machine.ima().list();
+        match self.faults.parse(write, file, position, self.grammar)? {
+            Some(request) => self.faults.act(&list, request, |request| self.act(&list, request)),
+            None => Ok(()),
+        }
+    }
+
+    fn act(&self, list: &SharedList, request: Request) -> Result<(), Errno> {
+        match request {
+            Request::Stage => list.stage().map(drop).map_err(refused_stage),
+            Request::DeleteStaged => {
+                drop(list.delete_staged().map_err(refused_deletion)?);
+                // The records are gone all the same.
+                if self.machine.has(Hazard::NoMemory) { Err(Errno::ENOMEM) } else { Ok(()) }
+            }
+            Request::DeleteFirst(n) => {
+                list.delete_first(n.get()).map(drop).map_err(refused_deletion)
+            }
+            Request::Trim { trimmed, n } => {
+                drop(list.trim(trimmed, n).map_err(refused_trim)?);
+                if n > 0 {
+                    self.machine.ima().note_trim(trimmed);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn number(&self, file: FileName, list: &SharedList) -> String {
+        let number = self.faults.number(file, list.counts(), list.trimmed());
+        format!("{number}\n")
+    }
+}
+
+impl State {
+    fn file(&mut self, handle: u64) -> Answer<&mut OpenFile> {
+        let file = self.open.get_mut(&handle).filter(|file| file.boot == self.boot);
+        file.ok_or(Refusal::Gone)
+    }
+}
+
+fn doors(machine: &Machine) -> Doors {
+    let dialect: Dialect = machine.grammar().dialect;
+    if machine.has(Hazard::LockBooks) { Doors::with_hazards(dialect) } else { Doors::new(dialect) }
+}
+
+fn refused_stage(error: StageError) -> Errno {
+    match error {
+        StageError::Pending => Errno::EEXIST,
+        StageError::Empty => Errno::ENOENT,
+        StageError::Suspended => Errno::EACCES,
+    }
+}
+
+fn refused_deletion(error: DeleteError) -> Errno {
+    match error {
+        DeleteError::Pending => Errno::EEXIST,
+        DeleteError::Empty | DeleteError::TooMany { .. } => Errno::ENOENT,
+        DeleteError::Suspended | DeleteError::Dumped => Errno::ESTALE,
+    }
+}
+
+fn refused_trim(error: TrimError) -> Errno {
+    match error {
+        TrimError::Flush => Errno::EINVAL,
+        TrimError::TooMany { .. } => Errno::ENOENT,
+        TrimError::WrongTotal { .. } | TrimError::Suspended => Errno::ESTALE,
+    }
+}

@@ -1,0 +1,166 @@
+//! Doing what is asked of a sandbox.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ima_log::{Decoder, Format, RecordBuf};
+use walkdir::WalkDir;
+
+use crate::{
+    Ima, Machine, Outcome,
+    control::{Answer, Command, Measured, Status},
+};
+
+/// Tells how far it is; an error means that nobody wants to know any more.
+pub(crate) type Progress<'a> = dyn FnMut(&Measured) -> io::Result<()> + 'a;
+
+/// Does it, and tells what came of it.
+///
+/// # Errors
+/// [`io::Error`], in words.
+pub(crate) fn carry_out(
+    machine: &Machine,
+    command: Command,
+    progress: &mut Progress<'_>,
+) -> io::Result<Answer> {
+    let ima = machine.ima();
+    let mut measured = Measured::default();
+    match command {
+        Command::Measure { paths } => measure(ima, &paths, &mut measured, progress)?,
+        Command::Violation { paths } => {
+            for path in paths {
+                measured.count(ima.violate(&path))?;
+            }
+        }
+        Command::CriticalData { name, data } => {
+            let data = hex::decode(data).map_err(|error| io::Error::other(error.to_string()))?;
+            measured.count(ima.measure_data(name.as_bytes(), &data)?)?;
+        }
+        Command::Replay { path, rate } => {
+            replay(ima, &path, rate, &mut measured, progress)
+                .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
+        }
+        Command::Suspend { dump } => {
+            machine.suspend(dump);
+            return Ok(Answer::Status(status(ima)));
+        }
+        Command::Kexec(kexec) => {
+            return machine.kexec(kexec).map(Answer::Kexec).map_err(io::Error::other);
+        }
+        Command::Reboot => {
+            machine.reboot().map_err(io::Error::other)?;
+            return Ok(Answer::Status(status(ima)));
+        }
+        Command::Status => return Ok(Answer::Status(status(ima))),
+    }
+    Ok(Answer::Done(measured))
+}
+
+impl Measured {
+    fn count(&mut self, outcome: Outcome) -> io::Result<()> {
+        match outcome {
+            Outcome::Added => self.added += 1,
+            Outcome::Known => self.known += 1,
+            Outcome::Refused => return Err(io::Error::other("the list takes no more records")),
+        }
+        Ok(())
+    }
+
+    fn unreadable(&mut self, why: String) {
+        const EXAMPLES: usize = 5;
+        self.unreadable += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(why);
+        }
+    }
+
+    fn tell(&self, progress: &mut Progress<'_>) -> io::Result<()> {
+        const EVERY: u64 = 100;
+        if (self.added + self.known).is_multiple_of(EVERY) { progress(self) } else { Ok(()) }
+    }
+}
+
+fn measure(
+    ima: &Ima,
+    paths: &[PathBuf],
+    measured: &mut Measured,
+    progress: &mut Progress<'_>,
+) -> io::Result<()> {
+    for path in paths {
+        for entry in WalkDir::new(path).sort_by_file_name() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    measured.unreadable(error.to_string());
+                    continue;
+                }
+            };
+            if !entry.file_type().is_file() {
+                continue;
+            }
+            match ima.measure_path(entry.path()) {
+                Ok(outcome) => measured.count(outcome)?,
+                Err(error) => {
+                    measured.unreadable(format!("{}: {error}", entry.path().display()));
+                }
+            }
+            measured.tell(progress)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the records of a binary list, at most `rate` a second.
+fn replay(
+    ima: &Ima,
+    path: &Path,
+    rate: Option<u64>,
+    measured: &mut Measured,
+    progress: &mut Progress<'_>,
+) -> io::Result<()> {
+    const CHUNK: u64 = 256 << 10;
+    let mut file = File::open(path)?;
+    let mut chunk = Vec::new();
+    file.by_ref().take(CHUNK).read_to_end(&mut chunk)?;
+    let format = Format::detect(&chunk)
+        .ok_or_else(|| io::Error::other("no binary measurement list (ASCII cannot be replayed)"))?;
+    let mut decoder = Decoder::new(format);
+    let begin = Instant::now();
+    while !chunk.is_empty() {
+        decoder.feed(&chunk);
+        while let Some(record) = decoder.next_record().map_err(io::Error::other)? {
+            let record = RecordBuf::from_record(&record)
+                .ok_or_else(|| io::Error::other("a record of another bank than sha1"))?;
+            if let Some(rate) = rate.filter(|rate| *rate > 0) {
+                let due = Duration::from_secs_f64(measured.added as f64 / rate as f64);
+                thread::sleep(due.saturating_sub(begin.elapsed()));
+            }
+            measured.count(ima.add(&record))?;
+            measured.tell(progress)?;
+        }
+        chunk.clear();
+        file.by_ref().take(CHUNK).read_to_end(&mut chunk)?;
+    }
+    decoder.finish().map_err(io::Error::other)
+}
+
+fn status(ima: &Ima) -> Status {
+    let list = ima.list();
+    let counts = list.counts();
+    Status {
+        pid: std::process::id(),
+        total: counts.total,
+        current: counts.current,
+        staged: counts.staged,
+        trimmed: list.trimmed(),
+        violations: counts.violations,
+        freed_bytes: counts.freed_bytes,
+        held_bytes: counts.held_bytes,
+        failed_extends: ima.failed_extends(),
+    }
+}
