@@ -50,11 +50,8 @@ pub enum Part {
 /// What kind of file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A regular file of root's, with these permission bits.
-    File {
-        /// Such as `0o660`.
-        mode: u16,
-    },
+    /// A regular file.
+    File,
     /// A symbolic link to this file, in the same directory.
     Symlink(FileName),
 }
@@ -100,16 +97,23 @@ impl FileName {
     }
 
     /// What kind of file it is.
-    pub fn kind(&self, dialect: Dialect) -> Kind {
+    pub fn kind(&self) -> Kind {
         match *self {
             FileName::Measurements { form, bank: None, part } => {
                 Kind::Symlink(FileName::Measurements { form, bank: Some(Bank::SHA1), part })
             }
+            _ => Kind::File,
+        }
+    }
+
+    /// The permission bits of a file, which is root's: such as `0o660`.
+    pub fn mode(&self, dialect: Dialect) -> u16 {
+        match self {
             FileName::Measurements { part: Part::Current, .. } if dialect != Dialect::Linux72 => {
-                Kind::File { mode: 0o440 }
+                0o440
             }
-            FileName::Measurements { .. } | FileName::TrimLog => Kind::File { mode: 0o660 },
-            FileName::Count | FileName::Violations => Kind::File { mode: 0o440 },
+            FileName::Measurements { .. } | FileName::TrimLog => 0o660,
+            FileName::Count | FileName::Violations => 0o440,
         }
     }
 }
@@ -227,17 +231,18 @@ mod tests {
     fn links_lead_to_sha1_files_of_the_same_form_and_part() {
         let dialect = Dialect::Linux72;
         for file in directory(dialect, &[]) {
-            match file.kind(dialect) {
+            match file.kind() {
                 Kind::Symlink(target) => {
                     let (form, part) = file.to_string().split_once("_staged").map_or_else(
                         || (file.to_string(), ""),
                         |(form, _)| (form.to_string(), "_staged"),
                     );
                     assert_eq!(target.to_string(), form + "_sha1" + part);
-                    assert_eq!(target.kind(dialect), Kind::File { mode: 0o660 });
+                    assert_eq!((target.kind(), target.mode(dialect)), (Kind::File, 0o660));
                 }
-                Kind::File { mode } => {
-                    assert_eq!(mode == 0o660, file.door().is_some(), "{file}");
+                Kind::File => {
+                    let writable = file.mode(dialect) == 0o660;
+                    assert_eq!(writable, file.door().is_some(), "{file}");
                 }
             }
         }

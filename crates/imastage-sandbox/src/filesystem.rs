@@ -27,7 +27,7 @@ use crate::{
 pub(crate) struct Directory {
     faults: Faults,
     run_dir: PathBuf,
-    names: Vec<(FileName, Kind)>,
+    names: Vec<FileName>,
     files: Files,
     /// Owner, group and permission bits of each file: files can be given to a group.
     access: Mutex<Vec<(u32, u32, u16)>>,
@@ -47,14 +47,13 @@ impl Directory {
         let banks: Vec<ima_securityfs::Bank> =
             machine.ima().banks().iter().map(|bank| ima_securityfs::Bank(bank.tpm_alg())).collect();
         let dialect = machine.grammar().dialect;
-        let names: Vec<(FileName, Kind)> =
-            directory(dialect, &banks).map(|file| (file, file.kind(dialect))).collect();
+        let names: Vec<FileName> = directory(dialect, &banks).collect();
         let owner = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
         let access = names
             .iter()
-            .map(|(_, kind)| match kind {
-                Kind::File { mode } => (owner, group, faults.mode(*mode)),
+            .map(|file| match file.kind() {
+                Kind::File => (owner, group, faults.mode(file.mode(dialect))),
                 Kind::Symlink(_) => (owner, group, 0o777),
             })
             .collect();
@@ -73,10 +72,9 @@ impl Directory {
         self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self, inode: INodeNo) -> Option<(usize, FileName, Kind)> {
+    fn file(&self, inode: INodeNo) -> Option<(usize, FileName)> {
         let at = usize::try_from(u64::from(inode).checked_sub(FIRST_INODE)?).ok()?;
-        let (file, kind) = *self.names.get(at)?;
-        Some((at, file, kind))
+        Some((at, *self.names.get(at)?))
     }
 
     fn attr(&self, inode: INodeNo) -> Option<FileAttr> {
@@ -85,11 +83,11 @@ impl Directory {
         } else if u64::from(inode) == RUN_LINK_INODE {
             (FileType::Symlink, 0, (self.owner, rustix::process::getegid().as_raw(), 0o777))
         } else {
-            let (at, _, kind) = self.file(inode)?;
+            let (at, file) = self.file(inode)?;
             let access = self.access()[at];
-            match kind {
+            match file.kind() {
                 // securityfs's files say that they are empty.
-                Kind::File { .. } => (FileType::RegularFile, self.faults.size(), access),
+                Kind::File => (FileType::RegularFile, self.faults.size(), access),
                 Kind::Symlink(target) => {
                     (FileType::Symlink, target.to_string().len() as u64, access)
                 }
@@ -140,7 +138,7 @@ impl Filesystem for Directory {
         } else if name == RUN_LINK {
             Some(RUN_LINK_INODE)
         } else {
-            let at = self.names.iter().position(|(file, _)| file.to_string().as_str() == name);
+            let at = self.names.iter().position(|file| file.to_string().as_str() == name);
             at.map(|at| FIRST_INODE + at as u64)
         };
         match inode.and_then(|inode| self.attr(INodeNo(inode))) {
@@ -175,7 +173,7 @@ impl Filesystem for Directory {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if let Some((at, _, _)) = self.file(inode) {
+        if let Some((at, _)) = self.file(inode) {
             let access = &mut self.access()[at];
             access.0 = uid.unwrap_or(access.0);
             access.1 = gid.unwrap_or(access.1);
@@ -191,8 +189,8 @@ impl Filesystem for Directory {
         if u64::from(inode) == RUN_LINK_INODE {
             return reply.data(self.run_dir.as_os_str().as_bytes());
         }
-        match self.file(inode) {
-            Some((_, _, Kind::Symlink(target))) => {
+        match self.file(inode).map(|(_, file)| file.kind()) {
+            Some(Kind::Symlink(target)) => {
                 reply.data(self.faults.target(target).to_string().as_bytes());
             }
             _ => reply.error(fuser::Errno::EINVAL),
@@ -200,7 +198,7 @@ impl Filesystem for Directory {
     }
 
     fn open(&self, request: &fuser::Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_, file, _)) = self.file(inode) else { return reply.error(fuser::Errno::ENOENT) };
+        let Some((_, file)) = self.file(inode) else { return reply.error(fuser::Errno::ENOENT) };
         let access = match flags.acc_mode() {
             OpenAccMode::O_RDONLY => Access::Read,
             OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
@@ -295,9 +293,9 @@ impl Filesystem for Directory {
         }
         let dots =
             [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
-        let files = self.names.iter().enumerate().map(|(at, (file, kind))| {
-            let kind = match kind {
-                Kind::File { .. } => FileType::RegularFile,
+        let files = self.names.iter().enumerate().map(|(at, file)| {
+            let kind = match file.kind() {
+                Kind::File => FileType::RegularFile,
                 Kind::Symlink(_) => FileType::Symlink,
             };
             (FIRST_INODE + at as u64, kind, file.to_string())

@@ -14,7 +14,7 @@ use fuser::{
     ReplyEntry, ReplyOpen,
 };
 use ima_log::Bank;
-use ima_securityfs::{FileName, Kind, Part, directory};
+use ima_securityfs::{Dialect, FileName, Kind, directory};
 
 use super::{
     index::{Mark, Shown},
@@ -67,7 +67,9 @@ impl Tree {
     pub(super) fn new(banks: &[Bank], group: u32) -> Tree {
         let banks: Vec<ima_securityfs::Bank> =
             banks.iter().map(|bank| ima_securityfs::Bank(bank.tpm_alg())).collect();
-        let files = directory(&banks).filter(|file| file.part() != Some(Part::Staged)).collect();
+        // Nothing was ever staged here, and there is nothing to ask for.
+        let read_only = |file: &FileName| file.mode(Dialect::V4) == 0o440;
+        let files = directory(Dialect::V4, &banks).filter(read_only).collect();
         let born = SystemTime::now();
         Tree { files, group, born, told: Mutex::new((Mark::default(), born)) }
     }
@@ -75,7 +77,7 @@ impl Tree {
     /// The files that show records, each once, with their inodes.
     pub(super) fn lists(&self) -> impl Iterator<Item = (INodeNo, Shown)> {
         self.files.iter().enumerate().filter_map(|(at, file)| match file.kind() {
-            Kind::File { .. } => Some((INodeNo(FIRST_INODE + at as u64), Shown::of(*file)?)),
+            Kind::File => Some((INodeNo(FIRST_INODE + at as u64), Shown::of(*file)?)),
             Kind::Symlink(_) => None,
         })
     }
@@ -107,11 +109,9 @@ impl Tree {
                 (Kind::Symlink(target), _) => {
                     (FileType::Symlink, target.to_string().len() as u64, 0o777)
                 }
-                (Kind::File { .. }, Some(shown)) => {
-                    (FileType::RegularFile, end.offset(shown), 0o440)
-                }
+                (Kind::File, Some(shown)) => (FileType::RegularFile, end.offset(shown), 0o440),
                 // As securityfs's.
-                (Kind::File { .. }, None) => (FileType::RegularFile, 0, 0o440),
+                (Kind::File, None) => (FileType::RegularFile, 0, 0o440),
             },
         };
         Some(FileAttr {
@@ -190,7 +190,7 @@ impl Filesystem for Directory {
     /// `open`: in short, whenever someone is about to know how far the list goes.
     fn getattr(&self, _: &fuser::Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.tree.file(inode) {
-            Some(file) if matches!(file.kind(), Kind::File { .. }) => {
+            Some(file) if matches!(file.kind(), Kind::File) => {
                 self.queue(Waiting::Attr(inode, reply));
             }
             _ => match self.tree.attr(inode) {
@@ -282,7 +282,7 @@ impl Filesystem for Directory {
             [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
         let files = self.tree.files.iter().enumerate().map(|(at, file)| {
             let kind = match file.kind() {
-                Kind::File { .. } => FileType::RegularFile,
+                Kind::File => FileType::RegularFile,
                 Kind::Symlink(_) => FileType::Symlink,
             };
             (FIRST_INODE + at as u64, kind, file.to_string())

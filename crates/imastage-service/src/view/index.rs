@@ -40,7 +40,7 @@ impl Shown {
     pub(super) fn of(file: FileName) -> Option<Shown> {
         let file = match file.kind() {
             Kind::Symlink(target) => target,
-            Kind::File { .. } => file,
+            Kind::File => file,
         };
         let FileName::Measurements { form, bank: Some(bank), .. } = file else { return None };
         Some(Shown { form, bank: Bank::from_tpm_alg(bank.0)? })
