@@ -58,6 +58,13 @@ pub enum Ask {
     },
     /// The list in all its files, the counters and PCR values, of one moment: [`Answer::Files`].
     Snapshot,
+    /// Give a file an extended attribute, whose value comes with it: [`Answer::Done`].
+    SetAttribute {
+        /// The file.
+        path: String,
+        /// The attribute's name.
+        name: String,
+    },
     /// Mount a file system: [`Answer::Done`].
     Mount {
         /// The device.

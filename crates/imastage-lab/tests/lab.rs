@@ -43,4 +43,7 @@ macro_rules! scenarios {
 
 scenarios! {
     awkward: "awkward";
+    signed: "signed";
+    templates: "templates";
+    no_tpm: "no-tpm";
 }

@@ -2,6 +2,8 @@
 
 mod capture;
 mod replays;
+mod signed;
+mod templates;
 
 pub use capture::capture;
 
@@ -27,11 +29,24 @@ pub struct Report {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 1] = [Scenario {
-    name: "awkward",
-    about: "violations, odd names, critical data: the list in all its files, replayed to all banks",
-    run: replays::awkward,
-}];
+pub const SCENARIOS: [Scenario; 4] = [
+    Scenario {
+        name: "awkward",
+        about: "violations, odd names, critical data: all files of the list, replayed to all banks",
+        run: replays::awkward,
+    },
+    Scenario {
+        name: "signed",
+        about: "files signed with a key made on the spot, one altered afterwards",
+        run: signed::signed,
+    },
+    Scenario {
+        name: "templates",
+        about: "every ima_hash and ima_template a kernel can be told to use",
+        run: templates::variants,
+    },
+    Scenario { name: "no-tpm", about: "a machine without a TPM", run: templates::no_tpm },
+];
 
 impl Report {
     pub(crate) fn saw(&mut self, what: &str, value: impl ToString) {

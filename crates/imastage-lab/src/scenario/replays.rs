@@ -36,7 +36,8 @@ pub fn awkward(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     machine.power_off()
 }
 
-fn extends(replayed: &Replayed) -> String {
+/// How each bank is extended, in words.
+pub fn extends(replayed: &Replayed) -> String {
     let words = replayed.banks.iter().map(|(bank, extend)| match extend {
         Extend::Own => bank.to_string(),
         Extend::Sha1Padded => format!("{bank} (padded SHA-1)"),
