@@ -1,7 +1,7 @@
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{mem, ops::Range};
 
-use crate::segments::{Position, Room, Sealed, Segment, Segments};
+use crate::segments::{Position, Segment, Segments};
 
 /// Records one behind the other, packed into segments: what a part of the list is made of.
 ///
@@ -16,6 +16,37 @@ pub(crate) struct Chain {
     head: Position,
     tail: Position,
 }
+
+/// What of a list must be known to make a deletion ready ([`Outline::cut`]) while others use the list.
+/// It costs one step to take.
+#[derive(Debug)]
+pub struct Outline {
+    sealed: Segments,
+    head: Position,
+    open_at: Position,
+}
+
+/// The deletion of a list's first records, made ready; afterwards, what was deleted.
+///
+/// The list may have changed since it was made. That costs time if a segment was filled up or records
+/// were deleted, and nothing otherwise.
+#[derive(Debug)]
+#[must_use = "deletes nothing by itself"]
+pub struct Cut {
+    n: u64,
+    /// What the chain was.
+    sealed: Segments,
+    /// What it is to be: these segments, and this head if it is in one of them.
+    rest: Segments,
+    head: Option<Position>,
+    /// Instead, if all are taken.
+    spare: Spare,
+    bytes: u64,
+}
+
+/// Memory that staging needs, allocated while others use the list.
+#[derive(Debug, Default)]
+pub struct Spare(pub(crate) Box<Chain>);
 
 /// Some records of a list as they were at one moment. What is taken from the list later stays in
 /// memory as long as a chunk holds it.
@@ -70,34 +101,29 @@ impl Chain {
         }
     }
 
-    /// Takes the first `n` records off; all if there are not more. The time does not depend on how
-    /// many they are. With enough `room` nothing is allocated.
-    pub(crate) fn cut(&mut self, n: u64, room: &mut Room) -> Chain {
-        if n >= self.records() {
-            let end = self.tail;
-            let rest = Chain { open_at: end, head: end, tail: end, ..Chain::default() };
-            return mem::replace(self, rest);
-        }
-        let record = self.head.records + n;
-        let sealed = if record < self.open_at.records {
-            self.sealed.split(record, room)
-        } else {
-            mem::take(&mut self.sealed)
-        };
-        let (at, first) = match self.sealed.first() {
-            Some(sealed) => (sealed.at, &*sealed.segment),
-            None => (self.open_at, &self.open),
-        };
-        let offset = first.start(record - at.records);
-        let head = Position { records: record, bytes: at.bytes + offset as u64 };
-        let old = mem::replace(&mut self.head, head);
-        Chain { sealed, open_at: head, head: old, tail: head, ..Chain::default() }
+    /// What [`Outline::cut`] needs.
+    pub(crate) fn outline(&self) -> Outline {
+        Outline { sealed: self.sealed.clone(), head: self.head, open_at: self.open_at }
     }
 
-    /// What [`Chain::cut`] needs room for.
-    #[cfg(feature = "std")]
-    pub(crate) fn blocks(&self) -> usize {
-        self.sealed.blocks()
+    /// Takes as many records off the beginning as `cut` says, all if there are not more, and puts them
+    /// into `cut`.
+    ///
+    /// A few pointers change if the chain is still what `cut` was made from. Otherwise that is made
+    /// anew.
+    pub(crate) fn cut(self: &mut Box<Self>, cut: &mut Cut) {
+        cut.bytes = self.size();
+        if cut.n >= self.records() {
+            mem::swap(self, &mut cut.spare.0);
+            return;
+        }
+        if !self.sealed.is(&cut.sealed) {
+            *cut = Cut { bytes: cut.bytes, ..self.outline().cut(cut.n) };
+        }
+        let records = self.head.records + cut.n;
+        self.head = cut.head.unwrap_or_else(|| self.open_at.at(&self.open, records));
+        mem::swap(&mut self.sealed, &mut cut.rest);
+        cut.bytes -= self.size();
     }
 
     /// Takes records from the `from`-th on, first 0: as many as are whole in `max_bytes`, but at
@@ -110,17 +136,13 @@ impl Chain {
         }
         let mut record = self.head.records + from;
         let mut left = max_bytes;
-        let sealed = self
-            .sealed
-            .from(record)
-            .map(|sealed| (sealed.at, &*sealed.segment, Some(&sealed.segment)));
-        let open = (self.open_at, &self.open, None);
-        for (at, segment, shared) in sealed.chain([open]) {
-            // The search ends in the last sealed segment even for a record behind it.
-            let Some(first) = record.checked_sub(at.records).filter(|i| *i < segment.records())
-            else {
-                continue;
+        while record < self.tail.records {
+            let sealed = self.sealed.find(record).filter(|_| record < self.open_at.records);
+            let (at, segment, shared) = match sealed {
+                Some((at, segment)) => (at, &**segment, Some(segment)),
+                None => (self.open_at, &self.open, None),
             };
+            let first = record - at.records;
             let start = segment.start(first);
             let mut next = segment.records_before(start.saturating_add(left));
             if next <= first {
@@ -150,8 +172,36 @@ impl Chain {
         let at = mem::replace(&mut self.open_at, self.tail);
         if full.records() > 0 {
             full.shrink();
-            self.sealed.push(Sealed { at, segment: Arc::new(full) });
+            self.sealed.push(at, full);
         }
+    }
+}
+
+impl Outline {
+    /// Makes ready to delete the first `n` records. Takes time and memory with the logarithm of the
+    /// list's length.
+    pub fn cut(self, n: u64) -> Cut {
+        let Outline { sealed, head, open_at } = self;
+        let record = head.records.saturating_add(n);
+        let (rest, head) = if record < open_at.records {
+            let found = sealed.find(record);
+            (sealed.from(record), found.map(|(at, segment)| at.at(segment, record)))
+        } else {
+            (Segments::default(), None)
+        };
+        Cut { n, sealed, rest, head, spare: Spare::default(), bytes: 0 }
+    }
+}
+
+impl Cut {
+    /// How many records are to be deleted, or were.
+    pub fn records(&self) -> u64 {
+        self.n
+    }
+
+    /// The size of those that were deleted in bytes, in the sha1 form.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 

@@ -45,7 +45,7 @@ impl List {
             if let Some(digest) = digest.filter(|_| !record.is_violation()) {
                 digest.copy_from_slice(record.template_digest(Bank::Sha1).as_bytes());
             }
-            list.carry_over(&bytes);
+            list.push(&bytes);
         }
         (list, Ok(()))
     }

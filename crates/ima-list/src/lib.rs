@@ -44,14 +44,13 @@ mod chain;
 mod digests;
 mod kexec;
 mod list;
+mod rules;
 mod segments;
 #[cfg(feature = "std")]
 mod shared;
 
-pub use chain::Chunk;
-pub use list::{
-    AppendError, Counts, DeleteError, Duplicates, List, Options, Part, Removed, Rules, StageError,
-    TrimError,
-};
+pub use chain::{Chunk, Cut, Outline, Spare};
+pub use list::{Counts, List, Part, Removed};
+pub use rules::{AppendError, DeleteError, Duplicates, Options, Rules, StageError, TrimError};
 #[cfg(feature = "std")]
 pub use shared::SharedList;

@@ -1,17 +1,26 @@
+use alloc::boxed::Box;
 use core::mem;
 
 use ima_log::{Digest, RecordBuf};
 
-use crate::{Chunk, chain::Chain, digests::DigestSet, segments::Room};
+use crate::{
+    AppendError, Chunk, DeleteError, Duplicates, Options, Rules, StageError, TrimError,
+    chain::{Chain, Cut, Outline, Spare},
+    digests::DigestSet,
+};
 
 /// A measurement list, for one thread at a time.
 ///
 /// No operation takes time that grows with the list. [`Removed`] is where memory is freed: drop it
 /// where nobody waits.
+///
+/// Who shares a list behind a lock can do more of the work outside: [`List::outline`] and [`Spare`]
+/// make requests ready that then change a few pointers. [`SharedList`](crate::SharedList) does so.
 #[derive(Debug)]
 pub struct List {
-    current: Chain,
-    staged: Chain,
+    /// Boxed, so that what a request changes are pointers.
+    current: Box<Chain>,
+    staged: Option<Box<Chain>>,
     digests: DigestSet,
     options: Options,
     suspended: bool,
@@ -19,8 +28,8 @@ pub struct List {
     staged_dumped: bool,
     trimmed: u64,
     total: u64,
+    total_bytes: u64,
     violations: u64,
-    freed_bytes: u64,
 }
 
 /// A part of the list.
@@ -30,43 +39,6 @@ pub enum Part {
     Current,
     /// The records that were staged and not yet deleted. No record is ever added to these.
     Staged,
-}
-
-/// How a list behaves.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// What becomes of records that are there already.
-    pub duplicates: Duplicates,
-    /// When requests are refused.
-    pub rules: Rules,
-}
-
-/// When requests are refused. They differ where records are staged already, and where the machine is
-/// going down. [`List::trim`] is the same in both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Rules {
-    /// As in Linux 7.2: N leaves what is staged alone, and nothing is staged or deleted once the list
-    /// is suspended.
-    #[default]
-    Linux72,
-    /// As in version 4 of the staging patches: N stages, deletes and puts the rest back, so that it
-    /// is refused while records are staged. Suspending refuses nothing; only what was staged when the
-    /// list was dumped stays.
-    V4,
-}
-
-/// What becomes of records that are there already: same digest, same PCR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Duplicates {
-    /// They are refused, even when the first one was deleted (the kernel's default).
-    #[default]
-    Detect,
-    /// They are refused, but deleting the staged records forgets all digests, those of current
-    /// records too (boot parameter `ima_flush_htable`, with which the kernel deletes only what was
-    /// staged).
-    Flush,
-    /// They are added (`CONFIG_IMA_DISABLE_HTABLE`).
-    Off,
 }
 
 /// How much there is and was.
@@ -89,105 +61,32 @@ pub struct Counts {
 /// Records that were taken out of a list, with their memory: it is freed when this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping this frees memory: do it when the list is unlocked"]
-pub struct Removed {
-    records: Chain,
-    _digests: DigestSet,
-}
+pub struct Removed(Memory);
 
-/// Why a record was not added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AppendError {
-    /// The list is suspended (in the kernel ENODEV).
-    #[error("no record is added to a suspended list: the machine is going down")]
-    Suspended,
-    /// A record with this digest and PCR is or was in the list (in the kernel EEXIST).
-    #[error("a record with this digest and PCR was added before")]
-    Duplicate,
-}
-
-/// Why nothing was staged. The first that applies, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StageError {
-    /// Records are staged already (EEXIST).
-    #[error("records are staged already; delete them first")]
-    Pending,
-    /// There are no current records (ENOENT).
-    #[error("there are no records to stage")]
-    Empty,
-    /// The list is suspended (EACCES).
-    #[error("nothing is staged from a suspended list: the machine is going down")]
-    Suspended,
-}
-
-/// Why nothing was deleted. The first that applies, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DeleteError {
-    /// Records are staged, and N needs the staged part for itself: [`Rules::V4`] (EEXIST).
-    #[error("records are staged; delete them before others")]
-    Pending,
-    /// No records are staged (ENOENT).
-    #[error("no records are staged")]
-    Empty,
-    /// There are fewer current records than were to be deleted (ENOENT).
-    #[error("{asked} records cannot be deleted where there are {found}")]
-    TooMany {
-        /// How many were to be deleted.
-        asked: u64,
-        /// How many there are.
-        found: u64,
+#[derive(Debug)]
+enum Memory {
+    /// And the digests, if they are forgotten.
+    Staged {
+        records: Option<Box<Chain>>,
+        _digests: Option<DigestSet>,
     },
-    /// The list is suspended: [`Rules::Linux72`] (ESTALE). Its records may come back in the next
-    /// kernel.
-    #[error("nothing is deleted from a suspended list: the machine is going down")]
-    Suspended,
-    /// What is staged was dumped: [`Rules::V4`] (ESTALE). It comes back in the next kernel, unless
-    /// that was handed less than all.
-    #[error("the next kernel was handed the staged records already; they are not deleted")]
-    Dumped,
-}
-
-/// Why nothing was trimmed. The first that applies, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TrimError {
-    /// The list forgets digests when records are deleted, which is for staged ones only: see
-    /// [`Duplicates::Flush`] (EINVAL).
-    #[error("a list that forgets digests deletes only what was staged")]
-    Flush,
-    /// Others trimmed, or T was never right (ESTALE).
-    #[error("{found} records were trimmed so far, not {expected}: read again what is left")]
-    WrongTotal {
-        /// T, as it was expected.
-        expected: u64,
-        /// T, as it is.
-        found: u64,
-    },
-    /// There are fewer current records than were to be trimmed (ENOENT).
-    #[error("{asked} records cannot be trimmed where there are {found}")]
-    TooMany {
-        /// How many were to be trimmed.
-        asked: u64,
-        /// How many there are.
-        found: u64,
-    },
-    /// The list is suspended (ESTALE): its records may come back in the next kernel.
-    #[error("nothing is trimmed from a suspended list: the machine is going down")]
-    Suspended,
+    First(Cut),
 }
 
 impl List {
-    /// An empty list. Allocates nothing.
+    /// An empty list.
     pub fn new(options: Options) -> List {
         List {
-            current: Chain::default(),
-            staged: Chain::default(),
+            current: Box::default(),
+            staged: None,
             digests: DigestSet::default(),
             options,
             suspended: false,
             staged_dumped: false,
             trimmed: 0,
             total: 0,
+            total_bytes: 0,
             violations: 0,
-            freed_bytes: 0,
         }
     }
 
@@ -207,8 +106,7 @@ impl List {
         } else if self.options.duplicates != Duplicates::Off && !self.digests.insert(key, pcr) {
             return Err(AppendError::Duplicate);
         }
-        self.current.push(record.as_bytes());
-        self.total += 1;
+        self.push(record.as_bytes());
         Ok(())
     }
 
@@ -217,17 +115,26 @@ impl List {
     /// # Errors
     /// [`StageError`], in the order of its variants. Nothing has changed then.
     pub fn stage(&mut self) -> Result<u64, StageError> {
-        if self.staged.records() > 0 {
+        self.stage_with(Spare::default())
+    }
+
+    /// As [`List::stage`], with memory that was allocated before the list was locked.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stage_with(&mut self, spare: Spare) -> Result<u64, StageError> {
+        if self.staged.is_some() {
             return Err(StageError::Pending);
         }
-        if self.current.records() == 0 {
+        let records = self.current.records();
+        if records == 0 {
             return Err(StageError::Empty);
         }
         if self.refuses() {
             return Err(StageError::Suspended);
         }
-        self.staged = mem::take(&mut self.current);
-        Ok(self.staged.records())
+        self.staged = Some(mem::replace(&mut self.current, spare.0));
+        Ok(records)
     }
 
     /// Deletes the staged records (`D`).
@@ -235,7 +142,7 @@ impl List {
     /// # Errors
     /// [`DeleteError`], in the order of its variants. Nothing has changed then.
     pub fn delete_staged(&mut self) -> Result<Removed, DeleteError> {
-        if self.staged.records() == 0 {
+        if self.staged.is_none() {
             return Err(DeleteError::Empty);
         }
         if self.refuses() {
@@ -244,12 +151,11 @@ impl List {
         if self.options.rules == Rules::V4 && self.staged_dumped {
             return Err(DeleteError::Dumped);
         }
-        let digests = match self.options.duplicates {
-            Duplicates::Flush => mem::take(&mut self.digests),
-            Duplicates::Detect | Duplicates::Off => DigestSet::default(),
-        };
-        let records = mem::take(&mut self.staged);
-        Ok(self.removed(records, digests))
+        // What was staged is not looked at: nobody may have touched its memory for long.
+        let records = self.staged.take();
+        let flush = self.options.duplicates == Duplicates::Flush;
+        let digests = flush.then(|| mem::take(&mut self.digests));
+        Ok(Removed(Memory::Staged { records, _digests: digests }))
     }
 
     /// Deletes the first `n` current records (`N`). Records that are staged are older; whether they
@@ -258,7 +164,31 @@ impl List {
     /// # Errors
     /// [`DeleteError`], in the order of its variants. Nothing has changed then.
     pub fn delete_first(&mut self, n: u64) -> Result<Removed, DeleteError> {
-        self.delete_first_into(&mut Room::default(), n)
+        let mut cut = self.outline().cut(n);
+        self.delete_first_with(&mut cut)?;
+        Ok(Removed::first(cut))
+    }
+
+    /// As [`List::delete_first`], with what was made ready before the list was locked. That holds what
+    /// was deleted: drop it when the list is unlocked.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_first_with(&mut self, cut: &mut Cut) -> Result<(), DeleteError> {
+        // The patches stage and put back in two steps, and answer ESTALE if the list is dumped
+        // between them. This is one step.
+        if self.options.rules == Rules::V4 && self.staged.is_some() {
+            return Err(DeleteError::Pending);
+        }
+        let (asked, found) = (cut.records(), self.current.records());
+        if found < asked {
+            return Err(DeleteError::TooMany { asked, found });
+        }
+        if self.refuses() {
+            return Err(DeleteError::Suspended);
+        }
+        self.current.cut(cut);
+        Ok(())
     }
 
     /// Deletes the first `n` current records if `expected_total` were trimmed before (`T:N`): so that
@@ -268,7 +198,33 @@ impl List {
     /// [`TrimError`], in the order of its variants. Nothing has changed then. To trim 0 records is no
     /// error where the total is right.
     pub fn trim(&mut self, expected_total: u64, n: u64) -> Result<Removed, TrimError> {
-        self.trim_into(&mut Room::default(), expected_total, n)
+        let mut cut = self.outline().cut(n);
+        self.trim_with(expected_total, &mut cut)?;
+        Ok(Removed::first(cut))
+    }
+
+    /// As [`List::trim`], with what was made ready before the list was locked. That holds what was
+    /// deleted: drop it when the list is unlocked.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn trim_with(&mut self, expected: u64, cut: &mut Cut) -> Result<(), TrimError> {
+        if self.options.duplicates == Duplicates::Flush {
+            return Err(TrimError::Flush);
+        }
+        if expected != self.trimmed {
+            return Err(TrimError::WrongTotal { expected, found: self.trimmed });
+        }
+        let (asked, found) = (cut.records(), self.current.records());
+        if found < asked {
+            return Err(TrimError::TooMany { asked, found });
+        }
+        if self.suspended && asked > 0 {
+            return Err(TrimError::Suspended);
+        }
+        self.trimmed += asked;
+        self.current.cut(cut);
+        Ok(())
     }
 
     /// How many records were trimmed so far (`T`). Not carried over a kexec.
@@ -276,57 +232,9 @@ impl List {
         self.trimmed
     }
 
-    /// As [`List::delete_first`], with memory that was allocated before the list was locked.
-    pub(crate) fn delete_first_into(
-        &mut self,
-        room: &mut Room,
-        n: u64,
-    ) -> Result<Removed, DeleteError> {
-        // The patches stage and put back in two steps, and answer ESTALE if the list is dumped
-        // between them. This is one step.
-        if self.options.rules == Rules::V4 && self.staged.records() > 0 {
-            return Err(DeleteError::Pending);
-        }
-        let found = self.current.records();
-        if found < n {
-            return Err(DeleteError::TooMany { asked: n, found });
-        }
-        if self.refuses() {
-            return Err(DeleteError::Suspended);
-        }
-        let records = self.current.cut(n, room);
-        Ok(self.removed(records, DigestSet::default()))
-    }
-
-    /// As [`List::trim`], with memory that was allocated before the list was locked.
-    pub(crate) fn trim_into(
-        &mut self,
-        room: &mut Room,
-        expected: u64,
-        n: u64,
-    ) -> Result<Removed, TrimError> {
-        if self.options.duplicates == Duplicates::Flush {
-            return Err(TrimError::Flush);
-        }
-        if expected != self.trimmed {
-            return Err(TrimError::WrongTotal { expected, found: self.trimmed });
-        }
-        let found = self.current.records();
-        if found < n {
-            return Err(TrimError::TooMany { asked: n, found });
-        }
-        if self.suspended && n > 0 {
-            return Err(TrimError::Suspended);
-        }
-        let records = self.current.cut(n, room);
-        self.trimmed += n;
-        Ok(self.removed(records, DigestSet::default()))
-    }
-
-    /// What [`List::delete_first_into`] needs room for now.
-    #[cfg(feature = "std")]
-    pub(crate) fn blocks(&self) -> usize {
-        self.current.blocks()
+    /// What of the current records must be known to make a deletion ready.
+    pub fn outline(&self) -> Outline {
+        self.current.outline()
     }
 
     /// Refuses change from now on, as a kernel does that is going down: no record is added any more.
@@ -338,41 +246,43 @@ impl List {
     /// Takes records of a part from the `from`-th on, first 0: as many as are whole in `max_bytes`,
     /// but at least one if there is one. Copies at most `max_bytes` (or that one record).
     pub fn snapshot(&self, part: Part, from: u64, max_bytes: usize) -> Chunk {
-        self.part(part).snapshot(from, max_bytes)
+        self.part(part).map(|part| part.snapshot(from, max_bytes)).unwrap_or_default()
     }
 
     /// How many records a part holds.
     pub fn count(&self, part: Part) -> u64 {
-        self.part(part).records()
+        self.part(part).map_or(0, Chain::records)
     }
 
     /// The size of a part's records in bytes, in the sha1 form.
     pub fn size(&self, part: Part) -> u64 {
-        self.part(part).size()
+        self.part(part).map_or(0, Chain::size)
     }
 
     /// How much there is and was.
     pub fn counts(&self) -> Counts {
+        let held_bytes = self.size(Part::Current) + self.size(Part::Staged);
         Counts {
-            current: self.current.records(),
-            staged: self.staged.records(),
+            current: self.count(Part::Current),
+            staged: self.count(Part::Staged),
             total: self.total,
             violations: self.violations,
-            held_bytes: self.current.size() + self.staged.size(),
-            freed_bytes: self.freed_bytes,
+            held_bytes,
+            freed_bytes: self.total_bytes - held_bytes,
         }
     }
 
     /// Both parts as they are at this moment, in the order of the records, for the next kernel.
     pub(crate) fn carried(&mut self) -> [Chunk; 2] {
-        self.staged_dumped = self.staged.records() > 0;
+        self.staged_dumped = self.staged.is_some();
         [Part::Staged, Part::Current].map(|part| self.snapshot(part, 0, usize::MAX))
     }
 
-    /// Adds a record that the kernel before this one had.
-    pub(crate) fn carry_over(&mut self, record: &[u8]) {
+    /// Adds a record, whatever it is.
+    pub(crate) fn push(&mut self, record: &[u8]) {
         self.current.push(record);
         self.total += 1;
+        self.total_bytes += record.len() as u64;
     }
 
     /// Whether staging and deleting are refused because the list is suspended.
@@ -380,28 +290,33 @@ impl List {
         self.suspended && self.options.rules == Rules::Linux72
     }
 
-    fn part(&self, part: Part) -> &Chain {
+    fn part(&self, part: Part) -> Option<&Chain> {
         match part {
-            Part::Current => &self.current,
-            Part::Staged => &self.staged,
+            Part::Current => Some(&self.current),
+            Part::Staged => self.staged.as_deref(),
         }
-    }
-
-    fn removed(&mut self, records: Chain, digests: DigestSet) -> Removed {
-        self.freed_bytes += records.size();
-        Removed { records, _digests: digests }
     }
 }
 
 impl Removed {
+    pub(crate) fn first(cut: Cut) -> Removed {
+        Removed(Memory::First(cut))
+    }
+
     /// How many records these are.
     pub fn records(&self) -> u64 {
-        self.records.records()
+        match &self.0 {
+            Memory::Staged { records, .. } => records.as_deref().map_or(0, Chain::records),
+            Memory::First(cut) => cut.records(),
+        }
     }
 
     /// Their size in bytes, in the sha1 form.
     pub fn bytes(&self) -> u64 {
-        self.records.size()
+        match &self.0 {
+            Memory::Staged { records, .. } => records.as_deref().map_or(0, Chain::size),
+            Memory::First(cut) => cut.bytes(),
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Mutex, MutexGuard};
 use ima_log::{Digest, Endian, KexecError, RecordBuf};
 
 use crate::{
-    AppendError, Chunk, Counts, DeleteError, List, Options, Part, Removed, StageError, TrimError,
-    kexec, segments::Room,
+    AppendError, Chunk, Counts, Cut, DeleteError, List, Options, Part, Removed, Spare, StageError,
+    TrimError, kexec,
 };
 
 /// A list for many threads.
@@ -53,7 +53,8 @@ impl SharedList {
     /// # Errors
     /// [`StageError`].
     pub fn stage(&self) -> Result<u64, StageError> {
-        self.lock().stage()
+        let spare = Spare::default();
+        self.lock().stage_with(spare)
     }
 
     /// [`List::delete_staged`]. Memory is freed when what is returned is dropped; the list is
@@ -71,8 +72,9 @@ impl SharedList {
     /// # Errors
     /// [`DeleteError`].
     pub fn delete_first(&self, n: u64) -> Result<Removed, DeleteError> {
-        let mut room = self.room();
-        self.lock().delete_first_into(&mut room, n)
+        let mut cut = self.cut(n);
+        self.lock().delete_first_with(&mut cut)?;
+        Ok(Removed::first(cut))
     }
 
     /// [`List::trim`]. Memory is freed when what is returned is dropped; the list is unlocked by
@@ -81,8 +83,9 @@ impl SharedList {
     /// # Errors
     /// [`TrimError`].
     pub fn trim(&self, expected_total: u64, n: u64) -> Result<Removed, TrimError> {
-        let mut room = self.room();
-        self.lock().trim_into(&mut room, expected_total, n)
+        let mut cut = self.cut(n);
+        self.lock().trim_with(expected_total, &mut cut)?;
+        Ok(Removed::first(cut))
     }
 
     /// [`List::trimmed`].
@@ -119,10 +122,10 @@ impl SharedList {
         self.lock().counts()
     }
 
-    /// An allocator may take its time. If the list outgrows this meanwhile, it allocates again.
-    fn room(&self) -> Room {
-        let blocks = self.lock().blocks();
-        Room::new(blocks)
+    /// Looks for the `n`-th record and allocates, both while the list is not locked.
+    fn cut(&self, n: u64) -> Cut {
+        let outline = self.lock().outline();
+        outline.cut(n)
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {

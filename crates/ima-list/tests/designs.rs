@@ -11,6 +11,9 @@ use ima_log::{Bank, Digest, RecordBuf};
 use proptest::prelude::*;
 
 #[allow(dead_code, reason = "the benchmark asks for more")]
+#[path = "../benches/lock_study/clock.rs"]
+mod clock;
+#[allow(dead_code, reason = "the benchmark asks for more")]
 #[path = "../benches/lock_study/designs.rs"]
 mod designs;
 
@@ -82,7 +85,7 @@ impl Model {
     fn delete_first(&mut self, kind: Kind, total: u64, n: u64) -> Result<u64, Refused> {
         if kind == Kind::V4 && !self.staged.is_empty() {
             Err(Refused::Pending)
-        } else if kind == Kind::Trim && total != self.deleted {
+        } else if kind.trims() && total != self.deleted {
             Err(Refused::WrongTotal)
         } else if n > self.current.len() as u64 {
             Err(Refused::TooFew)

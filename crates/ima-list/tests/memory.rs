@@ -94,8 +94,8 @@ fn a_record_costs_its_size_and_64_bytes_and_once_deleted_48() {
 #[test]
 fn what_is_deleted_is_freed_when_it_is_dropped() {
     for duplicates in [Duplicates::Flush, Duplicates::Off] {
-        let before = held();
         let mut list = List::new(Options { duplicates, ..Options::default() });
+        let before = held();
         for i in 0..10_000 {
             add(&mut list, i, 30);
         }
@@ -110,8 +110,8 @@ fn what_is_deleted_is_freed_when_it_is_dropped() {
 
 #[test]
 fn deleting_first_records_frees_all_but_what_shares_memory_with_others() {
-    let before = held();
     let mut list = List::new(Options { duplicates: Duplicates::Off, ..Options::default() });
+    let before = held();
     for i in 0..20_000 {
         add(&mut list, i, 30);
     }

@@ -11,16 +11,34 @@ use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Append { which: u8, pcr: u32 },
-    AppendMany { records: u16, len: u16 },
+    Append {
+        which: u8,
+        pcr: u32,
+    },
+    AppendMany {
+        records: u16,
+        len: u16,
+    },
     AppendViolation,
     Stage,
     DeleteStaged,
     DeleteFirst(u64),
-    Trim { n: u64, wrong_total: bool },
+    /// To be deleted later, whatever happens in between.
+    MakeReady(u64),
+    DeleteReady,
+    Trim {
+        n: u64,
+        wrong_total: bool,
+    },
     Suspend,
-    Dump { capacity: usize },
-    Snapshot { part: Part, from: u64, max_bytes: usize },
+    Dump {
+        capacity: usize,
+    },
+    Snapshot {
+        part: Part,
+        from: u64,
+        max_bytes: usize,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -32,6 +50,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => Just(Op::Stage),
         2 => Just(Op::DeleteStaged),
         3 => (0u64..300).prop_map(Op::DeleteFirst),
+        2 => (0u64..300).prop_map(Op::MakeReady),
+        2 => Just(Op::DeleteReady),
         2 => (prop_oneof![1 => Just(0), 3 => 0u64..300], prop::bool::weighted(0.2))
             .prop_map(|(n, wrong_total)| Op::Trim { n, wrong_total }),
         4 => (part, 0u64..300, 0usize..60_000)
@@ -197,6 +217,7 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
     let mut model = Model { options, ..Model::default() };
     let mut unique = 1_000;
     let mut kept = Vec::new();
+    let mut ready = None;
     for op in ops {
         match *op {
             Op::Append { which, pcr } => {
@@ -223,6 +244,14 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
             Op::DeleteFirst(n) => {
                 let expected = model.delete_first(n);
                 prop_assert_eq!(gone(list.delete_first(n)), model.gone(expected));
+            }
+            Op::MakeReady(n) => ready = Some(list.outline().cut(n)),
+            Op::DeleteReady => {
+                let Some(mut cut) = ready.take() else { continue };
+                let expected = model.delete_first(cut.records());
+                let done = list.delete_first_with(&mut cut);
+                let done = done.map(|()| (cut.records(), cut.bytes()));
+                prop_assert_eq!(done, model.gone(expected));
             }
             Op::Trim { n, wrong_total } => {
                 let total = model.trimmed + u64::from(wrong_total);

@@ -4,16 +4,17 @@
 //! to a template entry, that with pointers to digests and to the fields' data; and a hash table of
 //! 1,024 buckets. They differ in what they do under which lock, which is what is studied.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicU64, Ordering},
 };
 
-use ima_list::{AppendError, DeleteError, Duplicates, List, Options, Part, StageError};
+use ima_list::{
+    AppendError, DeleteError, Duplicates, List, Options, Part, Spare, StageError, TrimError,
+};
 use ima_log::{Bank, Digest, RecordBuf};
+
+use crate::clock::{Clock, ticks};
 
 /// A list with one way to delete records. Any number of threads add and read, one removes.
 pub trait Design: Send + Sync {
@@ -32,8 +33,8 @@ pub trait Design: Send + Sync {
     /// Reads all records of a part through a buffer of `page` bytes.
     fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8]));
 
-    /// How long the requests so far held the list's lock, all together.
-    fn held(&self) -> Duration;
+    /// How long the requests so far held the list's lock, all together, in nanoseconds.
+    fn held(&self) -> f64;
 }
 
 /// Why nothing was done.
@@ -61,13 +62,16 @@ pub enum Kind {
     Trim,
     /// Linux 7.2: N looks for the N-th record in the current list without a lock, then cuts.
     Linux72,
-    /// Segments: the N-th record is found by arithmetic.
-    Segments,
+    /// The list of this crate: the N-th record is found in a tree without a lock, then some pointers
+    /// change under it.
+    Ours,
+    /// The same, with T:N.
+    OursTrim,
 }
 
 impl Kind {
     /// All, oldest first.
-    pub const ALL: [Kind; 4] = [Kind::V4, Kind::Trim, Kind::Linux72, Kind::Segments];
+    pub const ALL: [Kind; 5] = [Kind::V4, Kind::Trim, Kind::Linux72, Kind::Ours, Kind::OursTrim];
 
     /// As the tables call it.
     pub fn name(self) -> &'static str {
@@ -75,45 +79,76 @@ impl Kind {
             Kind::V4 => "v4: stage, cut, splice",
             Kind::Trim => "T:N: scan under the lock",
             Kind::Linux72 => "7.2: scan, then cut",
-            Kind::Segments => "ours: segments",
+            Kind::Ours => "ours: segments",
+            Kind::OursTrim => "ours, T:N",
         }
     }
 
     /// Whether there are A and D.
     pub fn stages(self) -> bool {
-        self != Kind::Trim
+        !self.trims()
+    }
+
+    /// Whether there is T:N instead of all other requests.
+    pub fn trims(self) -> bool {
+        matches!(self, Kind::Trim | Kind::OursTrim)
     }
 
     /// An empty list, with or without duplicate detection.
     pub fn new_list(self, detect: bool) -> Box<dyn Design> {
         match self {
-            Kind::Segments => {
+            Kind::Ours | Kind::OursTrim => {
                 let duplicates = if detect { Duplicates::Detect } else { Duplicates::Off };
                 let list = List::new(Options { duplicates, ..Options::default() });
                 let list = Mutex::new(list);
-                Box::new(Segments { list, held: AtomicU64::new(0) })
+                Box::new(Segments { trims: self.trims(), list, held: Held::default() })
             }
             kind => {
                 let buckets = if detect { vec![Vec::new(); BUCKETS] } else { Vec::new() };
                 let lists = Lists { buckets, ..Lists::default() };
-                Box::new(Linked { kind, detect, lists: Mutex::new(lists), held: AtomicU64::new(0) })
+                Box::new(Linked { kind, detect, lists: Mutex::new(lists), held: Held::default() })
             }
         }
     }
 }
 
-/// The list of this crate under one lock, like the others; `SharedList` has one more, for the TPM, and
-/// allocates before it locks what this allocates within.
+/// The list of this crate under one lock, like the others; `SharedList` does the same and has one more
+/// lock, for the TPM.
 struct Segments {
+    /// T:N instead of A, D and N.
+    trims: bool,
     list: Mutex<List>,
-    held: AtomicU64,
+    held: Held,
+}
+
+/// Ticks of the clock.
+#[derive(Default)]
+struct Held(AtomicU64);
+
+impl Held {
+    /// Does a part of a request's work under the lock, and adds up how long that takes, until the lock
+    /// is free again. What the clock and the lock themselves take is left out.
+    fn locked<T, U>(&self, lock: &Mutex<T>, work: impl FnOnce(&mut T) -> U) -> U {
+        let nothing = Clock::get().nothing;
+        let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = ticks();
+        let done = work(&mut guard);
+        drop(guard);
+        let held = ticks() - start;
+        self.0.fetch_add(held.saturating_sub(nothing), Ordering::Relaxed);
+        done
+    }
+
+    fn nanoseconds(&self) -> f64 {
+        Clock::get().nanoseconds(self.0.load(Ordering::Relaxed))
+    }
 }
 
 struct Linked {
     kind: Kind,
     detect: bool,
     lists: Mutex<Lists>,
-    held: AtomicU64,
+    held: Held,
 }
 
 #[derive(Default)]
@@ -157,15 +192,8 @@ impl Linked {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does a request's work under the lock, and adds up how long that takes.
     fn locked<T>(&self, work: impl FnOnce(&mut Lists) -> T) -> T {
-        let mut lists = self.lock();
-        let start = Instant::now();
-        let done = work(&mut lists);
-        let held = start.elapsed();
-        drop(lists);
-        self.held.fetch_add(held.as_nanos() as u64, Ordering::Relaxed);
-        done
+        self.held.locked(&self.lists, work)
     }
 
     fn take_staged(lists: &mut Lists) -> Result<u64, Refused> {
@@ -373,7 +401,7 @@ impl Design for Linked {
         let removed = match self.kind {
             Kind::V4 => self.delete_v4(n),
             Kind::Trim => self.delete_trim(total, n),
-            Kind::Linux72 | Kind::Segments => self.delete_72(n),
+            Kind::Linux72 | Kind::Ours | Kind::OursTrim => self.delete_72(n),
         }?;
         Ok(self.free(removed))
     }
@@ -407,8 +435,8 @@ impl Design for Linked {
         }
     }
 
-    fn held(&self) -> Duration {
-        Duration::from_nanos(self.held.load(Ordering::Relaxed))
+    fn held(&self) -> f64 {
+        self.held.nanoseconds()
     }
 }
 
@@ -417,15 +445,8 @@ impl Segments {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Linked::locked`].
     fn locked<T>(&self, work: impl FnOnce(&mut List) -> T) -> T {
-        let mut list = self.lock();
-        let start = Instant::now();
-        let done = work(&mut list);
-        let held = start.elapsed();
-        drop(list);
-        self.held.fetch_add(held.as_nanos() as u64, Ordering::Relaxed);
-        done
+        self.held.locked(&self.list, work)
     }
 }
 
@@ -438,7 +459,11 @@ impl Design for Segments {
     }
 
     fn stage(&self) -> Result<u64, Refused> {
-        self.locked(List::stage).map_err(|error| match error {
+        if self.trims {
+            return Err(Refused::Unknown);
+        }
+        let spare = Spare::default();
+        self.locked(|list| list.stage_with(spare)).map_err(|error| match error {
             StageError::Pending => Refused::Pending,
             StageError::Empty => Refused::TooFew,
             StageError::Suspended => Refused::Unknown,
@@ -446,13 +471,26 @@ impl Design for Segments {
     }
 
     fn delete_staged(&self) -> Result<u64, Refused> {
+        if self.trims {
+            return Err(Refused::Unknown);
+        }
         let removed = self.locked(List::delete_staged).map_err(refused)?;
         Ok(removed.records())
     }
 
-    fn delete_first(&self, _: u64, n: u64) -> Result<u64, Refused> {
-        let removed = self.locked(|list| list.delete_first(n)).map_err(refused)?;
-        Ok(removed.records())
+    fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused> {
+        let outline = self.locked(|list| list.outline());
+        let mut cut = outline.cut(n);
+        if self.trims {
+            self.locked(|list| list.trim_with(total, &mut cut)).map_err(|error| match error {
+                TrimError::WrongTotal { .. } => Refused::WrongTotal,
+                TrimError::TooMany { .. } => Refused::TooFew,
+                TrimError::Flush | TrimError::Suspended => Refused::Unknown,
+            })?;
+        } else {
+            self.locked(|list| list.delete_first_with(&mut cut)).map_err(refused)?;
+        }
+        Ok(cut.records())
     }
 
     fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8])) {
@@ -467,8 +505,8 @@ impl Design for Segments {
         }
     }
 
-    fn held(&self) -> Duration {
-        Duration::from_nanos(self.held.load(Ordering::Relaxed))
+    fn held(&self) -> f64 {
+        self.held.nanoseconds()
     }
 }
 
@@ -480,7 +518,7 @@ fn refused(error: DeleteError) -> Refused {
     }
 }
 
-/// A record of 152 bytes on average, and its digest.
+/// A record of 138 bytes on average, and its digest.
 pub fn record(i: u64) -> (RecordBuf, Digest) {
     let file = Bank::Sha256.hash(&[&i.to_le_bytes()]);
     let name = format!("/usr/lib/x86_64-linux-gnu/package-{}/file-{i}.so", i % 100);

@@ -3,12 +3,14 @@
 //! with `-- --write` the figures and charts go into docs.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod clock;
 mod designs;
 mod plot;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    collections::HashSet,
     env, fs,
     hint::{self, black_box},
     path::Path,
@@ -21,12 +23,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clock::{Clock, ticks};
 use designs::{Design, Kind, record};
+use foldhash::quality::RandomState;
 use ima_list::Part;
 use ima_log::{Digest, RecordBuf};
 use plot::{Line, chart};
 
 const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
+
+/// The length that only some are measured at, once: it takes gigabytes.
+const HUGE: usize = 10_000_000;
 
 /// How many records are there to be added while others are deleted.
 const MORE: usize = 200_000;
@@ -37,174 +44,291 @@ const PAGE: usize = 4096;
 /// The largest list that is read in a time that grows with its square.
 const MOST_QUADRATIC: usize = 100_000;
 
-/// Argument of the process that measures memory, before a design and a size.
+/// Arguments of the processes that measure memory and adding, before a design and a size.
 const MEMORY: &str = "--memory-of";
+const ADDING: &str = "--adding-to";
+
+/// Instead of a design: a set of digests and no list.
+const BARE_SET: &str = "a bare HashSet of digests";
+
+const KERNELS: &str = "all the kernel's";
 
 type Records = [(RecordBuf, Digest)];
 
 fn main() {
-    let mut args = env::args().skip_while(|arg| arg != MEMORY).skip(1);
-    if let (Some(kind), Some(size)) = (args.next(), args.next()) {
-        return memory(Kind::ALL[kind.parse::<usize>().unwrap()], size.parse().unwrap());
+    let args: Vec<_> = env::args().collect();
+    if let Some(at) = args.iter().position(|arg| arg == MEMORY || arg == ADDING) {
+        let kind = args[at + 1].parse().ok().map(|kind: usize| Kind::ALL[kind]);
+        let size = args[at + 2].parse().unwrap();
+        return match args[at].as_str() {
+            MEMORY => memory(kind.unwrap(), size),
+            _ => adding(kind, size as usize),
+        };
     }
     let most = SIZES[SIZES.len() - 1];
     let records: Vec<_> = (0..(most + MORE) as u64).map(record).collect();
-    let mut report = String::new();
-    let mut say = |line: String| {
-        println!("{line}");
-        report.push_str(&line);
-        report.push('\n');
-    };
-
-    let mut charts = Vec::new();
-    let mut lines = Vec::new();
-    say("Time the lock is held by A, and by N or T:N deleting half of the list (median); and how long that\n\
-         request takes as a whole, freeing included.\n\n\
-         | design | records | A | N or T:N | whole request |\n|---|--:|--:|--:|--:|"
-        .to_owned());
-    for kind in Kind::ALL {
-        let mut line = Line { name: kind.name().to_owned(), points: Vec::new() };
-        for (size, rounds) in SIZES.into_iter().zip([51, 21, 11, 5]) {
-            let [a, n, request] = held(kind, &records[..size], rounds);
-            let a = if kind.stages() { format!("{a:.1?}") } else { "–".to_owned() };
-            say(format!("| {} | {size} | {a} | {n:.1?} | {request:.1?} |", kind.name()));
-            line.points.push((size as f64, n.as_nanos().max(1) as f64));
-        }
-        lines.push(line);
-    }
-    charts.push((
-        "held.svg",
-        chart("Time the list's lock is held to delete half of the list", &lines),
+    let mut report = Report::default();
+    let clock = Clock::get();
+    report.say(&format!(
+        "The clock ticks every {:.2} ns; a lock that is taken and released with nothing done is measured at\n\
+         {:.0} ns. That is taken off each hold below.\n",
+        clock.tick,
+        clock.nanoseconds(clock.nothing)
     ));
-
-    say("\nTime to add a record, while nothing else happens and while all other records are deleted in\n\
-         100 requests. One is added every 5 µs. No duplicate detection.\n\n\
-         | design | records | idle p50 | p99.9 | deleting p50 | p99 | p99.9 |\n\
-         |---|--:|--:|--:|--:|--:|--:|"
-        .to_owned());
-    lines = Vec::new();
-    for kind in Kind::ALL {
-        let mut line = Line { name: kind.name().to_owned(), points: Vec::new() };
-        for size in SIZES {
-            let mut idle = beside(kind, &records, size, false);
-            let mut deleting = beside(kind, &records, size, true);
-            let [p50, p999] = [0.5, 0.999].map(|q| quantile(&mut idle, q));
-            let beside = [0.5, 0.99, 0.999].map(|q| quantile(&mut deleting, q));
-            say(format!(
-                "| {} | {size} | {p50:.1?} | {p999:.1?} | {:.1?} | {:.1?} | {:.1?} |",
-                kind.name(),
-                beside[0],
-                beside[1],
-                beside[2]
-            ));
-            line.points.push((size as f64, beside[2].as_nanos().max(1) as f64));
-        }
-        lines.push(line);
-    }
-    charts.push((
-        "append.svg",
-        chart("99.9 % of records are added within, while others are deleted", &lines),
-    ));
-
-    say("\nTime to read the whole list by pages of 4,096 bytes.\n\n\
-         | design | records | time |\n|---|--:|--:|"
-        .to_owned());
-    lines = Vec::new();
-    for (kind, most) in [(Kind::Linux72, MOST_QUADRATIC), (Kind::Segments, most)] {
-        let name = if kind == Kind::Segments { kind.name() } else { "all the kernel's" };
-        let mut line = Line { name: name.to_owned(), points: Vec::new() };
-        for size in SIZES.into_iter().filter(|size| *size <= most) {
-            let time = reading(kind, &records[..size]);
-            say(format!("| {name} | {size} | {time:.1?} |"));
-            line.points.push((size as f64, time.as_nanos() as f64));
-        }
-        lines.push(line);
-    }
-    charts.push(("read.svg", chart("Time to read the whole list by pages", &lines)));
+    held_table(&mut report, &records);
+    append_table(&mut report, &records);
+    read_table(&mut report, &records);
     drop(records);
-
-    say("\nBytes a record takes, as the allocator rounds them, with duplicate detection; what stays of them\n\
-         when all were deleted; and the time to add one at that length.\n\n\
-         | design | records | serialized | held | after delete | add |\n|---|--:|--:|--:|--:|--:|"
-        .to_owned());
-    for kind in [Kind::Linux72, Kind::Segments] {
-        for size in SIZES {
-            let index = Kind::ALL.iter().position(|other| *other == kind).unwrap().to_string();
-            let args = [MEMORY, &index, &size.to_string()];
-            let output = Command::new(env::current_exe().unwrap()).args(args).output().unwrap();
-            assert!(output.status.success());
-            let name = if kind == Kind::Segments { kind.name() } else { "all the kernel's" };
-            let figures = String::from_utf8(output.stdout).unwrap();
-            say(format!("| {name} | {size} | {} |", figures.trim()));
-        }
-    }
-
-    if env::args().any(|arg| arg == "--write") {
-        write(&report, &charts);
+    adding_table(&mut report);
+    memory_table(&mut report);
+    if args.iter().any(|arg| arg == "--write") {
+        report.write();
     }
 }
 
-fn filled(kind: Kind, records: &Records, detect: bool) -> Box<dyn Design> {
-    let list = kind.new_list(detect);
-    for (record, key) in records {
+/// What is printed, and the charts.
+#[derive(Default)]
+struct Report {
+    text: String,
+    charts: Vec<(&'static str, String)>,
+}
+
+impl Report {
+    fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    /// Puts the figures between their marks in docs/lock-study.md, and the charts beside it.
+    fn write(&self) {
+        const BEGIN: &str = "<!-- figures -->\n";
+        const END: &str = "<!-- end of figures -->";
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+        let page = docs.join("lock-study.md");
+        let text = fs::read_to_string(&page).unwrap();
+        let (before, rest) = text.split_once(BEGIN).unwrap();
+        let (_, after) = rest.split_once(END).unwrap();
+        fs::write(&page, format!("{before}{BEGIN}{}{END}{after}", self.text)).unwrap();
+        fs::create_dir_all(docs.join("lock-study")).unwrap();
+        for (name, svg) in &self.charts {
+            fs::write(docs.join("lock-study").join(name), svg).unwrap();
+        }
+    }
+}
+
+fn held_table(report: &mut Report, records: &Records) {
+    report.say(
+        "Time the lock is held by A, by D, and by N or T:N deleting half of the list (median, and the\n\
+         longest of all rounds); and how long the last takes as a whole, freeing included (median).\n\n\
+         | design | records | A | D | N or T:N | longest | whole request |\n|---|--:|--:|--:|--:|--:|--:|",
+    );
+    let mut lines = Vec::new();
+    for kind in Kind::ALL {
+        let mut line = Line { name: kind.name().to_owned(), points: Vec::new() };
+        let huge = matches!(kind, Kind::V4 | Kind::Ours).then_some((HUGE, 1));
+        for (size, rounds) in SIZES.into_iter().zip([101, 51, 25, 9]).chain(huge) {
+            let [a, d, n, longest, request] = held(kind, records, size, rounds);
+            let staged = |time| if kind.stages() { short(time) } else { "–".to_owned() };
+            let (a, d, name) = (staged(a), staged(d), kind.name());
+            let [short_n, longest, request] = [n, longest, request].map(short);
+            report.say(&format!(
+                "| {name} | {size} | {a} | {d} | {short_n} | {longest} | {request} |"
+            ));
+            line.points.push((size as f64, n.max(1.0)));
+        }
+        lines.push(line);
+    }
+    let svg = chart("Time the list's lock is held to delete half of the list", &lines);
+    report.charts.push(("held.svg", svg));
+}
+
+fn append_table(report: &mut Report, records: &Records) {
+    report.say(
+        "\nTime to add a record, while nothing else happens and while all other records are deleted in\n\
+         100 requests. One is added every 5 µs. No duplicate detection.\n\n\
+         | design | records | idle p50 | p99 | p99.9 | deleting p50 | p99 | p99.9 | p99.9 to idle |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    );
+    let mut lines = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::OursTrim) {
+        let mut line = Line { name: kind.name().to_owned(), points: Vec::new() };
+        for size in SIZES {
+            let [idle, deleting] = beside(kind, records, size)
+                .map(|mut times| [0.5, 0.99, 0.999].map(|q| quantile(&mut times, q)));
+            let figures = [idle, deleting].concat().into_iter().map(short).collect::<Vec<_>>();
+            report.say(&format!(
+                "| {} | {size} | {} | {:.2} |",
+                kind.name(),
+                figures.join(" | "),
+                deleting[2] / idle[2]
+            ));
+            line.points.push((size as f64, deleting[2].max(1.0)));
+        }
+        lines.push(line);
+    }
+    let svg = chart("99.9 % of records are added within, while others are deleted", &lines);
+    report.charts.push(("append.svg", svg));
+}
+
+fn read_table(report: &mut Report, records: &Records) {
+    report.say(
+        "\nTime to read the whole list by pages of 4,096 bytes.\n\n\
+         | design | records | time | a record |\n|---|--:|--:|--:|",
+    );
+    let mut lines = Vec::new();
+    for (kind, most) in [(Kind::Linux72, MOST_QUADRATIC), (Kind::Ours, HUGE)] {
+        let name = if kind == Kind::Ours { kind.name() } else { KERNELS };
+        let mut line = Line { name: name.to_owned(), points: Vec::new() };
+        for size in SIZES.into_iter().chain([HUGE]).filter(|size| *size <= most) {
+            let time = reading(kind, records, size);
+            let (whole, each) = (short(time), short(time / size as f64));
+            report.say(&format!("| {name} | {size} | {whole} | {each} |"));
+            line.points.push((size as f64, time));
+        }
+        lines.push(line);
+    }
+    report.charts.push(("read.svg", chart("Time to read the whole list by pages", &lines)));
+}
+
+fn adding_table(report: &mut Report) {
+    report.say(
+        "\nTime to add a record to a list of that length, with duplicate detection: on average over the\n\
+         last tenth (at most 20,000), and the longest of all since the list was empty.\n\n\
+         | what | records | add | longest |\n|---|--:|--:|--:|",
+    );
+    let mut lines = Vec::new();
+    let linux = (Some(Kind::Linux72), KERNELS, SIZES[SIZES.len() - 1]);
+    for (kind, name, most) in
+        [linux, (None, BARE_SET, HUGE), (Some(Kind::Ours), Kind::Ours.name(), HUGE)]
+    {
+        let mut line = Line { name: name.to_owned(), points: Vec::new() };
+        for size in SIZES.into_iter().chain([HUGE]).filter(|size| *size <= most) {
+            let figures = of_its_own(ADDING, kind, size);
+            let [each, longest] =
+                [0, 1].map(|at| figures.split(' ').nth(at).unwrap().parse::<f64>().unwrap());
+            report.say(&format!("| {name} | {size} | {} | {} |", short(each), short(longest)));
+            line.points.push((size as f64, each));
+        }
+        lines.push(line);
+    }
+    report.charts.push(("add.svg", chart("Time to add a record to a list of that length", &lines)));
+}
+
+fn memory_table(report: &mut Report) {
+    report.say(
+        "\nBytes a record takes, as the allocator rounds them, with duplicate detection; and what stays of\n\
+         them when all were deleted.\n\n\
+         | design | records | serialized | held | after delete |\n|---|--:|--:|--:|--:|",
+    );
+    for kind in [Kind::Linux72, Kind::Ours] {
+        let name = if kind == Kind::Ours { kind.name() } else { KERNELS };
+        // The kernel's takes a day to fill beyond.
+        let huge = (kind == Kind::Ours).then_some(HUGE);
+        for size in SIZES.into_iter().chain(huge) {
+            let figures = of_its_own(MEMORY, Some(kind), size);
+            report.say(&format!("| {name} | {size} | {figures} |"));
+        }
+    }
+}
+
+/// What a process of its own prints.
+fn of_its_own(what: &str, kind: Option<Kind>, size: usize) -> String {
+    let index = Kind::ALL.iter().position(|other| Some(*other) == kind);
+    let index = index.map_or("set".to_owned(), |index| index.to_string());
+    let args = [what, &index, &size.to_string()];
+    let output = Command::new(env::current_exe().unwrap()).args(args).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Nanoseconds, as one reads them.
+fn short(time: f64) -> String {
+    match time {
+        ..1e3 => format!("{time:.0} ns"),
+        ..1e6 => format!("{:.1} µs", time / 1e3),
+        ..1e9 => format!("{:.1} ms", time / 1e6),
+        _ => format!("{:.1} s", time / 1e9),
+    }
+}
+
+fn filled(kind: Kind, records: &Records, size: usize) -> Box<dyn Design> {
+    let list = kind.new_list(false);
+    for (record, key) in records.iter().take(size) {
         list.append(record, key).unwrap();
+    }
+    for (record, key) in (records.len() as u64..size as u64).map(record) {
+        list.append(&record, &key).unwrap();
     }
     list
 }
 
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
+/// In nanoseconds.
+fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let clock = Clock::get();
+    let start = ticks();
     let done = work();
-    (start.elapsed(), done)
+    (clock.nanoseconds(ticks() - start), done)
 }
 
-fn quantile(times: &mut [Duration], q: f64) -> Duration {
-    times.sort_unstable();
+fn quantile(times: &mut [f64], q: f64) -> f64 {
+    if times.is_empty() {
+        return 0.0;
+    }
+    times.sort_unstable_by(f64::total_cmp);
     times[((times.len() - 1) as f64 * q) as usize]
 }
 
-/// How long A and N hold the lock, and how long N takes; caches are cold, but for what adding a few
-/// records warms.
-fn held(kind: Kind, records: &Records, rounds: usize) -> [Duration; 3] {
-    let (records, last) = records.split_at(records.len() - 10);
-    let half = records.len() as u64 / 2;
-    let mut times = [const { Vec::new() }; 3];
+/// How long A, D and N hold the lock, N at most, and how long N takes; caches are cold, but for what
+/// adding a few records warms.
+fn held(kind: Kind, records: &Records, size: usize, rounds: usize) -> [f64; 5] {
+    let last = &records[records.len() - 10..];
+    let half = size as u64 / 2;
+    let [mut a, mut d, mut n, mut whole] = [const { Vec::new() }; 4];
     let mut other = vec![0u8; 64 << 20];
-    let mut ready = || {
-        let list = filled(kind, records, false);
+    let mut cold = |list: &dyn Design| {
         other.iter_mut().step_by(64).for_each(|byte| *byte = black_box(*byte) + 1);
         for (record, key) in last {
             list.append(record, key).unwrap();
         }
-        list
     };
     for _ in 0..rounds {
-        let list = ready();
-        let (whole, deleted) = timed(|| list.delete_first(0, half).unwrap());
-        times[1].push(list.held());
-        times[2].push(whole);
+        let list = filled(kind, records, size);
+        cold(&*list);
+        let (request, deleted) = timed(|| list.delete_first(0, half).unwrap());
+        n.push(list.held());
+        whole.push(request);
         assert_eq!(deleted, half);
         drop(list);
         if kind.stages() {
-            let list = ready();
+            let list = filled(kind, records, size);
+            cold(&*list);
             list.stage().unwrap();
-            times[0].push(list.held());
+            a.push(list.held());
+            cold(&*list);
+            list.delete_staged().unwrap();
+            d.push(list.held() - a[a.len() - 1]);
         }
     }
-    times.map(|mut times| if times.is_empty() { Duration::ZERO } else { quantile(&mut times, 0.5) })
+    let longest = quantile(&mut n, 1.0);
+    let [a, d, n, whole] = [a, d, n, whole].map(|mut times| quantile(&mut times, 0.5));
+    [a, d, n, longest, whole]
 }
 
-/// How long each append takes to a list of `size` records, idle otherwise, or while those are
-/// deleted.
-fn beside(kind: Kind, records: &Records, size: usize, deleting: bool) -> Vec<Duration> {
+/// How long each append takes to a list of `size` records, idle otherwise, and while those are deleted,
+/// by turns: so that what else the machine does meets both.
+fn beside(kind: Kind, records: &Records, size: usize) -> [Vec<f64>; 2] {
+    const ROUNDS: usize = 8;
     const REQUESTS: u64 = 100;
     const PACE: Duration = Duration::from_micros(300);
     // Without a pause most records would be added between requests, and few meet one.
     const BETWEEN: Duration = Duration::from_micros(5);
     let more = &records[records.len() - MORE..];
-    let mut all = Vec::new();
-    for _ in 0..5 {
-        let list = filled(kind, &records[..size], false);
+    let mut all = [const { Vec::new() }; 2];
+    for (deleting, times) in (0..2 * ROUNDS).map(|round| round % 2).map(|round| (round == 1, round))
+    {
+        let times = &mut all[times];
+        let list = filled(kind, records, size);
         let (start, done) = (Barrier::new(2), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -223,7 +347,7 @@ fn beside(kind: Kind, records: &Records, size: usize, deleting: bool) -> Vec<Dur
             });
             start.wait();
             for (record, key) in more {
-                all.push(timed(|| list.append(record, key).unwrap()).0);
+                times.push(timed(|| list.append(record, key).unwrap()).0);
                 let until = Instant::now() + BETWEEN;
                 while Instant::now() < until {
                     hint::spin_loop();
@@ -237,53 +361,48 @@ fn beside(kind: Kind, records: &Records, size: usize, deleting: bool) -> Vec<Dur
     all
 }
 
-fn reading(kind: Kind, records: &Records) -> Duration {
-    let list = filled(kind, records, false);
+fn reading(kind: Kind, records: &Records, size: usize) -> f64 {
+    let list = filled(kind, records, size);
     let mut read = 0;
     let (time, ()) = timed(|| {
         list.read(Part::Current, PAGE, &mut |slice| read += black_box(slice.to_vec()).len());
     });
-    assert_eq!(read, records.iter().map(|(record, _)| record.as_bytes().len()).sum::<usize>());
+    assert!(read > size * 100);
     time
+}
+
+/// Prints how long adding takes at the end on average, and at most.
+fn adding(kind: Option<Kind>, size: usize) {
+    let list = kind.map(|kind| kind.new_list(true));
+    let mut set = HashSet::with_hasher(RandomState::default());
+    let mut add = |record: &RecordBuf, key: &Digest| match &list {
+        Some(list) => list.append(record, key).unwrap(),
+        None => assert!(set.insert(<[u8; 32]>::try_from(key.as_bytes()).unwrap())),
+    };
+    let window = (size / 10).min(20_000);
+    let mut longest = 0.0f64;
+    for (record, key) in (0..(size - window) as u64).map(record) {
+        longest = longest.max(timed(|| add(&record, &key)).0);
+    }
+    let last: Vec<_> = ((size - window) as u64..size as u64).map(record).collect();
+    let (time, ()) = timed(|| last.iter().for_each(|(record, key)| add(record, key)));
+    println!("{} {longest}", time / window as f64);
 }
 
 fn memory(kind: Kind, size: u64) {
     let before = HELD.get();
     let list = kind.new_list(true);
-    let (mut bytes, mut adding) = (0, Duration::ZERO);
-    const LAST: u64 = 1_000;
-    for i in 0..size {
-        let (record, key) = record(i);
+    let mut bytes = 0;
+    for (record, key) in (0..size).map(record) {
         bytes += record.as_bytes().len();
-        let (time, added) = timed(|| list.append(&record, &key));
-        added.unwrap();
-        if i >= size - LAST {
-            adding += time;
-        }
+        list.append(&record, &key).unwrap();
     }
     let held = HELD.get() - before;
     list.stage().unwrap();
     list.delete_staged().unwrap();
     let kept = HELD.get() - before;
     let each = |bytes: i64| bytes as f64 / size as f64;
-    let adding = adding / LAST as u32;
-    println!("{:.0} | {:.0} | {:.0} | {adding:.1?}", each(bytes as i64), each(held), each(kept));
-}
-
-/// Puts the figures between their marks in docs/lock-study.md, and the charts beside it.
-fn write(report: &str, charts: &[(&str, String)]) {
-    const BEGIN: &str = "<!-- figures -->\n";
-    const END: &str = "<!-- end of figures -->";
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    let page = docs.join("lock-study.md");
-    let text = fs::read_to_string(&page).unwrap();
-    let (before, rest) = text.split_once(BEGIN).unwrap();
-    let (_, after) = rest.split_once(END).unwrap();
-    fs::write(&page, format!("{before}{BEGIN}{report}{END}{after}")).unwrap();
-    fs::create_dir_all(docs.join("lock-study")).unwrap();
-    for (name, svg) in charts {
-        fs::write(docs.join("lock-study").join(name), svg).unwrap();
-    }
+    println!("{:.0} | {:.0} | {:.0}", each(bytes as i64), each(held), each(kept));
 }
 
 /// Counts what a thread has allocated and not freed, in units of 16 bytes with 8 for the allocator.
