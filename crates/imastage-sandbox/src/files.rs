@@ -74,7 +74,7 @@ impl Files {
     ) -> Result<u64, Errno> {
         let mut state = self.state();
         let state = &mut *state;
-        let caller = self.taken_for(state, caller);
+        let caller = Caller { thread: self.taken_for(state, caller.thread), ..caller };
         let door = match file.door() {
             Some(_) => self.faults.open(&mut state.doors, file, access, caller)?,
             None => {
@@ -141,7 +141,9 @@ impl Files {
 
     /// A thread closes a descriptor of the file; others may be left.
     pub(crate) fn close(&self, handle: u64, thread: u64) {
-        if let Some(file) = self.state().open.get_mut(&handle) {
+        let mut state = self.state();
+        let thread = self.taken_for(&state, thread);
+        if let Some(file) = state.open.get_mut(&handle) {
             file.closer = thread;
         }
     }
@@ -166,17 +168,13 @@ impl Files {
         state
     }
 
-    /// Whom the kernel takes the caller for. It remembers where the writer's thread was in memory,
-    /// and there another one may be by now.
-    fn taken_for(&self, state: &State, caller: Caller) -> Caller {
+    /// The thread that the kernel takes this one for. It remembers where the writer's thread was in
+    /// memory, and there another one may be by now.
+    fn taken_for(&self, state: &State, thread: u64) -> u64 {
+        let gone = |writer| u32::try_from(writer).is_ok_and(|writer| !caller::exists(writer));
         match state.doors.writer() {
-            Some(writer)
-                if self.machine.has(Hazard::LockBooks)
-                    && u32::try_from(writer).is_ok_and(|thread| !caller::exists(thread)) =>
-            {
-                Caller { thread: writer, ..caller }
-            }
-            _ => caller,
+            Some(writer) if self.machine.has(Hazard::LockBooks) && gone(writer) => writer,
+            _ => thread,
         }
     }
 

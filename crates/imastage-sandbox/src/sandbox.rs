@@ -37,6 +37,8 @@ pub struct Config {
     pub banks: Option<Vec<Bank>>,
     /// Whether the kernel measures what it does itself: kexec and trimming.
     pub critical_data: bool,
+    /// Whether programs are measured as they are executed, if that is permitted.
+    pub watch: bool,
     /// What it does as Linux 7.2 does and nobody would want.
     pub hazards: Vec<Hazard>,
 }
@@ -101,6 +103,7 @@ impl Config {
             duplicates: Duplicates::default(),
             banks: None,
             critical_data: false,
+            watch: true,
             hazards: Vec::new(),
         }
     }
@@ -237,7 +240,10 @@ impl Sandbox {
         let socket = run_dir.path().join("control.sock");
         control::serve(Arc::clone(&machine), listen(&socket)?)
             .map_err(|error| SandboxError::Path { path: socket, error })?;
-        let watching = exec_watch::start(Arc::clone(&machine));
+        let watching = match config.watch {
+            true => exec_watch::start(Arc::clone(&machine)),
+            false => Err("it was not asked for".to_owned()),
+        };
         if let Err(why) = &watching {
             tracing::info!(why, "programs are not measured as they are executed");
         }

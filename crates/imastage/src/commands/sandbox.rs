@@ -49,6 +49,9 @@ pub struct Args {
     /// CRITICAL_DATA.
     #[arg(long)]
     critical_data: bool,
+    /// Measure only what `sandbox measure` and its like ask for, not what is executed.
+    #[arg(long)]
+    no_watch: bool,
     /// Something Linux 7.2 does and nobody would want: `lock-books` (the lock gets stuck or lost
     /// unless a writer has one file open and closes it in the thread that opened it), `no-memory` (D
     /// says ENOMEM and deletes all the same). May be given several times.
@@ -183,6 +186,7 @@ fn serve(args: Args, out: &Output) -> Result<Outcome, Failure> {
         duplicates,
         banks: args.banks,
         critical_data: args.critical_data,
+        watch: !args.no_watch,
         hazards: args.hazard,
         ..Config::new(mount, args.tpm)
     };

@@ -1,11 +1,10 @@
-//! A mounted sandbox, through the file system as any client sees it.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+//! Its files, through the file system.
 
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     thread,
 };
@@ -13,94 +12,12 @@ use std::{
 use ima_log::{Bank, Format, PrefixSearch, Records};
 use imastage_sandbox::{
     Config, Sandbox, TpmChoice,
-    control::{Answer, Command as Ask, Measured, ask},
+    control::{Command as Ask, ask},
     tpm_of,
 };
 use imastage_tpm::{PcrSelection, Tpm};
-use tempfile::TempDir;
 
-struct Mounted {
-    sandbox: Option<Sandbox>,
-    dir: TempDir,
-}
-
-impl Mounted {
-    /// `None`, loudly, where FUSE cannot be had.
-    fn new(tpm: TpmChoice) -> Option<Mounted> {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config::new(dir.path().join("ima"), tpm);
-        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
-            eprintln!("SKIPPED: /dev/fuse: {error}");
-            return None;
-        }
-        let sandbox = Sandbox::start(&config).unwrap();
-        Some(Mounted { sandbox: Some(sandbox), dir })
-    }
-
-    fn mount(&self) -> PathBuf {
-        self.dir.path().join("ima")
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.mount().join(name)
-    }
-
-    fn measure(&self, paths: &[PathBuf]) -> Measured {
-        let ask_for = Ask::Measure { paths: paths.to_vec() };
-        match ask(&self.mount(), &ask_for, &mut |_| {}).unwrap() {
-            Answer::Done(measured) => measured,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// New files with contents of their own, measured.
-    fn add(&self, names: &[&str]) {
-        let paths: Vec<PathBuf> = names
-            .iter()
-            .map(|name| {
-                let path = self.dir.path().join(name);
-                fs::write(&path, name).unwrap();
-                path
-            })
-            .collect();
-        assert_eq!(self.measure(&paths).added, names.len() as u64);
-    }
-
-    fn count(&self) -> u64 {
-        let text = fs::read_to_string(self.file("runtime_measurements_count")).unwrap();
-        text.trim().parse().unwrap()
-    }
-
-    fn records(&self, name: &str) -> Vec<String> {
-        let list = fs::read(self.file(name)).unwrap();
-        Records::new(&list, Format::native(Bank::Sha1))
-            .map(|record| {
-                let name = record.unwrap().event_name().unwrap().to_vec();
-                let name = String::from_utf8(name).unwrap();
-                name.rsplit('/').next().unwrap().to_owned()
-            })
-            .collect()
-    }
-
-    fn request(&self, name: &str, request: &str) -> Result<(), i32> {
-        let mut file = File::options().write(true).open(self.file(name)).map_err(raw)?;
-        let written = file.write(request.as_bytes()).map_err(raw)?;
-        assert_eq!(written, request.len());
-        Ok(())
-    }
-}
-
-fn raw(error: io::Error) -> i32 {
-    error.raw_os_error().unwrap()
-}
-
-const EBUSY: i32 = 16;
-const EEXIST: i32 = 17;
-const EINVAL: i32 = 22;
-const ENOENT: i32 = 2;
-
-const CURRENT: &str = "binary_runtime_measurements";
-const STAGED: &str = "binary_runtime_measurements_staged";
+use crate::mounted::{CURRENT, EBUSY, EEXIST, EINVAL, ENOENT, Mounted, STAGED, raw};
 
 #[test]
 fn looks_like_securityfs() {
@@ -274,7 +191,7 @@ fn every_record_extends_the_tpm_in_list_order() {
     // Read after the PCRs, the list is never behind them.
     assert!(search.common_match().is_some_and(|records| records >= 201), "{search:?}");
 
-    // Each bank has its files, and evmctl agrees.
+    // Each bank has its files.
     let sha256 = fs::read(mounted.file("binary_runtime_measurements_sha256")).unwrap();
     let mut computed = Vec::new();
     for record in Records::new(&list, Format::native(Bank::Sha1)) {
@@ -283,31 +200,11 @@ fn every_record_extends_the_tpm_in_list_order() {
     assert!(sha256.starts_with(&computed));
     let ascii = fs::read(mounted.file("ascii_runtime_measurements_sha512")).unwrap();
     assert!(ascii.len() > list.len());
-    evmctl_agrees(&mounted, &mut tpm);
-}
-
-fn evmctl_agrees(mounted: &Mounted, tpm: &mut Tpm) {
-    if Command::new("evmctl").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: evmctl is missing (apt-get install ima-evm-utils)");
-        return;
-    }
-    let pcrs = mounted.dir.path().join("pcrs");
-    let lines: String = (0..24)
-        .map(|pcr| format!("PCR-{pcr:02}: {}\n", tpm.pcr_read(Bank::Sha256, pcr).unwrap()))
-        .collect();
-    fs::write(&pcrs, lines).unwrap();
-    let output = Command::new("evmctl")
-        .args(["ima_measurement", "--pcrs"])
-        .arg(format!("sha256,{}", pcrs.display()))
-        .arg(mounted.file(CURRENT))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn executed_programs_are_measured_as_root() {
-    let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
+    let Some(mounted) = Mounted::with(TpmChoice::None, |c| c.watch = true) else { return };
     if let Err(why) = mounted.sandbox.as_ref().unwrap().watches_programs() {
         assert!(!rustix::process::geteuid().is_root() || why.contains("fanotify"), "{why}");
         eprintln!("SKIPPED: {why}");

@@ -1,0 +1,108 @@
+//! Programs that know nothing of a sandbox: evmctl, keylime.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use ima_log::{Bank, IMA_PCR};
+use imastage_sandbox::{TpmChoice, tpm_of};
+use imastage_tpm::Tpm;
+
+use crate::mounted::{CURRENT, EBUSY, Mounted, STAGED};
+
+#[test]
+fn evmctl_agrees() {
+    if Command::new("evmctl").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: evmctl is missing (apt-get install ima-evm-utils)");
+        return;
+    }
+    let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
+    let mut tpm = Tpm::connect(&tpm_of(&mounted.mount()).unwrap()).unwrap();
+    let mut agrees = || {
+        let mut command = Command::new("evmctl");
+        command.args(["ima_measurement", "--pcrs"]);
+        let pcrs = mounted.dir.path().join("pcrs");
+        let lines: String = (0..24)
+            .map(|pcr| format!("PCR-{pcr:02}: {}\n", tpm.pcr_read(Bank::Sha256, pcr).unwrap()))
+            .collect();
+        fs::write(&pcrs, lines).unwrap();
+        command.arg(format!("sha256,{}", pcrs.display())).arg(mounted.file(CURRENT));
+        command.output().unwrap().status.success()
+    };
+    mounted.add(&["a", "b"]);
+    assert!(agrees());
+    // What was deleted is missing.
+    mounted.request(CURRENT, "1\n").unwrap();
+    assert!(!agrees());
+}
+
+/// keylime with a list that it keeps open.
+struct Keylime {
+    child: Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Keylime {
+    /// `None`, loudly, if it is not installed.
+    fn start(list: &Path) -> Option<Keylime> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let python = root.join("../../target/peers/bin/python");
+        if !python.exists() {
+            eprintln!("SKIPPED: no keylime here; run scripts/install-keylime");
+            return None;
+        }
+        let mut child = Command::new(python)
+            .arg(root.join("tests/sandbox/attest_with_keylime.py"))
+            .arg(list)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Some(Keylime { child, answers })
+    }
+
+    /// One round: how many records are verified, and what is wrong.
+    fn attest(&mut self, pcr: &str) -> (u64, Vec<String>) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{pcr}").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let failures = answer["failures"].as_array().unwrap();
+        let failures = failures.iter().map(|id| id.as_str().unwrap().to_owned()).collect();
+        (answer["records"].as_u64().unwrap(), failures)
+    }
+}
+
+impl Drop for Keylime {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn keylime_reads_on_and_stands_in_the_way() {
+    let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
+    let list = mounted.file("ascii_runtime_measurements");
+    let Some(mut keylime) = Keylime::start(&list) else { return };
+    let mut tpm = Tpm::connect(&tpm_of(&mounted.mount()).unwrap()).unwrap();
+    let mut pcr = || tpm.pcr_read(Bank::Sha256, IMA_PCR).unwrap().to_string();
+    for round in 1..=3u64 {
+        mounted.add(&[&format!("a{round}"), &format!("b{round}")]);
+        assert_eq!(keylime.attest(&pcr()), (1 + 2 * round, vec![]));
+    }
+    // An agent that keeps the list open keeps everybody from staging.
+    assert_eq!(mounted.request(STAGED, "A\n"), Err(EBUSY));
+    drop(keylime);
+    mounted.request(STAGED, "A\n").unwrap();
+    mounted.request(STAGED, "D\n").unwrap();
+    // And one that begins now is lost for ever.
+    mounted.add(&["late"]);
+    let Some(mut keylime) = Keylime::start(&list) else { return };
+    let (_, failures) = keylime.attest(&pcr());
+    assert_eq!(failures, ["ima.pcr_mismatch"]);
+}
