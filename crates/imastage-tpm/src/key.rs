@@ -11,7 +11,7 @@ use tpm2_protocol::{
 };
 
 use crate::{
-    Tpm, TpmError,
+    PublicArea, Tpm, TpmError,
     tpm::{malformed, password},
 };
 
@@ -29,12 +29,18 @@ pub enum KeyKind {
 pub struct AttestationKey {
     handle: TpmHandle,
     public_pem: String,
+    public_area: PublicArea,
 }
 
 impl AttestationKey {
     /// The public half as SubjectPublicKeyInfo in PEM, as `tpm2_readpublic -f pem` writes it.
     pub fn public_pem(&self) -> &str {
         &self.public_pem
+    }
+
+    /// The public half as the TPM says it, attributes and all.
+    pub fn public_area(&self) -> &PublicArea {
+        &self.public_area
     }
 
     pub(crate) fn handle(&self) -> TpmHandle {
@@ -60,7 +66,10 @@ impl Tpm {
         // If a client had this handle, what it stood for is gone.
         self.claims.forget(handle.value());
         match pem(kind, &response.out_public.inner) {
-            Ok(public_pem) => Ok(AttestationKey { handle, public_pem }),
+            Ok(public_pem) => {
+                let public_area = PublicArea::new(response.out_public.inner);
+                Ok(AttestationKey { handle, public_pem, public_area })
+            }
             Err(why) => {
                 self.flush_handle(handle)?;
                 Err(malformed(WHAT, &why))
@@ -69,7 +78,7 @@ impl Tpm {
     }
 }
 
-fn template(kind: KeyKind) -> TpmtPublic {
+pub(crate) fn template(kind: KeyKind) -> TpmtPublic {
     let sha256 = TpmuAsymScheme::Hash(TpmsSchemeHash { hash_alg: TpmAlgId::Sha256 });
     let (object_type, parameters, unique) = match kind {
         KeyKind::EccP256 => (
@@ -110,7 +119,7 @@ fn template(kind: KeyKind) -> TpmtPublic {
 }
 
 /// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in PEM.
-fn pem(kind: KeyKind, public: &TpmtPublic) -> Result<String, String> {
+pub(crate) fn pem(kind: KeyKind, public: &TpmtPublic) -> Result<String, String> {
     if public.object_attributes != template(kind).object_attributes {
         return Err(format!("the key has attributes {:?}", public.object_attributes));
     }
@@ -138,7 +147,7 @@ fn pem(kind: KeyKind, public: &TpmtPublic) -> Result<String, String> {
 }
 
 /// A TPM may leave leading zeros out.
-fn coordinate(bytes: &[u8]) -> Result<[u8; 32], String> {
+pub(crate) fn coordinate(bytes: &[u8]) -> Result<[u8; 32], String> {
     let mut coordinate = [0; 32];
     let start = 32usize.checked_sub(bytes.len());
     match start {

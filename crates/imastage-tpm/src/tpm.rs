@@ -376,7 +376,7 @@ pub(crate) fn malformed(command: &'static str, why: &str) -> TpmError {
     TpmError::Malformed { command, why: why.to_owned() }
 }
 
-fn unwritable(command: &'static str) -> impl Fn(tpm2_protocol::TpmError) -> TpmError {
+pub(crate) fn unwritable(command: &'static str) -> impl Fn(tpm2_protocol::TpmError) -> TpmError {
     move |error| TpmError::Command { command, error }
 }
 
