@@ -56,12 +56,28 @@ pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
     check_on(&SystemDisk, state)
 }
 
+/// As [`check`], of any epoch, packed or not.
+///
+/// # Errors
+/// As [`check`]; [`StoreError::NoSuchEpoch`].
+pub fn check_epoch(state: &Path, number: u64) -> Result<CheckReport, StoreError> {
+    check_epoch_on(&SystemDisk, state, number)
+}
+
 pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, StoreError> {
     files::require(disk, state)?;
-    let Some(number) = files::latest_epoch(disk, state)? else {
-        return Ok(CheckReport::default());
-    };
-    let dir = files::epoch_dir(state, number);
+    match files::latest_epoch(disk, state)? {
+        Some(number) => check_epoch_on(disk, state, number),
+        None => Ok(CheckReport::default()),
+    }
+}
+
+pub(crate) fn check_epoch_on(
+    disk: &dyn Disk,
+    state: &Path,
+    number: u64,
+) -> Result<CheckReport, StoreError> {
+    let dir = files::require_epoch(disk, state, number)?;
     let (epoch, commits) = Commits::open(disk, &dir, Mode::Read)?;
     let segments = files::segments(disk, &dir)?;
     let checkpoints = Checkpoints::open(disk, &dir, &epoch, Mode::Read);
@@ -244,10 +260,9 @@ impl Check<'_> {
     /// Reads part of a segment. To its end, if `end` is [`u64::MAX`]; if it is the beginning, there
     /// should be nothing.
     fn part(&mut self, span: &mut Span, first: u64, begin: u64, end: u64, commit: &Commit) {
-        let path = files::segment_path(&self.dir, first);
         let left = |span: &Span| span.next.min(commit.records)..commit.records;
-        let file = self.disk.open(&path, Mode::Read).and_then(|file| Ok((file.size()?, file)));
-        let (size, file) = match file {
+        let (path, file) = files::open_segment(self.disk, &self.dir, first);
+        let (size, file) = match file.and_then(|file| Ok((file.size()?, file))) {
             Ok(file) => file,
             Err(error) => return self.found(&path, begin, left(span), error.to_string()),
         };
@@ -260,9 +275,10 @@ impl Check<'_> {
         }
         let end = if end == u64::MAX { size } else { end };
         let mut decoder = Decoder::new(Format::native(Bank::Sha1));
-        let (mut chunk, mut offset) = (vec![0; CHUNK], begin);
+        let chunk = usize::try_from(end.saturating_sub(begin)).unwrap_or(CHUNK).min(CHUNK);
+        let (mut chunk, mut offset) = (vec![0; chunk], begin);
         while offset < end {
-            let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(CHUNK);
+            let most = usize::try_from(end - offset).unwrap_or(usize::MAX).min(chunk.len());
             let read = match file.read_up_to(&mut chunk[..most], offset) {
                 Ok(0) => {
                     let what = format!("the segment ends here, expected {end} bytes");

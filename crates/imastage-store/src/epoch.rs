@@ -25,6 +25,8 @@ pub struct Epoch {
     /// The banks of which it keeps that, too, as kernels extend them that have not the bank's hash:
     /// with the SHA-1 template digest and zeros behind it.
     pub padded: Vec<Bank>,
+    /// When it began, in seconds since 1970.
+    pub created: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,13 +54,10 @@ impl EpochId {
 impl Epoch {
     /// The file `epoch.json`.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let created = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
         let mut json = serde_json::to_vec_pretty(&EpochFile {
             number: self.number,
             id: self.id.clone(),
-            created,
+            created: self.created,
             banks: self.banks.iter().map(ToString::to_string).collect(),
             padded: self.padded.iter().map(ToString::to_string).collect(),
         })?;
@@ -70,7 +69,7 @@ impl Epoch {
     pub(crate) fn decode(json: &[u8]) -> Result<Epoch, String> {
         let file: EpochFile = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         let (banks, padded) = (parse(&file.banks)?, parse(&file.padded)?);
-        Ok(Epoch { number: file.number, id: file.id, banks, padded })
+        Ok(Epoch { number: file.number, id: file.id, banks, padded, created: file.created })
     }
 
     /// PCR 10 as a TPM reset leaves it: each value that is kept, in the order in which commits hold

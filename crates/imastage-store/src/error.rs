@@ -84,6 +84,14 @@ pub enum StoreError {
         /// How many records there are.
         len: u64,
     },
+    /// There is no such epoch.
+    #[error("{}: there is no epoch {asked}", path.display())]
+    NoSuchEpoch {
+        /// The state directory.
+        path: PathBuf,
+        /// The epoch's number.
+        asked: u64,
+    },
     /// Records need an epoch to be in.
     #[error("no epoch was begun")]
     NoEpoch,

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     StoreError,
     disk::{Content, Disk, Mode},
+    packed::Packed,
 };
 
 pub(crate) const LOCK: &str = "lock";
@@ -38,6 +39,11 @@ pub(crate) fn epoch_dir(state: &Path, number: u64) -> PathBuf {
     epochs_dir(state).join(format!("{number:04}"))
 }
 
+/// A segment of a closed epoch that was packed.
+pub(crate) fn packed_path(epoch: &Path, first: u64) -> PathBuf {
+    epoch.join(format!("{first:020}.ima.gz"))
+}
+
 pub(crate) fn segment_path(epoch: &Path, first: u64) -> PathBuf {
     epoch.join(format!("{first:020}.ima"))
 }
@@ -48,17 +54,42 @@ pub(crate) fn segments(disk: &dyn Disk, epoch: &Path) -> Result<Vec<u64>, StoreE
         .list(epoch)
         .at(epoch, "list")?
         .iter()
-        .filter_map(|name| name.to_str()?.strip_suffix(".ima")?.parse().ok())
+        .filter_map(|name| {
+            let name = name.to_str()?;
+            name.strip_suffix(".gz").unwrap_or(name).strip_suffix(".ima")?.parse().ok()
+        })
         .collect();
     firsts.sort_unstable();
+    firsts.dedup();
     Ok(firsts)
+}
+
+/// The numbers of the epochs there are, ascending.
+pub(crate) fn epochs(disk: &dyn Disk, state: &Path) -> Result<Vec<u64>, StoreError> {
+    let dir = epochs_dir(state);
+    let names = disk.list(&dir).at(&dir, "list")?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// The number of the latest epoch.
 pub(crate) fn latest_epoch(disk: &dyn Disk, state: &Path) -> Result<Option<u64>, StoreError> {
-    let dir = epochs_dir(state);
-    let names = disk.list(&dir).at(&dir, "list")?;
-    Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).max())
+    Ok(epochs(disk, state)?.pop())
+}
+
+/// The directory of an epoch that is there.
+pub(crate) fn require_epoch(
+    disk: &dyn Disk,
+    state: &Path,
+    number: u64,
+) -> Result<PathBuf, StoreError> {
+    require(disk, state)?;
+    if epochs(disk, state)?.contains(&number) {
+        return Ok(epoch_dir(state, number));
+    }
+    Err(StoreError::NoSuchEpoch { path: state.to_owned(), asked: number })
 }
 
 /// Makes a directory and those it is in, durably. They may be there: then their names are synced all
@@ -144,20 +175,36 @@ pub(crate) fn cut(file: &dyn Content, to: u64, path: &Path) -> Result<u64, Store
     Ok(size.saturating_sub(to))
 }
 
-/// Opens a segment that a commit names; `last` is the last record it has to hold.
+/// Opens a segment for reading, packed or not. While it is being packed it is there twice; the one
+/// that is not packed counts.
 pub(crate) fn open_segment(
     disk: &dyn Disk,
-    path: &Path,
-    mode: Mode,
-    last: u64,
-) -> Result<Arc<dyn Content>, StoreError> {
-    match disk.open(path, mode) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Damaged {
-            path: path.to_owned(),
+    epoch: &Path,
+    first: u64,
+) -> (PathBuf, io::Result<Arc<dyn Content>>) {
+    let path = segment_path(epoch, first);
+    match disk.open(&path, Mode::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let packed = packed_path(epoch, first);
+            match disk.open(&packed, Mode::Read) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (path, Err(error)),
+                Err(error) => (packed, Err(error)),
+                Ok(file) => (packed, Packed::open(file).map(|file| Arc::new(file) as _)),
+            }
+        }
+        file => (path, file),
+    }
+}
+
+/// That a segment could not be opened; `last` is the last record it has to hold.
+pub(crate) fn unopened(path: PathBuf, error: io::Error, last: u64) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::NotFound => StoreError::Damaged {
+            path,
             offset: 0,
             why: format!("the segment is gone: its records, up to index {last}, are missing"),
-        }),
-        file => file.at(path, "open"),
+        },
+        _ => StoreError::Io { path, doing: "open", error },
     }
 }
 

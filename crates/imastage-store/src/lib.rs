@@ -10,12 +10,14 @@
 
 mod check;
 mod checkpoints;
+mod closed;
 mod commits;
 mod disk;
 mod epoch;
 mod error;
 mod files;
 mod notes;
+mod packed;
 mod reader;
 #[cfg(test)]
 mod sim;
@@ -24,7 +26,8 @@ mod store;
 mod survival;
 mod writing;
 
-pub use check::{CheckReport, Damage, check};
+pub use check::{CheckReport, Damage, check, check_epoch};
+pub use closed::{EpochSummary, Packing, Retention, epochs, pack, prune};
 pub use epoch::{Epoch, EpochId};
 pub use error::StoreError;
 pub use notes::{Note, notes};

@@ -78,6 +78,17 @@ impl Reader {
         Reader::open_epoch(disk, &files::epoch_dir(state, number))
     }
 
+    /// Opens any epoch of a state directory; those that are closed may be packed. Constant time.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAStore`], [`StoreError::NoSuchEpoch`], [`StoreError::Damaged`],
+    /// [`StoreError::Io`].
+    pub fn open_number(state: &Path, number: u64) -> Result<Reader, StoreError> {
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        let dir = files::require_epoch(disk.as_ref(), state, number)?;
+        Reader::open_epoch(disk, &dir)
+    }
+
     pub(crate) fn open_epoch(disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader, StoreError> {
         let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Read)?;
         let last = commits.last()?;
@@ -184,6 +195,8 @@ impl Reader {
         } else {
             Segment::open(self.disk.as_ref(), &self.dir, &self.commits, start)?
         };
+        let left = usize::try_from(self.last.bytes - start.bytes.min(self.last.bytes));
+        let chunk = left.unwrap_or(CHUNK).clamp(1, CHUNK);
         Ok(Cursor {
             disk: Arc::clone(&self.disk),
             dir: self.dir.clone(),
@@ -192,7 +205,7 @@ impl Reader {
             next: start.records,
             segment,
             decoder: Decoder::new(Format::native(Bank::Sha1)),
-            chunk: vec![0; CHUNK],
+            chunk: vec![0; chunk],
         })
     }
 }
@@ -260,7 +273,6 @@ impl Segment {
         commits: &Commits,
         start: &Commit,
     ) -> Result<Segment, StoreError> {
-        let path = files::segment_path(dir, start.segment);
         let last = commits.last_that(|commit| commit.segment <= start.segment)?;
         if last.records == 0
             || last.segment != start.segment
@@ -272,7 +284,8 @@ impl Segment {
                 why: format!("record {} begins a segment, no commit says so", start.segment),
             });
         }
-        let file = files::open_segment(disk, &path, Mode::Read, last.records - 1)?;
+        let (path, file) = files::open_segment(disk, dir, start.segment);
+        let file = file.map_err(|error| files::unopened(path.clone(), error, last.records - 1))?;
         let (begin, end) = (start.segment_len, last.segment_len);
         let first = start.segment;
         Ok(Segment { path, file, first, begin, offset: begin, end, next: last.records })

@@ -291,6 +291,17 @@ impl Disk for SimDisk {
             names.remove(path.file_name().unwrap());
         })
     }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.step()?;
+        if !state.names(dir)?.0.is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        state.change(dir, |names| {
+            names.remove(dir.file_name().unwrap());
+        })
+    }
 }
 
 impl SimFile {

@@ -3,6 +3,7 @@ use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use ima_log::{Bank, Digest, Extend, Record};
@@ -129,7 +130,9 @@ impl Store {
         // Made under another name first: an epoch is there whole or not at all.
         let dir = files::epoch_dir(&self.state, number);
         let new = dir.with_extension("new");
-        let epoch = Epoch { number, id, banks, padded };
+        let created =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let epoch = Epoch { number, id, banks, padded, created };
         let json = epoch.encode().map_err(std::io::Error::from).at(&new, "describe the epoch")?;
         files::make_dirs(disk, &new)?;
         files::replace(disk, &new.join(COMMITS), &Commits::header(&epoch, &json))?;

@@ -13,7 +13,6 @@ use crate::{
     commits::{Commit, Commits},
     disk::{Content, Disk, Mode},
     files::{self, At},
-    reader::CHUNK,
 };
 
 /// What opening a store cut off behind the last commit: a batch that a crash interrupted, whose
@@ -246,7 +245,8 @@ impl Writing {
             return Ok(None);
         }
         let path = files::segment_path(&self.dir, segment);
-        let file = files::open_segment(self.disk.as_ref(), &path, Mode::Write, records - 1)?;
+        let file = self.disk.open(&path, Mode::Write);
+        let file = file.map_err(|error| files::unopened(path.clone(), error, records - 1))?;
         let size = file.size().at(&path, "look at")?;
         if size < segment_len {
             let why = format!(
@@ -276,7 +276,7 @@ impl Writing {
         let n = names.iter().filter(|name| name.to_string_lossy().ends_with(".cut")).count();
         let to = self.dir.join(format!("{:020}-{n}.cut", self.committed.records));
         let mut copy: Option<Arc<dyn Content>> = None;
-        let (mut chunk, mut end) = (vec![0; CHUNK], 0);
+        let (mut chunk, mut end) = (vec![0; 64 << 10], 0);
         for (path, file, mut offset) in parts {
             loop {
                 let read = file.read_up_to(&mut chunk, offset).at(&path, "read")?;
