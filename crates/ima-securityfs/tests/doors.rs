@@ -1,0 +1,120 @@
+//! The doors let in exactly whom a model lets in that remembers every open file.
+#![allow(clippy::unwrap_used)]
+
+use ima_securityfs::{Access, Caller, Dialect, Door, Doors, Errno, Open};
+use proptest::prelude::*;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Open(Door, Access, Caller),
+    /// Closes the file opened so many opens ago, by this thread.
+    Close(prop::sample::Index, u64),
+}
+
+/// An open file as the model remembers it.
+struct Held {
+    door: Door,
+    access: Access,
+    thread: u64,
+    open: Open,
+}
+
+fn expected(
+    dialect: Dialect,
+    held: &[Held],
+    door: Door,
+    access: Access,
+    who: Caller,
+) -> Result<(), Errno> {
+    let reads_log = door == Door::TrimLog && access == Access::Read;
+    if !who.admin && (access == Access::Write || reads_log) {
+        return Err(Errno::EPERM);
+    }
+    if reads_log {
+        return Ok(());
+    }
+    // Whoever only reads the log locks nothing.
+    let mut locking =
+        held.iter().filter(|h| h.door == Door::Measurements || h.access == Access::Write);
+    let granted = match access {
+        Access::Read => locking.all(|held| held.access == Access::Read),
+        Access::Write => locking.all(|held| {
+            held.access == Access::Write && held.thread == who.thread && dialect == Dialect::Linux72
+        }),
+    };
+    if granted { Ok(()) } else { Err(Errno::EBUSY) }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let door = prop_oneof![4 => Just(Door::Measurements), 1 => Just(Door::TrimLog)];
+    let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
+    let caller =
+        (0..3u64, prop::bool::weighted(0.9)).prop_map(|(thread, admin)| Caller { thread, admin });
+    prop_oneof![
+        (door, access, caller).prop_map(|(door, access, caller)| Step::Open(door, access, caller)),
+        (any::<prop::sample::Index>(), 0..3u64).prop_map(|(which, by)| Step::Close(which, by)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    #[test]
+    fn as_the_model(
+        dialect in prop::sample::select(&Dialect::ALL[..]),
+        steps in prop::collection::vec(step(), 0..40),
+    ) {
+        let mut doors = Doors::new(dialect);
+        let mut held: Vec<Held> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Open(door, access, caller) => {
+                    let expected = expected(dialect, &held, door, access, caller);
+                    let found = doors.open(door, access, caller);
+                    prop_assert_eq!(found.as_ref().map(drop), expected.as_ref().copied());
+                    if let Ok(open) = found {
+                        held.push(Held { door, access, thread: caller.thread, open });
+                    }
+                }
+                Step::Close(which, by) if !held.is_empty() => {
+                    let file = held.remove(which.index(held.len()));
+                    doors.release(file.open, by);
+                }
+                Step::Close(..) => {}
+            }
+        }
+        // With the kernel's own books all is well, too, as long as who opened closes, or there is
+        // one file.
+        for file in held {
+            doors.release(file.open, file.thread);
+        }
+        let writer = Caller { thread: 9, admin: true };
+        prop_assert!(doors.open(Door::Measurements, Access::Write, writer).is_ok());
+    }
+
+    #[test]
+    fn the_kernels_books_are_right_if_who_opened_closes(
+        steps in prop::collection::vec(step(), 0..40),
+    ) {
+        let (mut honest, mut kernel) =
+            (Doors::new(Dialect::Linux72), Doors::with_hazards(Dialect::Linux72));
+        let mut held: Vec<(Open, Open, u64)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Open(door, access, caller) => {
+                    let found = (honest.open(door, access, caller), kernel.open(door, access, caller));
+                    match found {
+                        (Ok(open), Ok(other)) => held.push((open, other, caller.thread)),
+                        (honest, kernel) => prop_assert_eq!(honest.unwrap_err(), kernel.unwrap_err()),
+                    }
+                }
+                Step::Close(which, _) if !held.is_empty() => {
+                    let (open, other, thread) = held.remove(which.index(held.len()));
+                    honest.release(open, thread);
+                    kernel.release(other, thread);
+                }
+                Step::Close(..) => {}
+            }
+        }
+    }
+}
