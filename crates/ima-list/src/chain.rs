@@ -7,14 +7,16 @@ use crate::segments::{Position, Segment, Segments};
 ///
 /// Only the last segment, the open one, is written to. The others are sealed, so that they can be
 /// shared with readers and let go as a whole. Each has at most [`LARGEST`] bytes, or one record.
+// All but the open segment stands in one line of memory, for the reason given at `List`.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct Chain {
-    sealed: Segments,
-    open: Segment,
-    open_at: Position,
+    tail: Position,
     /// The first record that is not deleted. May be inside a segment, which then stays.
     head: Position,
-    tail: Position,
+    open_at: Position,
+    sealed: Segments,
+    open: Segment,
 }
 
 /// What of a list must be known to make a deletion ready ([`Outline::cut`]) while others use the list.

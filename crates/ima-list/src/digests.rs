@@ -7,14 +7,17 @@ use ima_log::Digest;
 /// Which digests were recorded, each with its PCR: a set that grows by one small step at a time.
 ///
 /// Linear hashing (Litwin, 1980): one bucket is split whenever there is one for every [`FILL`]
-/// digests, so that an insertion never moves more than a bucket's digests. A hash table that
+/// digests, so that an insertion never moves more than a bucket's entries. A hash table that
 /// doubles would move all of them at once, under the list's lock.
 ///
 /// Digests are kept whole, up to [`KEPT`] bytes: whoever could make two differ only in what is not
-/// kept could keep a measurement out of the list. Which bucket they go to depends on a random seed,
-/// so that nobody can make files that crowd one bucket.
+/// kept could keep a measurement out of the list. They stand one behind the other where nobody looks
+/// until a bucket has an entry with the same hash: most digests are new, and in a long list every
+/// line of memory that must be looked at to find that costs more than all else. Which bucket they go
+/// to depends on a random seed, so that nobody can make files that crowd one bucket.
 ///
-/// Memory: [`KEPT`] bytes a digest, about 4 for buckets, and about 8 that an allocator loses between them.
+/// Memory: [`KEPT`] + 8 bytes a digest, about 2 for buckets, and about 2 that an allocator loses between
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct DigestSet {
     seed: RandomState,
@@ -22,40 +25,55 @@ pub(crate) struct DigestSet {
     /// would have to be moved as a whole when it grows.
     blocks: Vec<Vec<Bucket>>,
     buckets: usize,
-    digests: usize,
+    keys: Keys,
+}
+
+/// Digests by number. None is ever moved.
+#[derive(Debug, Default)]
+struct Keys {
+    pages: Vec<Vec<Key>>,
+    count: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    hash: u32,
+    key: u32,
 }
 
 /// What is kept of a digest, in bytes: all of SHA-256; half of SHA-512, which is as hard to collide.
 const KEPT: usize = 32;
 
-/// Digests a bucket on average. More cost time to look through, fewer cost memory.
-const FILL: usize = 32;
+/// Entries a bucket on average. More cost time to look through, fewer cost memory.
+const FILL: usize = 16;
 
-/// By how many digests a bucket grows.
+/// By how many entries a bucket grows.
 const STEP: usize = 4;
 
 const BLOCK: usize = 512;
 
-type Bucket = Vec<Key>;
+type Bucket = Vec<Entry>;
 type Key = [u8; KEPT];
 
 impl DigestSet {
-    /// Adds a digest; false if it was there already. Constant time.
+    /// Adds a digest; false if it was there already. Constant time. After four billion digests no
+    /// more are remembered.
     pub(crate) fn insert(&mut self, digest: &Digest, pcr: u32) -> bool {
-        if self.digests == self.buckets * FILL {
+        if self.keys.count == self.buckets * FILL {
             self.split();
         }
         let key = key(digest, pcr);
-        let index = self.index(&key);
+        let hash = self.seed.hash_one(key) as u32;
+        let index = index(hash, self.buckets);
         let bucket = &mut self.blocks[index / BLOCK][index % BLOCK];
-        if bucket.contains(&key) {
+        let equal = |entry: &Entry| entry.hash == hash && *self.keys.get(entry.key) == key;
+        if bucket.iter().any(equal) {
             return false;
         }
-        if bucket.len() == bucket.capacity() {
-            bucket.reserve_exact(STEP);
+        if let Ok(number) = u32::try_from(self.keys.count) {
+            push(bucket, Entry { hash, key: number });
+            self.keys.push(key);
         }
-        bucket.push(key);
-        self.digests += 1;
         true
     }
 
@@ -71,25 +89,58 @@ impl DigestSet {
         let old = new - (1 << level);
 
         let mut staying = core::mem::take(&mut self.blocks[old / BLOCK][old % BLOCK]);
-        let mut moving: Bucket =
-            staying.extract_if(.., |key| index(&self.seed, new + 1, key) == new).collect();
+        let moving = &mut self.blocks[new / BLOCK][new % BLOCK];
+        let belongs = |entry: &Entry| index(entry.hash, new + 1) == new;
+        moving.reserve_exact(staying.iter().filter(|entry| belongs(entry)).count());
+        moving.extend(staying.extract_if(.., |entry| belongs(entry)));
         staying.shrink_to_fit();
-        moving.shrink_to_fit();
         self.blocks[old / BLOCK][old % BLOCK] = staying;
-        self.blocks[new / BLOCK][new % BLOCK] = moving;
-    }
-
-    fn index(&self, key: &Key) -> usize {
-        index(&self.seed, self.buckets, key)
     }
 }
 
-/// The bucket of `key` among `buckets`, at least one: as many of the hash's low bits as number all
-/// buckets, or one less where that bucket is not there yet.
-fn index(seed: &RandomState, buckets: usize, key: &Key) -> usize {
-    let hash = seed.hash_one(key) as usize;
+impl Keys {
+    fn get(&self, number: u32) -> &Key {
+        let (page, place, _) = place(number as usize);
+        &self.pages[page][place]
+    }
+
+    fn push(&mut self, key: Key) {
+        let (page, _, size) = place(self.count);
+        if page == self.pages.len() {
+            self.pages.push(Vec::with_capacity(size));
+        }
+        self.pages[page].push(key);
+        self.count += 1;
+    }
+}
+
+/// The page of a key, where it stands there, and how many the page has room for: few while there
+/// are few pages, so that little is allocated in vain, but never so few that pages become many.
+fn place(number: usize) -> (usize, usize, usize) {
+    const SMALL: usize = 64;
+    const PAGES: usize = 256;
+    let mut size = SMALL;
+    let (mut page, mut number) = (0, number);
+    while number >= PAGES * size && size < SMALL << 12 {
+        page += PAGES;
+        number -= PAGES * size;
+        size <<= 4;
+    }
+    (page + number / size, number % size, size)
+}
+
+fn push(bucket: &mut Bucket, entry: Entry) {
+    if bucket.len() == bucket.capacity() {
+        bucket.reserve_exact(STEP);
+    }
+    bucket.push(entry);
+}
+
+/// The bucket of a hash among `buckets`, at least one: as many of its low bits as number all buckets,
+/// or one less where that bucket is not there yet.
+fn index(hash: u32, buckets: usize) -> usize {
     let half = 1 << buckets.ilog2();
-    let index = hash & (2 * half - 1);
+    let index = hash as usize & (2 * half - 1);
     if index < buckets { index } else { index & (half - 1) }
 }
 
@@ -122,7 +173,7 @@ mod tests {
         }
         assert!((0..20_000).all(|i| !set.insert(&digest(i), 10)));
         assert!((0..20_000).all(|i| set.insert(&digest(i), 11)));
-        assert_eq!(set.digests, 40_000);
+        assert_eq!(set.keys.count, 40_000);
         let longest = set.blocks.iter().flatten().map(Vec::len).max().unwrap();
         assert!(longest < 8 * FILL, "{longest}");
     }
@@ -142,6 +193,25 @@ mod tests {
                 assert!(set.insert(&digest, 10), "{bank} bit {bit}");
                 assert!(!set.insert(&digest, 10), "{bank} bit {bit}");
             }
+        }
+    }
+
+    #[test]
+    fn keys_stand_one_behind_the_other() {
+        let mut before = place(0);
+        assert_eq!(before, (0, 0, 64));
+        // Up to the fourth size of pages.
+        for number in 1..5_000_000 {
+            let (page, at, size) = place(number);
+            let next = if before.1 + 1 < before.2 {
+                (before.0, before.1 + 1, before.2)
+            } else {
+                (before.0 + 1, 0, size)
+            };
+            assert_eq!((page, at, size), next, "{number}");
+            // What a new page leaves unused, a 256th at most once there are many.
+            assert!(number < 16_384 || size * 16 <= number, "{number}: {size}");
+            before = next;
         }
     }
 }

@@ -16,20 +16,23 @@ use crate::{
 ///
 /// Who shares a list behind a lock can do more of the work outside: [`List::outline`] and [`Spare`]
 /// make requests ready that then change a few pointers. [`SharedList`](crate::SharedList) does so.
+// What requests look at stands in the line of memory that every addition touches: whoever holds the
+// lock then waits for no memory that is in no cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct List {
     /// Boxed, so that what a request changes are pointers.
     current: Box<Chain>,
     staged: Option<Box<Chain>>,
-    digests: DigestSet,
+    total: u64,
+    total_bytes: u64,
+    trimmed: u64,
     options: Options,
     suspended: bool,
     /// The next kernel was handed what is staged.
     staged_dumped: bool,
-    trimmed: u64,
-    total: u64,
-    total_bytes: u64,
     violations: u64,
+    digests: DigestSet,
 }
 
 /// A part of the list.
