@@ -9,8 +9,8 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{Config, Flavour, Service};
-use imastage_source::InProcess;
+use imastage_service::{Config, Service};
+use imastage_source::{Flavour, InProcess};
 
 /// Records with names as long as those of /usr.
 fn fill(list: &SharedList, from: u64, count: u64) {
@@ -28,12 +28,12 @@ fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, u64) {
     let dir = tempfile::tempdir().unwrap();
     let list = Arc::new(SharedList::new(Options::default()));
     let config = Config {
-        state: dir.path().join("state"),
-        flavour,
         every: Duration::from_secs(3600),
-        tpm: None,
+        drain_at: u64::MAX,
+        ..Config::new(dir.path().join("state"))
     };
-    let service = Service::start(config, Box::new(InProcess::new(Arc::clone(&list)))).unwrap();
+    let source = InProcess::new(Arc::clone(&list), flavour);
+    let service = Service::start(config, Box::new(source)).unwrap();
     let mut took = Duration::ZERO;
     for from in (0..records).step_by(batch as usize) {
         fill(&list, from, batch.min(records - from));

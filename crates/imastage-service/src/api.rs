@@ -111,7 +111,9 @@ async fn status(State(shared): State<Arc<Shared>>) -> Result<Json<Status>, Error
         let mut status = shared.status().clone();
         if let Some(attester) = &shared.attester {
             for pcr in attester.pcrs().map_err(Error::internal)? {
-                status.tpm.insert(pcr.bank().to_string(), pcr.to_string());
+                if let Some(bank) = status.banks.get_mut(&pcr.bank().to_string()) {
+                    bank.tpm = Some(pcr.to_string());
+                }
             }
         }
         Ok(status)

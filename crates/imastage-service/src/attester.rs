@@ -53,11 +53,6 @@ impl Attester {
         &self.public_pem
     }
 
-    /// PCR 10 of one bank.
-    pub(crate) fn pcr(&self, bank: Bank) -> Result<Digest, TpmError> {
-        self.lock().tpm.pcr_read(bank, IMA_PCR)
-    }
-
     /// PCR 10 of every bank, all of one moment.
     pub(crate) fn pcrs(&self) -> Result<Vec<Digest>, TpmError> {
         let values = self.lock().tpm.pcr_values(&selection(&self.banks))?;

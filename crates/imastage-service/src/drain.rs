@@ -1,50 +1,40 @@
 //! One drain after the other: read, check, store, delete, and compare with the TPM.
 
 use std::{
-    collections::VecDeque,
     num::NonZeroU64,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use ima_log::{Bank, Digest, Extend, Format, ParseError, Record, Records, Replay};
-use imastage_source::{Hold, Part, Source, SourceError};
+use ima_log::{Bank, Digest, Format, ParseError, Record, Records};
+use imastage_source::{Dialect, Source, SourceError};
 use imastage_store::{Note, Store, StoreError};
 
 use crate::{
     align::{Alignment, Question, align},
-    wire::Verdict,
+    compare::{Circumstances, Comparison},
 };
 
-/// Reads PCR 10 of the bank that is compared.
-pub type ReadPcr = Box<dyn FnMut() -> Result<Digest, String> + Send>;
-
-/// How records leave the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavour {
-    /// Stage all (`A`), store them, delete what was staged (`D`).
-    Stage,
-    /// Read the current list, store it, delete the first N.
-    DeleteN,
-}
+/// Reads PCR 10 of all banks, all of one moment.
+pub type ReadPcrs = Box<dyn FnMut() -> Result<Vec<Digest>, String> + Send>;
 
 /// Drains one list into one store.
 pub struct Drainer {
     source: Box<dyn Source>,
     store: Store,
-    flavour: Flavour,
-    /// The bank in which store and TPM are compared.
-    bank: Bank,
-    read_pcr: Option<ReadPcr>,
+    comparison: Comparison,
+    read_pcrs: Option<ReadPcrs>,
+    /// Why the TPM did not answer, if it was asked and did not.
+    tpm_error: Option<String>,
     /// How many of the list's first records are stored already; `None` until that is known.
     stored_in_list: Option<u64>,
-    verdict: Verdict,
-    tpm: Option<Digest>,
-    /// PCR 10 after each of the last stored records: the TPM may be a little behind the list.
-    recent: VecDeque<(u64, Digest)>,
+    /// How many records were deleted from the list when this was last looked at, by anybody, and
+    /// since then by this.
+    deletions: Option<(u64, u64)>,
+    kexec: bool,
 }
 
 /// What one drain did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
     /// Records that are stored now and were not before.
     pub stored: u64,
@@ -54,8 +44,8 @@ pub struct Round {
     pub deleted: u64,
     /// Their bytes (sha1 form).
     pub deleted_bytes: u64,
-    /// The longest time the list's files were held at once.
-    pub held: Duration,
+    /// How long the list's files were held, each time.
+    pub holds: Vec<Duration>,
 }
 
 /// Why a drain failed. Unless it says otherwise nothing was deleted, and the next drain begins
@@ -66,7 +56,7 @@ pub enum DrainError {
     #[error("{0}")]
     Source(#[from] SourceError),
     /// The records could not be stored.
-    #[error("{0}")]
+    #[error("{0}; nothing was deleted from the list")]
     Store(#[from] StoreError),
     /// What was read is no list.
     #[error("the list cannot be read ({0}); nothing was deleted")]
@@ -77,42 +67,33 @@ pub enum DrainError {
          which of them are stored already cannot be told yet; nothing was deleted"
     )]
     NoPlace,
+    /// The list's first records are not the last stored ones, as they were before.
+    #[error("the list changed while it was looked at; nothing was deleted")]
+    Moved,
     /// The TPM did not answer.
     #[error("TPM: {0}")]
     Tpm(String),
 }
 
-impl Round {
-    fn add(&mut self, other: Round) {
-        self.stored += other.stored;
-        self.already_stored += other.already_stored;
-        self.deleted += other.deleted;
-        self.deleted_bytes += other.deleted_bytes;
-        self.held = self.held.max(other.held);
-    }
-}
-
 impl Drainer {
-    /// Drains `source` into `store`, which has an epoch. `read_pcr` reads PCR 10 of `bank`;
-    /// `verdict` is what is known of the epoch.
+    /// Drains `source` into `store`, which has an epoch. `read_pcrs` reads PCR 10; `comparison` has
+    /// replayed what is stored. `kexec` tells that another kernel was started since.
     pub fn new(
         source: Box<dyn Source>,
         store: Store,
-        flavour: Flavour,
-        bank: Bank,
-        read_pcr: Option<ReadPcr>,
-        verdict: Verdict,
+        read_pcrs: Option<ReadPcrs>,
+        comparison: Comparison,
+        kexec: bool,
     ) -> Drainer {
         Drainer {
             source,
             store,
-            flavour,
-            bank,
-            read_pcr,
+            comparison,
+            read_pcrs,
+            tpm_error: None,
             stored_in_list: None,
-            verdict,
-            tpm: None,
-            recent: VecDeque::new(),
+            deletions: None,
+            kexec,
         }
     }
 
@@ -122,23 +103,24 @@ impl Drainer {
     /// # Errors
     /// [`DrainError`]; what was not stored is still in the list.
     pub fn drain(&mut self) -> Result<Round, DrainError> {
-        let result = self.try_drain();
-        if result.is_err() {
-            // Whether the list was shortened may be unknown now. Find out before going on.
-            self.store.rollback();
-            self.stored_in_list = None;
+        let mut round = Round::default();
+        match self.try_drain(&mut round) {
+            Ok(()) => Ok(round),
+            Err(error) => {
+                self.give_up(&error);
+                Err(error)
+            }
         }
-        result
     }
 
-    /// Whether TPM and store agree.
-    pub fn verdict(&self) -> Verdict {
-        self.verdict
+    /// Whether TPM and store agree, bank by bank.
+    pub fn comparison(&self) -> &Comparison {
+        &self.comparison
     }
 
-    /// PCR 10 as the TPM had it last.
-    pub fn tpm_pcr(&self) -> Option<Digest> {
-        self.tpm
+    /// Why the TPM was not asked the last time it should have been.
+    pub fn tpm_error(&self) -> Option<&str> {
+        self.tpm_error.as_deref()
     }
 
     /// The store.
@@ -146,77 +128,79 @@ impl Drainer {
         &self.store
     }
 
-    fn try_drain(&mut self) -> Result<Round, DrainError> {
+    /// How many records are in the list and wait to be drained.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub fn waiting(&mut self) -> Result<u64, SourceError> {
+        self.source.count()
+    }
+
+    /// Says that drains keep failing: from now on store and TPM are not in step.
+    pub fn fall_behind(&mut self) {
+        // What cannot be counted cannot be drained, either.
+        let waiting = self.source.count().unwrap_or(0);
+        if waiting > 0 {
+            self.comparison.behind(waiting);
+        }
+    }
+
+    fn try_drain(&mut self, round: &mut Round) -> Result<(), DrainError> {
         if self.stored_in_list.is_none() {
             self.find_place()?;
         }
-        // Whatever the TPM was extended with by now is in the store or in the list.
-        let pcr = self.pcr()?;
-        let begin = self.store.len();
-        let mut agreed = self.agreed(pcr);
-        let mut round = Round::default();
+        // Whatever the TPM was extended with by now is in the store or in the list. If it does not
+        // answer, records are kept all the same.
+        let pcrs = self.pcrs();
+        self.comparison.begin(pcrs);
         // Records that were staged before are older than all others, whoever staged them. When
         // they are gone, all that was in the list at the beginning is still to be taken.
-        loop {
-            if self.flavour == Flavour::DeleteN && !self.is_staged()? {
-                round.add(self.drain_current(pcr, &mut agreed)?);
-                break;
-            }
-            let (staged, were_pending) = self.drain_staged(pcr, &mut agreed)?;
-            round.add(staged);
-            if !were_pending {
-                break;
-            }
-        }
-        self.judge(pcr, agreed, begin)?;
-        Ok(round)
+        while self.take(round)? {}
+        self.judge()
     }
 
-    /// Also tells whether the records had been staged before.
-    fn drain_staged(
-        &mut self,
-        pcr: Option<Digest>,
-        agreed: &mut Option<u64>,
-    ) -> Result<(Round, bool), DrainError> {
+    /// Takes one batch, and tells whether there may be more from before it was taken.
+    fn take(&mut self, round: &mut Round) -> Result<bool, DrainError> {
+        let Drainer { source, store, comparison, .. } = self;
+        comparison.turn();
+        let is_freed = source.dialect() != Dialect::Follow;
         let since = Instant::now();
-        let mut hold = self.source.hold(Part::Staged)?;
-        let were_pending = match hold.stage() {
-            Ok(()) => false,
-            Err(SourceError::Pending) => true,
-            Err(SourceError::Nothing(_)) => return Ok((Round::default(), false)),
-            Err(error) => return Err(error.into()),
-        };
-        let bytes = read_all(&mut *hold)?;
+        let mut bytes = Vec::new();
+        let batch = source.take(&mut |chunk| bytes.extend_from_slice(chunk))?;
+        let Some(batch) = batch else { return Ok(false) };
+        let was_pending = batch.was_pending();
         let records = parse(&bytes)?;
-        let skip = self.stored_in_list.unwrap_or(0).min(records.len() as u64);
-        keep(&mut self.store, &records[skip as usize..], self.bank, pcr, agreed, &mut self.recent)?;
-        match hold.delete_staged() {
+        let Some(count) = NonZeroU64::new(records.len() as u64) else { return Ok(false) };
+
+        let stored = self.stored_in_list.unwrap_or(0);
+        let skip = stored.min(count.get());
+        let (old, new) = records.split_at(skip as usize);
+        if !old.is_empty() {
+            let tail = store.tail(stored as usize)?;
+            // Others may have deleted records since they were looked at.
+            if !old.iter().zip(&tail).all(|(record, stored)| record.as_bytes() == stored) {
+                return Err(DrainError::Moved);
+            }
+        }
+        keep(store, new)?;
+        let deleted = batch.delete(count);
+        round.holds.push(since.elapsed());
+        // Nobody waits for this, so it comes last.
+        comparison.push(new);
+        round.stored += new.len() as u64;
+        round.already_stored += skip;
+        match deleted {
+            // They are gone, with or without memory for a new hash table.
             Ok(()) | Err(SourceError::NoMemory) => {}
             Err(error) => return Err(error.into()),
         }
-        drop(hold);
-        self.stored_in_list = self.stored_in_list.map(|stored| stored - skip);
-        Ok((round(&records, &bytes, skip, since), were_pending))
-    }
-
-    fn drain_current(
-        &mut self,
-        pcr: Option<Digest>,
-        agreed: &mut Option<u64>,
-    ) -> Result<Round, DrainError> {
-        let since = Instant::now();
-        let mut hold = self.source.hold(Part::Current)?;
-        let bytes = read_all(&mut *hold)?;
-        let records = parse(&bytes)?;
-        let Some(count) = NonZeroU64::new(records.len() as u64) else {
-            return Ok(Round::default());
-        };
-        let skip = self.stored_in_list.unwrap_or(0).min(count.get());
-        keep(&mut self.store, &records[skip as usize..], self.bank, pcr, agreed, &mut self.recent)?;
-        hold.delete_first(count)?;
-        drop(hold);
-        self.stored_in_list = Some(0);
-        Ok(round(&records, &bytes, skip, since))
+        if is_freed {
+            round.deleted += count.get();
+            round.deleted_bytes += bytes.len() as u64;
+            self.deletions = self.deletions.map(|(seen, own)| (seen, own + count.get()));
+        }
+        self.stored_in_list = Some(stored - skip);
+        Ok(was_pending)
     }
 
     /// Finds out how many of the list's first records are stored already, without deleting any.
@@ -224,24 +208,21 @@ impl Drainer {
         const TRIES: u32 = 5;
         const WAIT: Duration = Duration::from_millis(50);
         for attempt in 1..=TRIES {
-            let staged = self.fixed_part()?;
-            let before = self.read(Part::Current)?;
+            let Drainer { source, read_pcrs, .. } = self;
+            let mut bytes = Vec::new();
+            let mut look = source.look()?;
+            look.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
+            let before_pcr = parse(&bytes)?.len();
             // A list's last record may be in it a moment before the PCR is extended with it; then
             // no answer fits, and all is asked again.
-            let pcr = self.pcr()?;
-            let current = self.read(Part::Current)?;
-            let before_pcr = parse(&staged)?.len() + parse(&before)?.len();
-            let bytes = [staged, current].concat();
+            let pcrs = match read_pcrs {
+                Some(read) => read().map_err(DrainError::Tpm)?,
+                None => Vec::new(),
+            };
+            look.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
+            drop(look);
             let list = parse(&bytes)?;
-            let running = self.store.running(self.bank).unwrap_or(Digest::zero(self.bank));
-            let answer = align(&Question {
-                tail: &self.store.tail(list.len())?,
-                running: Replay::resume(running, Extend::Own),
-                list: &list,
-                before_pcr,
-                pcr,
-            });
-            let stored = match answer {
+            let stored = match self.align(&list, before_pcr, &pcrs)? {
                 Alignment::Continues { stored, .. } => stored,
                 Alignment::Parted { .. } | Alignment::Ambiguous if attempt < TRIES => {
                     std::thread::sleep(WAIT);
@@ -258,100 +239,94 @@ impl Drainer {
         Ok(())
     }
 
-    /// The part of the list that nothing is added to any more.
-    fn fixed_part(&mut self) -> Result<Vec<u8>, DrainError> {
-        if self.flavour == Flavour::DeleteN && !self.is_staged()? {
-            return Ok(Vec::new());
+    /// How `list` continues the store, in the first bank that tells.
+    fn align(
+        &self,
+        list: &[Record<'_>],
+        before_pcr: usize,
+        pcrs: &[Digest],
+    ) -> Result<Alignment, StoreError> {
+        let tail = self.store.tail(list.len())?;
+        let mut best = None;
+        let candidates = self.comparison.candidates();
+        let known = candidates.into_iter().filter_map(|replay| {
+            let bank = replay.value().bank();
+            Some((replay, Some(*pcrs.iter().find(|pcr| pcr.bank() == bank)?)))
+        });
+        let mut known: Vec<_> = known.collect();
+        if known.is_empty() {
+            known.push((ima_log::Replay::new(Bank::Sha256, ima_log::Extend::Own), None));
         }
-        let mut hold = self.source.hold(Part::Staged)?;
-        match hold.stage() {
-            Ok(()) | Err(SourceError::Pending) => Ok(read_all(&mut *hold)?),
-            Err(SourceError::Nothing(_)) => Ok(Vec::new()),
-            Err(error) => Err(error.into()),
+        for (running, pcr) in known {
+            let answer = align(&Question { tail: &tail, running, list, before_pcr, pcr });
+            match answer {
+                Alignment::Continues { .. } => return Ok(answer),
+                Alignment::Ambiguous => best = Some(answer),
+                Alignment::Parted { .. } => best = best.or(Some(answer)),
+            }
         }
+        Ok(best.unwrap_or(Alignment::Ambiguous))
     }
 
-    fn is_staged(&mut self) -> Result<bool, DrainError> {
-        match self.read(Part::Staged) {
-            Ok(bytes) => Ok(!bytes.is_empty()),
-            // A kernel that cannot stage has nothing staged.
-            Err(SourceError::Missing { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn read(&mut self, part: Part) -> Result<Vec<u8>, SourceError> {
-        let mut bytes = Vec::new();
-        self.source.read(part, &mut |chunk| bytes.extend_from_slice(chunk))?;
-        Ok(bytes)
-    }
-
-    fn pcr(&mut self) -> Result<Option<Digest>, DrainError> {
-        match &mut self.read_pcr {
-            None => Ok(None),
-            Some(read) => {
-                let pcr = read().map_err(DrainError::Tpm)?;
-                self.tpm = Some(pcr);
-                Ok(Some(pcr))
+    /// PCR 10 now, if there is a TPM and it answers.
+    fn pcrs(&mut self) -> Option<Vec<Digest>> {
+        let read = self.read_pcrs.as_mut()?;
+        match read() {
+            Ok(pcrs) => {
+                self.tpm_error = None;
+                Some(pcrs)
+            }
+            Err(error) => {
+                self.tpm_error = Some(error);
+                None
             }
         }
     }
 
-    /// How many of the stored records lead to `pcr`, if it is all or almost all of them.
-    fn agreed(&self, pcr: Option<Digest>) -> Option<u64> {
-        let pcr = pcr?;
-        if self.store.running(self.bank) == Some(pcr) {
-            return Some(self.store.len());
-        }
-        self.recent.iter().rev().find(|(_, value)| *value == pcr).map(|(at, _)| *at)
-    }
-
-    /// Decides whether TPM and store agree, from the PCR that was read before the drain.
-    /// `begin` is how many records were stored before it.
-    fn judge(
-        &mut self,
-        pcr: Option<Digest>,
-        agreed: Option<u64>,
-        begin: u64,
-    ) -> Result<(), DrainError> {
-        if pcr.is_none() || matches!(self.verdict, Verdict::Parted { .. }) {
-            // Once something is missing, no later PCR of this epoch can be reached.
-            return Ok(());
-        }
-        let Some(records) = agreed else {
-            // A list loses records only at its beginning: what is missing is missing where this
-            // drain's records follow what was stored, or where earlier ones did since the TPM
-            // last agreed.
-            let from = match self.verdict {
-                Verdict::InStep { records } => records,
-                _ => begin,
-            };
-            return self.part(from.checked_sub(1), begin);
+    fn judge(&mut self) -> Result<(), DrainError> {
+        let trimmed = self.source.trimmed()?;
+        let deleted_by_others = match (trimmed, self.deletions) {
+            (Some(now), Some((seen, own))) => Some(now.saturating_sub(seen + own)),
+            _ => None,
         };
-        // When nothing is measured at the moment, this reaches the last record.
-        let now = self.pcr()?;
-        let records = self.agreed(now).unwrap_or(records).max(records);
-        self.verdict = Verdict::InStep { records };
+        self.deletions = trimmed.map(|now| (now, 0));
+        let circumstances = Circumstances {
+            nobody_deletes: self.source.dialect() == Dialect::Follow,
+            deleted_by_others,
+            kexec: self.kexec,
+            holders: String::new(),
+        };
+        self.kexec = false;
+        let Drainer { read_pcrs, comparison, store, .. } = self;
+        let now = || -> Result<_, DrainError> {
+            match read_pcrs {
+                Some(read) => read().map(Some).map_err(DrainError::Tpm),
+                None => Ok(None),
+            }
+        };
+        if let Some(parting) = comparison.judge(&circumstances, now)? {
+            let after =
+                parting.after.map_or("the beginning".to_owned(), |at| format!("index {at}"));
+            tracing::error!("between {after} and index {}: {}", parting.before, parting.text);
+            store.note(&Note {
+                index: parting.before,
+                after: parting.after,
+                time: parting.time,
+                kind: parting.cause.to_string(),
+                text: parting.text,
+            })?;
+        }
         Ok(())
     }
 
-    /// Notes, for good, that TPM and store parted.
-    fn part(&mut self, after: Option<u64>, before: u64) -> Result<(), DrainError> {
-        self.verdict = Verdict::Parted { after, before };
-        let text = "the TPM's PCR 10 is not reached: records are missing here, or it was extended \
-                    without a record";
-        let after_text = after.map_or("the beginning".to_owned(), |index| format!("index {index}"));
-        tracing::error!("between {after_text} and index {before}: {text}");
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.store.note(&Note { index: before, after, time, text: text.to_owned() })?;
-        Ok(())
+    /// Whether the list was shortened may be unknown after a failure. Find out before going on.
+    fn give_up(&mut self, error: &DrainError) {
+        self.store.rollback();
+        self.stored_in_list = None;
+        if let DrainError::Store(StoreError::WrongDigest { index, .. }) = error {
+            self.comparison.altered(*index, error.to_string());
+        }
     }
-}
-
-fn read_all(hold: &mut dyn Hold) -> Result<Vec<u8>, SourceError> {
-    let mut bytes = Vec::new();
-    hold.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
-    Ok(bytes)
 }
 
 /// Parses a whole list. The store checks the digests.
@@ -361,39 +336,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, DrainError> {
         .map_err(DrainError::Unreadable)
 }
 
-/// Appends `records` and makes them durable, comparing with `pcr` on the way.
-fn keep(
-    store: &mut Store,
-    records: &[Record<'_>],
-    bank: Bank,
-    pcr: Option<Digest>,
-    agreed: &mut Option<u64>,
-    recent: &mut VecDeque<(u64, Digest)>,
-) -> Result<(), StoreError> {
-    /// More records than can be between list and PCR at one moment.
-    const RECENT: usize = 64;
-    for record in records {
-        store.append(record)?;
-        if let Some(value) = store.running(bank) {
-            if pcr == Some(value) {
-                *agreed = Some(store.len());
-            }
-            if recent.len() == RECENT {
-                recent.pop_front();
-            }
-            recent.push_back((store.len(), value));
-        }
-    }
+/// Appends `records` and makes them durable.
+fn keep(store: &mut Store, records: &[Record<'_>]) -> Result<(), StoreError> {
+    records.iter().try_for_each(|record| store.append(record).map(drop))?;
     store.commit()
-}
-
-fn round(records: &[Record<'_>], bytes: &[u8], skipped: u64, since: Instant) -> Round {
-    let deleted = records.len() as u64;
-    Round {
-        stored: deleted - skipped,
-        already_stored: skipped,
-        deleted,
-        deleted_bytes: bytes.len() as u64,
-        held: since.elapsed(),
-    }
 }

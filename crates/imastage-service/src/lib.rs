@@ -8,14 +8,17 @@
 mod align;
 mod api;
 mod attester;
+mod banks;
 mod client;
+mod compare;
 mod drain;
+mod drain_loop;
 mod service;
 mod view;
 pub mod wire;
 
 pub use api::SOCKET;
 pub use client::{Client, ClientError};
-pub use drain::{DrainError, Flavour, Round};
+pub use drain::{DrainError, Round};
 pub use service::{Config, Service, ServiceError, status_at_rest};
 pub use view::{View, ViewError};

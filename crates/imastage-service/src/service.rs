@@ -7,20 +7,23 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ima_log::Bank;
-use imastage_source::{Source, SourceError};
+use imastage_source::Source;
 use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
 
 use crate::{
     api,
     attester::Attester,
-    drain::{DrainError, Drainer, Flavour, ReadPcr, Round},
+    banks::Banks,
+    compare::Comparison,
+    drain::{Drainer, ReadPcrs},
+    drain_loop::{DrainLoop, Request, describe},
     view::{View, ViewError},
-    wire::{Activity, Status, Verdict},
+    wire::{Activity, BankStatus, Cause, Parting, Status, Verdict},
 };
 
 /// How a service is to run.
@@ -28,12 +31,30 @@ use crate::{
 pub struct Config {
     /// The state directory: the store, and the API's socket.
     pub state: PathBuf,
-    /// How records leave the list.
-    pub flavour: Flavour,
     /// The longest time between two drains.
     pub every: Duration,
+    /// How many records may gather in the list before it is drained.
+    pub drain_at: u64,
     /// The TPM whose PCR 10 the list extends. Without one nothing can be compared or quoted.
     pub tpm: Option<Endpoint>,
+}
+
+impl Config {
+    /// For a state directory, with the defaults.
+    pub fn new(state: PathBuf) -> Config {
+        Config {
+            state,
+            every: Duration::from_millis(Config::EVERY_MS),
+            drain_at: Config::DRAIN_AT,
+            tpm: None,
+        }
+    }
+
+    /// The default of [`Config::every`], in milliseconds.
+    pub const EVERY_MS: u64 = 500;
+
+    /// The default of [`Config::drain_at`].
+    pub const DRAIN_AT: u64 = 1000;
 }
 
 /// A running service. Dropping it stops it after a last drain.
@@ -73,13 +94,6 @@ pub(crate) struct Shared {
     requests: mpsc::Sender<Request>,
 }
 
-enum Request {
-    /// Drain what is in the list now, then answer.
-    Drain(mpsc::SyncSender<Result<(), String>>),
-    /// Drain once more and end.
-    Stop,
-}
-
 impl Service {
     /// Starts draining `source`.
     ///
@@ -90,27 +104,34 @@ impl Service {
         let mut store = Store::open(&config.state)?;
         report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
-        let bank = attester.as_ref().map_or(Bank::Sha256, Attester::bank);
-        enter_epoch(&mut store, attester.as_ref())?;
+        let kexec = enter_epoch(&mut store, attester.as_ref())?;
         let damage = damage(&config.state)?;
         let parted = parted(&config.state)?;
+        let banks = match &attester {
+            Some(attester) => replay(&config.state, attester.banks())?,
+            None => Banks::new(&[]),
+        };
 
-        let read_pcr = attester.clone().map(|attester| -> ReadPcr {
-            Box::new(move || attester.pcr(bank).map_err(|error| error.to_string()))
+        let read_pcrs = attester.clone().map(|attester| -> ReadPcrs {
+            Box::new(move || attester.pcrs().map_err(|error| error.to_string()))
         });
         let mut status = Status {
-            verdict: parted,
+            verdict: parted.clone(),
             problems: damage,
             pid: Some(std::process::id()),
             epoch: 0,
             records: 0,
             bytes: 0,
-            replayed: BTreeMap::new(),
-            tpm: BTreeMap::new(),
-            since_start: Activity { source: source.name(), ..Activity::default() },
+            banks: BTreeMap::new(),
+            since_start: Activity {
+                source: source.name(),
+                dialect: source.dialect().to_string(),
+                ..Activity::default()
+            },
         };
-        let drainer = Drainer::new(source, store, config.flavour, bank, read_pcr, parted);
-        describe(&mut status, &drainer, bank);
+        let comparison = Comparison::new(banks, parted);
+        let drainer = Drainer::new(source, store, read_pcrs, comparison, kexec);
+        describe(&mut status, &drainer);
 
         let (requests, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
@@ -120,13 +141,7 @@ impl Service {
             requests,
         });
         let api = api::serve(Arc::clone(&shared))?;
-        let looping = DrainLoop {
-            shared: Arc::clone(&shared),
-            drainer,
-            bank,
-            every: config.every,
-            said: None,
-        };
+        let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer);
         let drainer = thread::Builder::new()
             .name("drain".into())
             .spawn(move || looping.run(&inbox))
@@ -220,12 +235,14 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
         epoch: reader.epoch().number,
         records: reader.len(),
         bytes: reader.bytes(),
-        replayed: reader
+        banks: reader
             .running()
             .iter()
-            .map(|pcr| (pcr.bank().to_string(), pcr.to_string()))
+            .map(|pcr| {
+                let replayed = pcr.to_string();
+                (pcr.bank().to_string(), BankStatus { replayed, tpm: None, extended_with: None })
+            })
             .collect(),
-        tpm: BTreeMap::new(),
         since_start: Activity::default(),
     })
 }
@@ -245,8 +262,8 @@ fn report(recovery: &Recovery) {
 }
 
 /// Goes on with the epoch that is stored if it is the TPM's (without a TPM: this boot's), and begins
-/// a new one if not.
-fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<(), StoreError> {
+/// a new one if not. Tells whether the epoch goes on in another kernel than the one that began it.
+fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<bool, StoreError> {
     let id = EpochId {
         tpm: attester
             .map(|attester| Bank::Sha256.hash(&[attester.public_pem().as_bytes()]).to_string()),
@@ -257,9 +274,19 @@ fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<(), Sto
             .unwrap_or_default(),
     };
     match store.epoch() {
-        Some(epoch) if epoch.id.is_same(&id) => Ok(()),
-        _ => store.begin_epoch(id, &[Bank::Sha1, Bank::Sha256]),
+        Some(epoch) if epoch.id.is_same(&id) => Ok(epoch.id.boot_id != id.boot_id),
+        _ => store.begin_epoch(id, &[Bank::Sha1, Bank::Sha256]).map(|()| false),
     }
+}
+
+/// Replays what is stored in every bank of the TPM. Linear in the records.
+fn replay(state: &Path, banks: &[Bank]) -> Result<Banks, StoreError> {
+    let mut banks = Banks::new(banks);
+    let mut cursor = Reader::open(state)?.records(0)?;
+    while let Some(record) = cursor.next_record()? {
+        banks.push(&[record]);
+    }
+    Ok(banks)
 }
 
 /// Reads everything that is stored again, and says in words what is damaged.
@@ -274,120 +301,19 @@ fn damage(state: &Path) -> Result<Vec<String>, StoreError> {
 /// Whether TPM and store parted before, as was noted then: no later PCR of the epoch is reached.
 fn parted(state: &Path) -> Result<Verdict, StoreError> {
     let notes = imastage_store::notes(state)?;
-    Ok(notes.first().map_or(Verdict::Unchecked, |note| Verdict::Parted {
-        after: note.after,
-        before: note.index,
-    }))
+    let parting = notes.into_iter().find_map(|note| {
+        Some(Parting {
+            after: note.after,
+            before: note.index,
+            cause: cause(&note.kind)?,
+            time: note.time,
+            text: note.text,
+        })
+    });
+    Ok(parting.map_or(Verdict::Unchecked, Verdict::Parted))
 }
 
-struct DrainLoop {
-    shared: Arc<Shared>,
-    drainer: Drainer,
-    bank: Bank,
-    every: Duration,
-    /// The error that was logged last.
-    said: Option<String>,
-}
-
-impl DrainLoop {
-    fn run(mut self, inbox: &mpsc::Receiver<Request>) {
-        let mut waiting = Vec::new();
-        let mut stop = false;
-        while !stop {
-            match inbox.recv_timeout(self.every) {
-                Ok(Request::Drain(answer)) => waiting.push(answer),
-                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => stop = true,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            // Whoever has asked by now is served by the drain that begins now.
-            while let Ok(request) = inbox.try_recv() {
-                match request {
-                    Request::Drain(answer) => waiting.push(answer),
-                    Request::Stop => stop = true,
-                }
-            }
-            let result = self.drain_patiently().map_err(|error| error.to_string());
-            for answer in waiting.drain(..) {
-                // If it did not wait for the answer it does not need it.
-                let _ = answer.send(result.clone());
-            }
-        }
-    }
-
-    /// Drains; while others use the list, tries again for a while.
-    fn drain_patiently(&mut self) -> Result<(), DrainError> {
-        const PATIENCE: Duration = Duration::from_secs(5);
-        const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-        let since = Instant::now();
-        let mut pause = Duration::from_millis(2);
-        loop {
-            let result = self.drainer.drain();
-            self.publish(&result);
-            match result {
-                Err(DrainError::Source(SourceError::Busy { .. }))
-                    if since.elapsed() + pause < PATIENCE =>
-                {
-                    thread::sleep(jitter(pause));
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                Err(error) => {
-                    let words = error.to_string();
-                    // Said once, not each time it is tried again.
-                    if self.said.as_ref() != Some(&words) {
-                        tracing::error!("the list was not drained, it is tried again: {words}");
-                        self.said = Some(words);
-                    }
-                    return Err(error);
-                }
-                Ok(round) => {
-                    if round.deleted > 0 {
-                        tracing::debug!(?round, "drained");
-                    }
-                    self.said = None;
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    fn publish(&self, result: &Result<Round, DrainError>) {
-        let mut status = self.shared.status();
-        let activity = &mut status.since_start;
-        match result {
-            Ok(round) => {
-                activity.drains += u64::from(round.deleted > 0);
-                activity.stored += round.stored;
-                activity.already_stored += round.already_stored;
-                activity.deleted += round.deleted;
-                activity.deleted_bytes += round.deleted_bytes;
-                let held = u64::try_from(round.held.as_micros()).unwrap_or(u64::MAX);
-                activity.longest_hold_us = activity.longest_hold_us.max(held);
-                activity.last_error = None;
-            }
-            Err(error) => activity.last_error = Some(error.to_string()),
-        }
-        describe(&mut status, &self.drainer, self.bank);
-    }
-}
-
-/// Brings the part of the state that the drainer knows up to date.
-fn describe(status: &mut Status, drainer: &Drainer, bank: Bank) {
-    let store = drainer.store();
-    status.verdict = drainer.verdict();
-    status.epoch = store.epoch().map_or(0, |epoch| epoch.number);
-    status.records = store.len();
-    status.bytes = store.bytes();
-    status.replayed = Bank::ALL
-        .into_iter()
-        .filter_map(|bank| Some((bank.to_string(), store.running(bank)?.to_string())))
-        .collect();
-    status.tpm =
-        drainer.tpm_pcr().map(|pcr| (bank.to_string(), pcr.to_string())).into_iter().collect();
-}
-
-/// Between half and all of `pause`, so that two who wait for each other do not keep meeting.
-fn jitter(pause: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one(0) % 512;
-    pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 512
+/// The cause that a note tells, if it tells of a parting.
+fn cause(kind: &str) -> Option<Cause> {
+    serde_json::from_value(kind.into()).ok()
 }

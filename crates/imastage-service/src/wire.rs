@@ -1,6 +1,6 @@
 //! What the API says: JSON, stable, hex for bytes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,10 +19,8 @@ pub struct Status {
     pub records: u64,
     /// Their bytes in the sha1 form.
     pub bytes: u64,
-    /// PCR 10 as stored records replay, by bank.
-    pub replayed: BTreeMap<String, String>,
-    /// PCR 10 as the TPM has it, by bank; empty if no service runs.
-    pub tpm: BTreeMap<String, String>,
+    /// PCR 10 by bank: of all that the TPM has, or without one, that are kept.
+    pub banks: BTreeMap<String, BankStatus>,
     /// Since the service was started.
     pub since_start: Activity,
 }
@@ -32,6 +30,8 @@ pub struct Status {
 pub struct Activity {
     /// The list that is drained.
     pub source: String,
+    /// The dialect that was found there: `7.2`, `v4`, `trim`, or `follow` where nothing is freed.
+    pub dialect: String,
     /// Drains that found records.
     pub drains: u64,
     /// Records stored.
@@ -46,10 +46,12 @@ pub struct Activity {
     pub longest_hold_us: u64,
     /// Why the last drain failed; `None` if it did not.
     pub last_error: Option<String>,
+    /// Why the TPM did not tell its PCRs at the last drain; `None` if it did, or there is none.
+    pub tpm_error: Option<String>,
 }
 
 /// Whether TPM and store agree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum Verdict {
     /// There is no TPM to compare with, or nothing was compared yet.
@@ -59,14 +61,81 @@ pub enum Verdict {
         /// How many records.
         records: u64,
     },
-    /// The TPM's PCR is not reached: between index `after` and index `before` records are missing,
-    /// or the PCR was extended without a record.
-    Parted {
-        /// The last index before the place; `None` if it is before the first record.
-        after: Option<u64>,
-        /// The first index behind the place.
-        before: u64,
+    /// The first `records` stored records replay to what the TPM's PCR was; it was extended since
+    /// then, and the records that tell with what cannot be stored at the moment.
+    Behind {
+        /// How many records.
+        records: u64,
+        /// How many are waiting in the list.
+        waiting: u64,
     },
+    /// The TPM's PCR is not reached.
+    Parted(Parting),
+    /// The list's record that would have this index is not as it was measured: its digest is not
+    /// its data's. It is neither stored nor deleted, and nothing behind it is.
+    Altered {
+        /// The index.
+        index: u64,
+        /// What was found.
+        why: String,
+    },
+}
+
+/// Where store and TPM parted. No later PCR of the epoch is reached, either.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parting {
+    /// The last index before the place; `None` if it is before the first record.
+    pub after: Option<u64>,
+    /// The first index behind the place.
+    pub before: u64,
+    /// What happened, as far as can be told.
+    pub cause: Cause,
+    /// When it was found, in seconds since 1970.
+    pub time: u64,
+    /// In words: what happened, who may have done it.
+    pub text: String,
+}
+
+/// What happened where store and TPM parted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Records are missing: someone else deleted them.
+    Missing,
+    /// The PCR was extended, and no record tells with what.
+    UnloggedExtend,
+    /// One of these two: this kernel does not tell.
+    MissingOrUnloggedExtend,
+    /// Records are missing: a kernel that was started by kexec did not get them.
+    LostAtKexec,
+}
+
+impl fmt::Display for Cause {
+    /// As in JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// PCR 10 of one bank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BankStatus {
+    /// As stored records replay.
+    pub replayed: String,
+    /// As the TPM has it now; `None` if no service runs, or there is no TPM.
+    pub tpm: Option<String>,
+    /// What the kernel extends it with; `None` as long as that is not known.
+    pub extended_with: Option<ExtendedWith>,
+}
+
+/// What a bank is extended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExtendedWith {
+    /// Template digests of its own hash.
+    Own,
+    /// SHA-1 template digests, padded with zeros.
+    Padded,
 }
 
 /// `POST /v1/quote`: ask for a quote over PCR 10 of these banks.

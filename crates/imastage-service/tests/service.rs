@@ -11,13 +11,15 @@ use std::{
     time::Duration,
 };
 
-use ima_list::{Options, SharedList};
+use ima_list::{Options, Part, SharedList};
 use ima_log::{Bank, RecordBuf};
 use imastage_service::{
-    Client, ClientError, Config, Flavour, Service,
+    Client, ClientError, Config, Service,
     wire::{QuoteRequest, Verdict},
 };
-use imastage_source::{Hold, InProcess, Part, Request, Sink, Source, SourceError};
+use imastage_source::{
+    Batch, Dialect, Flavour, Holders, InProcess, Look, Request, Sink, Source, SourceError,
+};
 use imastage_store::Reader;
 use tempfile::TempDir;
 
@@ -39,8 +41,8 @@ struct Mischievous {
     mischief: Arc<Mischief>,
 }
 
-struct MischievousHold<'a> {
-    hold: Box<dyn Hold + 'a>,
+struct MischievousBatch<'a> {
+    batch: Box<dyn Batch + 'a>,
     mischief: &'a Mischief,
 }
 
@@ -61,17 +63,32 @@ fn spoil(mischief: &Mischief, mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 impl Source for Mischievous {
-    fn hold(&mut self, part: Part) -> Result<Box<dyn Hold + '_>, SourceError> {
-        let hold = self.source.hold(part)?;
-        Ok(Box::new(MischievousHold { hold, mischief: &self.mischief }))
+    fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
+        self.source.look()
     }
 
-    fn read(&mut self, part: Part, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        self.source.read(part, sink)
+    fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
+        let mut bytes = Vec::new();
+        let batch = self.source.take(&mut |chunk| bytes.extend_from_slice(chunk))?;
+        sink(&spoil(&self.mischief, bytes));
+        let mischief = &*self.mischief;
+        Ok(batch.map(|batch| Box::new(MischievousBatch { batch, mischief }) as Box<dyn Batch>))
+    }
+
+    fn try_open(&mut self) -> Result<(), SourceError> {
+        self.source.try_open()
     }
 
     fn count(&mut self) -> Result<u64, SourceError> {
         self.source.count()
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.source.dialect()
+    }
+
+    fn holders(&self) -> Holders {
+        self.source.holders()
     }
 
     fn name(&self) -> String {
@@ -79,41 +96,20 @@ impl Source for Mischievous {
     }
 }
 
-impl MischievousHold<'_> {
-    fn delete(
-        &mut self,
-        request: Request,
-        delete: impl FnOnce(&mut dyn Hold) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
+impl Batch for MischievousBatch<'_> {
+    fn was_pending(&self) -> bool {
+        self.batch.was_pending()
+    }
+
+    fn delete(self: Box<Self>, records: NonZeroU64) -> Result<(), SourceError> {
         if take(&self.mischief.refused_deletions) {
-            return Err(SourceError::GoingDown(request));
+            return Err(SourceError::GoingDown(Request::DeleteStaged));
         }
-        delete(&mut *self.hold)?;
+        self.batch.delete(records)?;
         if take(&self.mischief.failed_deletions) {
-            return Err(SourceError::GoingDown(request));
+            return Err(SourceError::GoingDown(Request::DeleteStaged));
         }
         Ok(())
-    }
-}
-
-impl Hold for MischievousHold<'_> {
-    fn stage(&mut self) -> Result<(), SourceError> {
-        self.hold.stage()
-    }
-
-    fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        let mut bytes = Vec::new();
-        self.hold.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
-        sink(&spoil(self.mischief, bytes));
-        Ok(())
-    }
-
-    fn delete_staged(&mut self) -> Result<(), SourceError> {
-        self.delete(Request::DeleteStaged, |hold| hold.delete_staged())
-    }
-
-    fn delete_first(&mut self, n: NonZeroU64) -> Result<(), SourceError> {
-        self.delete(Request::DeleteFirst(n.get()), |hold| hold.delete_first(n))
     }
 }
 
@@ -150,11 +146,10 @@ impl Scene {
 
     fn start(&self, flavour: Flavour) -> Service {
         let source = Mischievous {
-            source: InProcess::new(Arc::clone(&self.list)),
+            source: InProcess::new(Arc::clone(&self.list), flavour),
             mischief: Arc::clone(&self.mischief),
         };
-        let config =
-            Config { state: self.state(), flavour, every: Duration::from_secs(3600), tpm: None };
+        let config = Config { every: Duration::from_secs(3600), ..Config::new(self.state()) };
         Service::start(config, Box::new(source)).unwrap()
     }
 

@@ -14,10 +14,12 @@ use std::{
     time::Duration,
 };
 
-use ima_list::{Options, SharedList};
+use ima_list::{Options, Part, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{Config, Flavour, Service, View};
-use imastage_source::{Hold, InProcess, Part, Request, Sink, Source, SourceError};
+use imastage_service::{Config, Service, View};
+use imastage_source::{
+    Batch, Dialect, Flavour, Holders, InProcess, Look, Request, Sink, Source, SourceError,
+};
 use tempfile::TempDir;
 
 /// A list that can be refused.
@@ -26,20 +28,38 @@ struct Door {
     refused: Arc<AtomicU64>,
 }
 
-impl Source for Door {
-    fn hold(&mut self, part: Part) -> Result<Box<dyn Hold + '_>, SourceError> {
+impl Door {
+    fn open(&mut self) -> Result<&mut InProcess, SourceError> {
         if self.refused.load(Ordering::Relaxed) > 0 {
             return Err(SourceError::GoingDown(Request::Stage));
         }
-        self.list.hold(part)
+        Ok(&mut self.list)
+    }
+}
+
+impl Source for Door {
+    fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
+        self.open()?.look()
     }
 
-    fn read(&mut self, part: Part, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        self.list.read(part, sink)
+    fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
+        self.open()?.take(sink)
+    }
+
+    fn try_open(&mut self) -> Result<(), SourceError> {
+        self.open()?.try_open()
     }
 
     fn count(&mut self) -> Result<u64, SourceError> {
         self.list.count()
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.list.dialect()
+    }
+
+    fn holders(&self) -> Holders {
+        self.list.holders()
     }
 
     fn name(&self) -> String {
@@ -78,14 +98,12 @@ impl Scene {
 
     fn start(&mut self) {
         let source = Door {
-            list: InProcess::new(Arc::clone(&self.list)),
+            list: InProcess::new(Arc::clone(&self.list), Flavour::Stage),
             refused: Arc::clone(&self.refused),
         };
         let config = Config {
-            state: self.dir.path().join("state"),
-            flavour: Flavour::Stage,
             every: Duration::from_secs(3600),
-            tpm: None,
+            ..Config::new(self.dir.path().join("state"))
         };
         let service = Service::start(config, Box::new(source)).unwrap();
         self.view = Some(service.mount_view(&self.dir.path().join("view"), Some(12345)).unwrap());

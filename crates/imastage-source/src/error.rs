@@ -1,6 +1,6 @@
 use std::{fmt, io, path::PathBuf};
 
-use crate::Holders;
+use crate::{Dialect, Flavour, Holders};
 
 /// Something asked of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,13 @@ pub enum Request {
     DeleteStaged,
     /// `N`.
     DeleteFirst(u64),
+    /// `T:N`.
+    Trim {
+        /// How many records were deleted before.
+        total: u64,
+        /// How many are to be deleted now.
+        records: u64,
+    },
 }
 
 /// Why a list could not be held, read or shortened.
@@ -33,10 +40,23 @@ pub enum SourceError {
         /// What is missing.
         why: &'static str,
     },
+    /// The list's kernel does not delete records that way.
+    #[error(
+        "{}: its kernel does not delete records by {flavour} (what was found there is the dialect \
+         {dialect}); leave the flavour out",
+        path.display()
+    )]
+    NoFlavour {
+        /// The directory.
+        path: PathBuf,
+        /// What was found there.
+        dialect: Dialect,
+        /// What was asked for.
+        flavour: Flavour,
+    },
     /// The file is not there.
     #[error(
-        "{}: not there; is this the directory of IMA's files, and does its kernel have \
-         CONFIG_IMA_STAGING (Linux 7.2 or later)?",
+        "{}: not there; is this the directory of IMA's files, and is securityfs mounted?",
         path.display()
     )]
     Missing {
@@ -54,6 +74,10 @@ pub enum SourceError {
     /// may come back after a kexec.
     #[error("{0}: refused, the machine is going down; the records stay in the kernel")]
     GoingDown(Request),
+    /// The list is not what it was when it was read: someone else staged or deleted records in
+    /// between.
+    #[error("someone else staged or deleted records in between; nothing was deleted")]
+    Overtaken,
     /// `D` could not allocate a new hash table (ENOMEM); the staged records are lost to the kernel
     /// all the same.
     #[error("D: the kernel had no memory for its new hash table; the staged records are gone")]
@@ -83,6 +107,7 @@ impl fmt::Display for Request {
             Request::Stage => f.write_str("A"),
             Request::DeleteStaged => f.write_str("D"),
             Request::DeleteFirst(n) => write!(f, "{n}"),
+            Request::Trim { total, records } => write!(f, "{total}:{records}"),
         }
     }
 }

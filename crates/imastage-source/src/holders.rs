@@ -6,6 +6,8 @@ use std::{
 
 use rustix::fs::{AtFlags, StatxFlags};
 
+use crate::files::TRIM;
+
 /// A process that has one of the list's files open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -36,9 +38,10 @@ impl Holders {
             let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
             for fd in fds.flatten() {
                 let Ok(path) = fs::read_link(fd.path()) else { continue };
-                let is_list = path
-                    .file_name()
-                    .is_some_and(|name| name.to_string_lossy().contains("_runtime_measurements"));
+                let is_list = path.file_name().is_some_and(|name| {
+                    let name = name.to_string_lossy();
+                    name.contains("_runtime_measurements") || name == TRIM
+                });
                 // Compare by device: the same directory can be reached by several paths.
                 if is_list && device(&fd.path()) == Some(dir_meta.dev()) {
                     let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
@@ -79,4 +82,20 @@ fn device(path: &Path) -> Option<u64> {
 
 fn number(name: &std::ffi::OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holders_are_found_by_device_and_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ascii_runtime_measurements_sha1");
+        let _open = fs::File::create(&path).unwrap();
+        let holders = Holders::find(dir.path());
+        let me = std::process::id();
+        assert!(holders.0.iter().any(|h| h.pid == me && h.path == path), "{holders}");
+        assert!(holders.to_string().contains(&format!("pid {me}")));
+    }
 }

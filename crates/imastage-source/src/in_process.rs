@@ -2,28 +2,46 @@ use std::{num::NonZeroU64, sync::Arc};
 
 use ima_list::{DeleteError, Part, SharedList, StageError};
 
-use crate::{Hold, Request, Sink, Source, SourceError};
+use crate::{Batch, Dialect, Flavour, Holders, Look, Request, Sink, Source, SourceError};
 
-/// A list in this process. Its only client, so it is never busy.
+/// A list in this process, as Linux 7.2 has it. Its only client, so it is never busy.
 #[derive(Clone, Debug)]
 pub struct InProcess {
     list: Arc<SharedList>,
+    flavour: Flavour,
 }
 
 impl InProcess {
     /// The list that others in this process add to.
-    pub fn new(list: Arc<SharedList>) -> InProcess {
-        InProcess { list }
+    pub fn new(list: Arc<SharedList>, flavour: Flavour) -> InProcess {
+        InProcess { list, flavour }
     }
 }
 
 impl Source for InProcess {
-    fn hold(&mut self, part: Part) -> Result<Box<dyn Hold + '_>, SourceError> {
-        Ok(Box::new(Held { list: &self.list, part }))
+    fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
+        Ok(Box::new(LookOn { list: &self.list, staged: 0, current: 0 }))
     }
 
-    fn read(&mut self, part: Part, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        read(&self.list, part, sink);
+    fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
+        let list = &*self.list;
+        let is_staged = list.count(Part::Staged) > 0;
+        if self.flavour == Flavour::DeleteN && !is_staged {
+            let read = read(list, Part::Current, 0, sink);
+            let batch = InProcessBatch { list, part: Part::Current, was_pending: false };
+            return Ok((read > 0).then(|| Box::new(batch) as Box<dyn Batch>));
+        }
+        let was_pending = match list.stage() {
+            Ok(_) => false,
+            Err(StageError::Pending) => true,
+            Err(StageError::Empty) => return Ok(None),
+            Err(StageError::Suspended) => return Err(SourceError::GoingDown(Request::Stage)),
+        };
+        read(list, Part::Staged, 0, sink);
+        Ok(Some(Box::new(InProcessBatch { list, part: Part::Staged, was_pending })))
+    }
+
+    fn try_open(&mut self) -> Result<(), SourceError> {
         Ok(())
     }
 
@@ -31,38 +49,56 @@ impl Source for InProcess {
         Ok(self.list.count(Part::Current))
     }
 
+    fn dialect(&self) -> Dialect {
+        Dialect::Linux72
+    }
+
+    fn holders(&self) -> Holders {
+        Holders::default()
+    }
+
     fn name(&self) -> String {
         "a list in this process".to_owned()
     }
 }
 
-struct Held<'a> {
+struct LookOn<'a> {
     list: &'a SharedList,
-    part: Part,
+    staged: u64,
+    current: u64,
 }
 
-impl Hold for Held<'_> {
-    fn stage(&mut self) -> Result<(), SourceError> {
-        self.list.stage().map(drop).map_err(|error| match error {
-            StageError::Pending => SourceError::Pending,
-            StageError::Empty => SourceError::Nothing(Request::Stage),
-            StageError::Suspended => SourceError::GoingDown(Request::Stage),
-        })
-    }
-
+impl Look for LookOn<'_> {
     fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        read(self.list, self.part, sink);
+        self.staged += read(self.list, Part::Staged, self.staged, sink);
+        self.current += read(self.list, Part::Current, self.current, sink);
         Ok(())
     }
+}
 
-    fn delete_staged(&mut self) -> Result<(), SourceError> {
-        let refused = |error| refusal(Request::DeleteStaged, error);
-        self.list.delete_staged().map(drop).map_err(refused)
+struct InProcessBatch<'a> {
+    list: &'a SharedList,
+    part: Part,
+    was_pending: bool,
+}
+
+impl Batch for InProcessBatch<'_> {
+    fn was_pending(&self) -> bool {
+        self.was_pending
     }
 
-    fn delete_first(&mut self, n: NonZeroU64) -> Result<(), SourceError> {
-        let refused = |error| refusal(Request::DeleteFirst(n.get()), error);
-        self.list.delete_first(n.get()).map(drop).map_err(refused)
+    fn delete(self: Box<Self>, records: NonZeroU64) -> Result<(), SourceError> {
+        match self.part {
+            Part::Staged => {
+                let refused = |error| refusal(Request::DeleteStaged, error);
+                self.list.delete_staged().map(drop).map_err(refused)
+            }
+            Part::Current => {
+                let n = records.get();
+                let refused = |error| refusal(Request::DeleteFirst(n), error);
+                self.list.delete_first(n).map(drop).map_err(refused)
+            }
+        }
     }
 }
 
@@ -74,15 +110,16 @@ fn refusal(request: Request, error: DeleteError) -> SourceError {
     }
 }
 
-fn read(list: &SharedList, part: Part, sink: &mut Sink<'_>) {
+/// Reads a part from its record `from` on; gives how many there were.
+fn read(list: &SharedList, part: Part, from: u64, sink: &mut Sink<'_>) -> u64 {
     const CHUNK: usize = 256 << 10;
-    let mut from = 0;
+    let mut at = from;
     loop {
-        let chunk = list.snapshot(part, from, CHUNK);
+        let chunk = list.snapshot(part, at, CHUNK);
         if chunk.records() == 0 {
-            return;
+            return at - from;
         }
-        from += chunk.records();
+        at += chunk.records();
         chunk.slices().for_each(&mut *sink);
     }
 }
@@ -103,16 +140,23 @@ mod tests {
             list.append(&record, &key, || {}).unwrap();
             expected.extend(record.into_bytes());
         }
-        let mut source = InProcess::new(list);
-        assert_eq!(source.count().unwrap(), 5000);
-        let mut hold = source.hold(Part::Staged).unwrap();
-        assert!(matches!(hold.delete_staged(), Err(SourceError::Nothing(Request::DeleteStaged))));
-        hold.stage().unwrap();
-        assert!(matches!(hold.stage(), Err(SourceError::Pending)));
-        let mut read = Vec::new();
-        hold.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
-        assert_eq!(read, expected);
-        hold.delete_staged().unwrap();
-        assert!(matches!(hold.stage(), Err(SourceError::Nothing(Request::Stage))));
+        for flavour in [Flavour::Stage, Flavour::DeleteN] {
+            let mut source = InProcess::new(Arc::clone(&list), flavour);
+            for _ in 0..2 {
+                let mut read = Vec::new();
+                source.look().unwrap().read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+                assert_eq!(read, expected);
+                read.clear();
+                // Dropped, it deletes nothing.
+                drop(source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap());
+                assert_eq!(read, expected);
+            }
+            if flavour == Flavour::DeleteN {
+                let batch = source.take(&mut |_| ()).unwrap().unwrap();
+                assert!(batch.was_pending());
+                batch.delete(NonZeroU64::new(5000).unwrap()).unwrap();
+                assert!(source.take(&mut |_| ()).unwrap().is_none());
+            }
+        }
     }
 }

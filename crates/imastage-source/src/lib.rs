@@ -1,48 +1,59 @@
 //! The kernel's measurement list as a client sees it.
 //!
-//! [`Source`] is what a service needs of a list: take hold of it, stage it, read it, delete what was
-//! read, let go. Its homes are [`Securityfs`], a directory with securityfs's files (the kernel's or
-//! the sandbox's), and [`InProcess`], a list in this very process.
+//! [`Source`] is what a service needs of a list: look at it, take its oldest records, delete what
+//! was taken. [`open`] finds out which [`Dialect`] a directory with securityfs's files (the kernel's
+//! or the sandbox's) speaks; [`InProcess`] is a list in this very process.
 //!
-//! A [`Hold`] is a transaction: while it lives nobody else reads, stages or deletes. The kernel
-//! identifies the holder by thread and keeps its books right only as long as there is *one* write
-//! descriptor, closed by the thread that opened it. So a hold has exactly one, and is neither
-//! [`Send`] nor [`Sync`].
+//! A [`Batch`] is a transaction: while it lives its records stay where they are, or their deletion
+//! is refused. The kernel identifies a writer by thread and keeps its books right only as long as
+//! there is *one* write descriptor, closed by the thread that opened it. So a batch has at most one,
+//! and is neither [`Send`] nor [`Sync`].
 #![forbid(unsafe_code)]
 
 mod error;
+mod files;
+mod first;
+mod follow;
 mod holders;
 mod in_process;
-mod securityfs;
+mod open;
+mod staged;
+mod trim;
 
 use std::num::NonZeroU64;
 
 pub use error::{Request, SourceError};
 pub use holders::{Holder, Holders};
-pub use ima_list::Part;
 pub use in_process::InProcess;
-pub use securityfs::Securityfs;
+pub use open::{DEFAULT_DIR, Dialect, Flavour, open};
 
 /// Takes the bytes of a list as they are read: the binary sha1 form, in chunks that may end inside
 /// a record.
 pub type Sink<'a> = dyn FnMut(&[u8]) + 'a;
 
-/// A measurement list that can be held, read and shortened.
+/// A measurement list that can be read and, but for [`Dialect::Follow`], shortened.
 pub trait Source: Send {
-    /// Takes hold of the list through the file of `part`: [`Part::Staged`] to stage and delete what
-    /// was staged, [`Part::Current`] to delete the first N.
+    /// Holds the whole list for reading: until this is dropped nobody can shorten it.
+    ///
+    /// # Errors
+    /// [`SourceError::Busy`] while someone holds the list for writing,
+    /// [`SourceError::NotPermitted`], [`SourceError::Missing`].
+    fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError>;
+
+    /// Reads the list's oldest records, all that one deletion takes, and holds them; `None` if
+    /// there are none. In the kernel this costs time quadratic in their number.
     ///
     /// # Errors
     /// [`SourceError::Busy`] if anyone else has one of the list's files open,
-    /// [`SourceError::NotPermitted`], [`SourceError::Missing`] if the kernel cannot stage.
-    fn hold(&mut self, part: Part) -> Result<Box<dyn Hold + '_>, SourceError>;
+    /// [`SourceError::NotPermitted`], [`SourceError::Missing`] if the kernel cannot stage;
+    /// [`SourceError::GoingDown`] (EACCES).
+    fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError>;
 
-    /// Reads a part without holding the list: others can read beside, nobody can shorten it
-    /// meanwhile. Records that are added while reading goes on are read too.
+    /// Whether this process may do what [`Source::take`] and deleting need.
     ///
     /// # Errors
-    /// [`SourceError::Busy`] while someone holds the list for writing, and as [`Source::hold`].
-    fn read(&mut self, part: Part, sink: &mut Sink<'_>) -> Result<(), SourceError>;
+    /// [`SourceError::Busy`], [`SourceError::NotPermitted`], [`SourceError::Missing`].
+    fn try_open(&mut self) -> Result<(), SourceError>;
 
     /// How many records the current list has now. What was staged or deleted is not counted.
     ///
@@ -50,40 +61,47 @@ pub trait Source: Send {
     /// [`SourceError::Io`].
     fn count(&mut self) -> Result<u64, SourceError>;
 
+    /// How it is talked to.
+    fn dialect(&self) -> Dialect;
+
+    /// How many records were ever deleted from it, whoever did it, where the dialect tells
+    /// ([`Dialect::Trim`]).
+    ///
+    /// # Errors
+    /// [`SourceError::Io`], [`SourceError::NotPermitted`].
+    fn trimmed(&mut self) -> Result<Option<u64>, SourceError> {
+        Ok(None)
+    }
+
+    /// Who has the list's files open now. Linear in the descriptors open on the machine.
+    fn holders(&self) -> Holders;
+
     /// What to call it in messages: the directory, or what else it is.
     fn name(&self) -> String;
 }
 
-/// The list held for writing. Dropping it lets go.
-pub trait Hold {
-    /// `A`: moves all current records to the staged list.
-    ///
-    /// # Errors
-    /// [`SourceError::Pending`] if records are staged already (EEXIST), [`SourceError::Nothing`] if
-    /// there are none to stage (ENOENT), [`SourceError::GoingDown`] (EACCES).
-    fn stage(&mut self) -> Result<(), SourceError>;
-
-    /// Reads the held part from its first record to its end. In the kernel this costs time
-    /// quadratic in the part's length.
+/// The whole list, held for reading.
+pub trait Look {
+    /// Reads on to the end: staged records first, then current ones, then, called again, what was
+    /// added meanwhile.
     ///
     /// # Errors
     /// [`SourceError::Io`].
     fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError>;
+}
 
-    /// `D`: deletes the staged records.
+/// Records that were read and can be deleted. Dropping it leaves them where they are.
+pub trait Batch {
+    /// Whether someone had staged them before: then there may be newer ones, which are not in this
+    /// batch, from before it was taken.
+    fn was_pending(&self) -> bool;
+
+    /// Deletes the records, of which there are `records`, and no others.
     ///
     /// # Errors
-    /// [`SourceError::Nothing`] if nothing is staged (ENOENT), [`SourceError::GoingDown`] (ESTALE:
-    /// the records stay, and may come back in the next kernel), [`SourceError::NoMemory`] (ENOMEM:
-    /// the records are gone all the same).
-    fn delete_staged(&mut self) -> Result<(), SourceError>;
-
-    /// `N`: deletes the first `n` current records. Never do this while records are staged: those
-    /// are older.
-    ///
-    /// # Errors
-    /// [`SourceError::Nothing`] if there are fewer (ENOENT; nothing was deleted),
-    /// [`SourceError::GoingDown`] (ESTALE), [`SourceError::Refused`] if the kernel flushes its hash
-    /// table (EINVAL).
-    fn delete_first(&mut self, n: NonZeroU64) -> Result<(), SourceError>;
+    /// [`SourceError::GoingDown`] (ESTALE: the records stay, and may come back in the next kernel),
+    /// [`SourceError::NoMemory`] (ENOMEM: they are gone all the same), [`SourceError::Nothing`]
+    /// (ENOENT), [`SourceError::Refused`] (EINVAL), [`SourceError::Overtaken`] if someone else
+    /// deleted them.
+    fn delete(self: Box<Self>, records: NonZeroU64) -> Result<(), SourceError>;
 }

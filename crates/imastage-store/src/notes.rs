@@ -17,6 +17,9 @@ pub struct Note {
     pub after: Option<u64>,
     /// When it was found, in seconds since 1970.
     pub time: u64,
+    /// A word for what it is about, of those who write notes; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kind: String,
     /// What is to be said.
     pub text: String,
 }

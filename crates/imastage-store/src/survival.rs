@@ -121,7 +121,8 @@ impl Life {
             Step::Note => {
                 let (records, notes) = tried.values_mut().last().unwrap();
                 let (index, time) = (records.len() as u64, notes.len() as u64);
-                let note = Note { index, after: None, time, text: "remark".into() };
+                let note =
+                    Note { index, after: None, time, kind: "remark".into(), text: "remark".into() };
                 notes.push(note.clone());
                 store.note(&note)?;
             }

@@ -204,7 +204,13 @@ fn a_torn_note_takes_no_other_with_it() {
     bytes.extend_from_slice(br#"{"index":3,"af"#);
     fs::write(&path, bytes).unwrap();
     assert_eq!(notes(&state).unwrap(), before);
-    let note = Note { index: 18, after: Some(17), time: 9, text: "unlogged extend".into() };
+    let note = Note {
+        index: 18,
+        after: Some(17),
+        time: 9,
+        kind: String::new(),
+        text: "unlogged extend".into(),
+    };
     Store::open(&state).unwrap().note(&note).unwrap();
     assert_eq!(notes(&state).unwrap(), [before, vec![note]].concat());
     assert_eq!(check(&state).unwrap().damage, []);

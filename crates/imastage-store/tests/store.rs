@@ -122,7 +122,13 @@ fn epochs_follow_each_other_and_notes_stay_with_theirs() {
     let mut store = new_store(&dir, 500);
     store.append(&record(5).record()).unwrap();
     store.commit().unwrap();
-    let note = Note { index: 1, after: Some(0), time: 7, text: "records are missing".into() };
+    let note = Note {
+        index: 1,
+        after: Some(0),
+        time: 7,
+        kind: String::new(),
+        text: "records are missing".into(),
+    };
     store.note(&note).unwrap();
     assert_eq!(notes(&state).unwrap(), [note]);
     assert!(store.epoch().unwrap().id.is_same(&id(1)));

@@ -57,7 +57,13 @@ pub fn three_commits(dir: &TempDir) -> (PathBuf, Vec<RecordBuf>) {
         store.commit().unwrap();
     }
     for time in 0..2 {
-        let note = Note { index: 6, after: Some(5), time, text: "records are missing".into() };
+        let note = Note {
+            index: 6,
+            after: Some(5),
+            time,
+            kind: "missing".into(),
+            text: "records are missing".into(),
+        };
         store.note(&note).unwrap();
     }
     (dir.path().join("state"), records)

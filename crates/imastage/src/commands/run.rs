@@ -1,9 +1,14 @@
-use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::PathBuf, time::Duration};
+use std::{
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
-use imastage_service::{Config, Flavour, Service};
-use imastage_source::{Part, Securityfs, Source, SourceError};
+use imastage_service::{Config, Service};
+use imastage_source::{Flavour, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
@@ -24,23 +29,27 @@ pub use embedded::fuse_is_there;
 #[derive(clap::Args)]
 pub struct Args {
     /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its
-    /// own, or where FUSE cannot be had, in this one), or `in-process`.
+    /// own, or where FUSE cannot be had, in this one), or `in-process`. How the directory's kernel
+    /// lets go of records is found out by looking; if it does not, the list is followed.
     #[arg(long, value_name = "DIR", default_value = "embedded")]
     source: PathBuf,
     /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// How records leave the list.
-    #[arg(long, value_name = "FLAVOUR", default_value = "stage")]
-    flavour: FlavourName,
+    /// How records leave the list, where its kernel leaves the choice (Linux 7.2) [default: stage].
+    #[arg(long, value_name = "FLAVOUR")]
+    flavour: Option<FlavourName>,
     /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
     /// the sandbox's own, or /dev/tpmrm0].
     #[arg(long, value_name = "TPM")]
     tpm: Option<String>,
     /// The longest time between two drains, in milliseconds. Reading the kernel's list takes time
     /// quadratic in its length, so keep it short.
-    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, value_name = "MS", default_value_t = Config::EVERY_MS, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     every: u64,
+    /// Drain as soon as so many records are in the list.
+    #[arg(long, value_name = "RECORDS", default_value_t = Config::DRAIN_AT, value_parser = clap::value_parser!(u64).range(1..))]
+    drain_at: u64,
     /// Show what is stored as files in this directory, named as the kernel's, as if nothing had ever
     /// been deleted: for agents that read the list themselves.
     #[arg(long, value_name = "DIR")]
@@ -62,17 +71,19 @@ enum FlavourName {
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let stop = wait_for_stop()?;
     let state = state_dir(args.state)?;
-    let flavour = match args.flavour {
+    let flavour = args.flavour.map(|flavour| match flavour {
         FlavourName::Stage => Flavour::Stage,
         FlavourName::DeleteN => Flavour::DeleteN,
-    };
+    });
     let chosen = match args.tpm.as_deref() {
         None => None,
         Some("none") => Some(None),
         Some(tpm) => Some(Some(tpm.parse::<Endpoint>().input("--tpm")?)),
     };
     let every = Duration::from_millis(args.every);
-    let config = |tpm: Option<Endpoint>| Config { state: state.clone(), flavour, every, tpm };
+    let drain_at = args.drain_at;
+    let config =
+        |tpm: Option<Endpoint>| Config { every, drain_at, tpm, ..Config::new(state.clone()) };
 
     // The records are for their owner's eyes, whoever makes the directory first.
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);
@@ -83,12 +94,12 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         _ => None,
     };
     let service = match &embedded {
-        Some(embedded) => Service::start(config(embedded.tpm()), embedded.source()?),
+        Some(embedded) => Service::start(config(embedded.tpm()), embedded.source(flavour)?),
         None => {
-            let mut source = Securityfs::new(&args.source).environment("source")?;
-            require_hold(&mut source, flavour)?;
+            let mut source = open(&args.source, flavour)?;
+            require_permission(source.as_mut())?;
             let found = || imastage_sandbox::tpm_of(&args.source).or_else(Endpoint::system);
-            Service::start(config(chosen.unwrap_or_else(found)), Box::new(source))
+            Service::start(config(chosen.unwrap_or_else(found)), source)
         }
     }
     .environment("service")?;
@@ -97,8 +108,9 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
 
     let status = service.status();
     let text = format!(
-        "draining {} into {}: {} records stored so far; Ctrl-C stops",
+        "draining {} ({}) into {}: {} records stored so far; Ctrl-C stops",
         status.since_start.source,
+        status.since_start.dialect,
         state.display(),
         status.records
     );
@@ -112,19 +124,22 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let text = format!(
         "stopped: {} records stored; {}",
         shared_status.records,
-        verdict_text(shared_status.verdict, out)
+        verdict_text(&shared_status.verdict, out)
     );
     out.answer(&shared_status, text)?;
     Ok(Outcome::Fine)
 }
 
+fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, Failure> {
+    imastage_source::open(dir, flavour).map_err(|error| match error {
+        SourceError::NoFlavour { .. } => Failure::input(error),
+        _ => Failure::environment(error),
+    })
+}
+
 /// A list that is busy will be free again; one that may never be held is no use waiting for.
-fn require_hold(source: &mut dyn Source, flavour: Flavour) -> Result<(), Failure> {
-    let part = match flavour {
-        Flavour::Stage => Part::Staged,
-        Flavour::DeleteN => Part::Current,
-    };
-    match source.hold(part) {
+fn require_permission(source: &mut dyn Source) -> Result<(), Failure> {
+    match source.try_open() {
         Err(error @ (SourceError::NotPermitted { .. } | SourceError::Missing { .. })) => {
             Err(Failure::environment(error))
         }

@@ -2,7 +2,7 @@ use std::{fmt::Write as _, path::PathBuf};
 
 use imastage_service::{
     Client, ClientError, status_at_rest,
-    wire::{Status, Verdict},
+    wire::{ExtendedWith, Parting, Status, Verdict},
 };
 
 use crate::{
@@ -37,37 +37,55 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
 
 /// Whether records are missing or damaged.
 pub fn is_bad(status: &Status) -> bool {
-    matches!(status.verdict, Verdict::Parted { .. }) || !status.problems.is_empty()
+    let is_bad = match status.verdict {
+        Verdict::Unchecked | Verdict::InStep { .. } | Verdict::Behind { .. } => false,
+        Verdict::Parted(_) | Verdict::Altered { .. } => true,
+    };
+    is_bad || !status.problems.is_empty()
 }
 
 /// The verdict in words.
-pub fn verdict_text(verdict: Verdict, out: &Output) -> String {
+pub fn verdict_text(verdict: &Verdict, out: &Output) -> String {
     match verdict {
         Verdict::Unchecked => out.paint(Tone::Dim, "not compared with a TPM"),
         Verdict::InStep { records } => out
             .paint(Tone::Good, format!("in step with the TPM: {records} records replay to PCR 10")),
-        Verdict::Parted { after, before } => {
+        Verdict::Behind { records, waiting } => out.paint(
+            Tone::Bad,
+            format!(
+                "behind the TPM: {records} records replay to what PCR 10 was, {waiting} wait in \
+                 the list"
+            ),
+        ),
+        Verdict::Parted(parting) => {
+            let Parting { after, before, cause, time, text } = parting;
             let after = after.map_or("the beginning".to_owned(), |index| format!("index {index}"));
             out.paint(
                 Tone::Bad,
                 format!(
-                    "records are missing between {after} and index {before}, or PCR 10 was \
-                     extended without a record: nothing from there on can be verified before the \
-                     next TPM reset"
+                    "{cause}: between {after} and index {before}, found at {time} (seconds since \
+                     1970): {text}; nothing from there on can be verified before the next TPM reset"
                 ),
             )
         }
+        Verdict::Altered { index, why } => out.paint(
+            Tone::Bad,
+            format!("altered record: index {index}: {why}; it stays in the list"),
+        ),
     }
 }
 
 fn text(status: &Status, out: &Output) -> String {
-    let mut text = verdict_text(status.verdict, out);
+    let mut text = verdict_text(&status.verdict, out);
     for problem in &status.problems {
         // Writing to a String cannot fail.
         let _ = write!(text, "\n{}", out.paint(Tone::Bad, problem));
     }
     let service = match status.pid {
-        Some(pid) => format!("service running (pid {pid}), draining {}", status.since_start.source),
+        Some(pid) => format!(
+            "service running (pid {pid}), draining {} ({})",
+            status.since_start.source, status.since_start.dialect
+        ),
         None => "no service is running".to_owned(),
     };
     let _ = write!(
@@ -75,11 +93,19 @@ fn text(status: &Status, out: &Output) -> String {
         "\n{service}\nepoch {}: {} records stored, {} bytes",
         status.epoch, status.records, status.bytes
     );
-    for (bank, pcr) in &status.replayed {
-        let _ = write!(text, "\nPCR 10 {bank:<6} {pcr} (replayed)");
-        if let Some(tpm) = status.tpm.get(bank) {
+    for (bank, pcr) in &status.banks {
+        let way = match pcr.extended_with {
+            Some(ExtendedWith::Own) | None => "",
+            Some(ExtendedWith::Padded) => ", SHA-1 padded with zeros",
+        };
+        let _ = write!(text, "\nPCR 10 {bank:<6} {} (replayed{way})", pcr.replayed);
+        if let Some(tpm) = &pcr.tpm {
             let in_step = matches!(status.verdict, Verdict::InStep { .. });
-            let ahead = if in_step && tpm != pcr { ", ahead by what is drained next" } else { "" };
+            let ahead = if in_step && *tpm != pcr.replayed {
+                ", ahead by what is drained next"
+            } else {
+                ""
+            };
             let _ = write!(text, "\n              {tpm} (TPM{ahead})");
         }
     }
@@ -95,6 +121,9 @@ fn text(status: &Status, out: &Output) -> String {
             activity.deleted_bytes,
             activity.longest_hold_us
         );
+    }
+    if let Some(error) = &activity.tpm_error {
+        let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("not compared: TPM: {error}")));
     }
     if let Some(error) = &activity.last_error {
         let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("last drain failed: {error}")));

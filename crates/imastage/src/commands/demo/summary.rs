@@ -47,7 +47,7 @@ pub fn of(
         "verdict": service.json["verdict"],
         "verifiers": verdicts,
         "rounds": scene.rounds.iter().map(|n| n.load(Ordering::Relaxed)).collect::<Vec<_>>(),
-        "tpm": service.json["tpm"],
+        "banks": service.json["banks"],
         "replayed": replayed["banks"],
         "as_expected": as_expected,
     }))
@@ -87,7 +87,7 @@ pub fn text(good: &Value, out: &Output) -> String {
         );
     }
     for (bank, replayed) in good["replayed"].as_object().into_iter().flatten() {
-        if let Some(tpm) = good["tpm"][bank].as_str() {
+        if let Some(tpm) = good["banks"][bank]["tpm"].as_str() {
             let same = tpm == replayed["pcr"].as_str().unwrap_or_default();
             let words = if same {
                 out.paint(Tone::Good, "the same")

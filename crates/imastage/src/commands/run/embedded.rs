@@ -12,7 +12,7 @@ use imastage_sandbox::{
     control::{Answer, Command as Ask, ask},
     tpm_of,
 };
-use imastage_source::{InProcess, Securityfs, Source};
+use imastage_source::{Flavour, InProcess, Source};
 use imastage_tpm::Endpoint;
 
 use crate::exit::{Fail, Failure};
@@ -61,11 +61,14 @@ impl Embedded {
     }
 
     /// The list as the service sees it.
-    pub fn source(&self) -> Result<Box<dyn Source>, Failure> {
-        Ok(match &self.kind {
-            Kind::Process(_) => Box::new(Securityfs::new(&self.mount).environment("sandbox")?),
-            Kind::InProcess(sandbox) => Box::new(InProcess::new(sandbox.list())),
-        })
+    pub fn source(&self, flavour: Option<Flavour>) -> Result<Box<dyn Source>, Failure> {
+        match &self.kind {
+            Kind::Process(_) => super::open(&self.mount, flavour),
+            Kind::InProcess(sandbox) => {
+                let flavour = flavour.unwrap_or(Flavour::Stage);
+                Ok(Box::new(InProcess::new(sandbox.list(), flavour)))
+            }
+        }
     }
 
     /// The TPM that the list extends.

@@ -1,0 +1,178 @@
+//! Whether store and TPM agree, and since when not.
+
+use ima_log::{Bank, Digest, Record, Replay};
+
+use crate::{
+    banks::{BankReplay, Banks},
+    wire::{Cause, Parting, Verdict},
+};
+
+/// Compares what is stored with the TPM, drain after drain.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    banks: Banks,
+    verdict: Verdict,
+    tpm: Vec<Digest>,
+    /// How many records were stored when the list was last turned to: others may have deleted some
+    /// there, and nowhere behind.
+    boundary: u64,
+    is_asked: bool,
+}
+
+/// What is known about how a list and the TPM may have parted.
+#[derive(Clone, Debug, Default)]
+pub struct Circumstances {
+    /// Nobody can delete records of this list.
+    pub nobody_deletes: bool,
+    /// How many records others deleted since the last drain, where that is known.
+    pub deleted_by_others: Option<u64>,
+    /// Another kernel was started since the last drain.
+    pub kexec: bool,
+    /// Who has the list's files open, in words; empty if nobody is seen.
+    pub holders: String,
+}
+
+impl Comparison {
+    /// `banks` have replayed all that is stored; `verdict` is what is known of the epoch.
+    pub fn new(banks: Banks, verdict: Verdict) -> Comparison {
+        Comparison { banks, verdict, tpm: Vec::new(), boundary: 0, is_asked: false }
+    }
+
+    /// Whether TPM and store agree.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// PCR 10 as the TPM had it last, bank by bank.
+    pub fn tpm(&self) -> &[Digest] {
+        &self.tpm
+    }
+
+    /// PCR 10 as stored records replay.
+    pub fn banks(&self) -> impl Iterator<Item = &BankReplay> {
+        self.banks.iter()
+    }
+
+    /// The ways in which the next records may extend banks, most telling first.
+    pub fn candidates(&self) -> Vec<Replay> {
+        self.banks.candidates()
+    }
+
+    /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
+    /// with by then is stored or will be pushed; `None` if there is no TPM to ask.
+    pub fn begin(&mut self, pcrs: Option<Vec<Digest>>) {
+        self.turn();
+        self.is_asked = pcrs.is_some();
+        if let Some(pcrs) = pcrs {
+            self.banks.look_for(&pcrs);
+            self.tpm = pcrs;
+        }
+    }
+
+    /// Says that the list is turned to now, for the next records.
+    pub fn turn(&mut self) {
+        self.boundary = self.banks.records();
+    }
+
+    /// Takes records that were stored.
+    pub fn push(&mut self, records: &[Record<'_>]) {
+        self.banks.push(records);
+    }
+
+    /// Ends a drain that stored everything there was: decides. `now` reads the TPM again. Gives
+    /// what is to be noted for good, if TPM and store have parted.
+    pub fn judge<E>(
+        &mut self,
+        circumstances: &Circumstances,
+        now: impl FnOnce() -> Result<Option<Vec<Digest>>, E>,
+    ) -> Result<Option<Parting>, E> {
+        if !self.is_asked || matches!(self.verdict, Verdict::Parted(_)) {
+            // Once something is missing, no later PCR of this epoch can be reached.
+            return Ok(None);
+        }
+        let Some(records) = self.banks.agreed() else {
+            return Ok(Some(self.part(Vec::new(), circumstances)));
+        };
+        let apart = self.banks.apart(records);
+        self.banks.settle();
+        if !apart.is_empty() {
+            return Ok(Some(self.part(apart, circumstances)));
+        }
+        self.verdict = Verdict::InStep { records: self.later(records, now()?) };
+        Ok(None)
+    }
+
+    /// When nothing is measured at the moment, the TPM's value is that of the last record.
+    fn later(&mut self, records: u64, now: Option<Vec<Digest>>) -> u64 {
+        let Some(now) = now else { return records };
+        self.banks.look_for(&now);
+        self.tpm = now;
+        let agreed = self.banks.agreed().filter(|agreed| self.banks.apart(*agreed).is_empty());
+        agreed.map_or(records, |agreed| agreed.max(records))
+    }
+
+    /// Ends a drain that failed: `waiting` records are still in the list.
+    pub fn behind(&mut self, waiting: u64) {
+        if let Verdict::InStep { records } | Verdict::Behind { records, .. } = self.verdict {
+            self.verdict = Verdict::Behind { records, waiting };
+        }
+    }
+
+    /// Ends a drain that found the record at `index` altered.
+    pub fn altered(&mut self, index: u64, why: String) {
+        if !matches!(self.verdict, Verdict::Parted(_)) {
+            self.verdict = Verdict::Altered { index, why };
+        }
+    }
+
+    /// TPM and store have parted, in `apart` alone if that is not empty.
+    fn part(&mut self, apart: Vec<Bank>, circumstances: &Circumstances) -> Parting {
+        // A list loses records only at its beginning: what is missing is missing where records
+        // that were taken together follow what was stored, or where earlier ones did since the
+        // TPM last agreed.
+        let from = match self.verdict {
+            Verdict::InStep { records } | Verdict::Behind { records, .. } => records,
+            _ => 0,
+        };
+        let (boundary, end) = (self.boundary, self.banks.records());
+        let Circumstances { nobody_deletes, deleted_by_others, kexec, holders } = circumstances;
+        let unlogged = "PCR 10 was extended here and no record tells with what";
+        let missing = "records are missing here: someone else deleted them";
+        let (cause, before, mut text) = match deleted_by_others {
+            // One bank alone has nothing to do with records.
+            _ if *nobody_deletes || !apart.is_empty() => {
+                (Cause::UnloggedExtend, end, unlogged.to_owned())
+            }
+            _ if *kexec => {
+                let text = "records are missing here: another kernel was started, by kexec, and it \
+                            did not get the list";
+                (Cause::LostAtKexec, boundary, text.to_owned())
+            }
+            Some(0) => (Cause::UnloggedExtend, end, unlogged.to_owned()),
+            Some(n) => (Cause::Missing, boundary, format!("{missing} ({n} since the last drain)")),
+            None => {
+                let text = format!(
+                    "{missing}; or PCR 10 was extended, here or before index {end}, and no record \
+                     tells with what"
+                );
+                (Cause::MissingOrUnloggedExtend, boundary, text)
+            }
+        };
+        if !apart.is_empty() {
+            let names: Vec<String> = apart.iter().map(ToString::to_string).collect();
+            text += &format!(" (bank {} alone)", names.join(", "));
+        }
+        if !holders.is_empty() {
+            text += &format!("; the list's files are open in {holders}");
+        }
+        let parting = Parting { after: from.checked_sub(1), before, cause, time: now(), text };
+        self.verdict = Verdict::Parted(parting.clone());
+        parting
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

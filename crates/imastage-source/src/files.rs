@@ -1,0 +1,226 @@
+//! The directory's files: opened, read, written, and what the system says about it in our words.
+
+use std::{
+    fs::{self, File, Metadata},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use rustix::io::Errno;
+
+use crate::{Holders, Look, Request, Sink, SourceError};
+
+pub(crate) const CURRENT: &str = "binary_runtime_measurements";
+pub(crate) const STAGED: &str = "binary_runtime_measurements_staged";
+pub(crate) const TRIM: &str = "ima_trim_log";
+const COUNT: &str = "runtime_measurements_count";
+
+/// The files of one directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    dir: PathBuf,
+}
+
+/// An open file and its name.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+}
+
+/// Both parts of the list, held for reading.
+pub(crate) struct Both {
+    /// `None` where there is no such file.
+    staged: Option<Named>,
+    current: Named,
+}
+
+impl Files {
+    pub(crate) fn new(dir: &Path) -> Files {
+        Files { dir: dir.to_owned() }
+    }
+
+    pub(crate) fn current(&self) -> PathBuf {
+        self.dir.join(CURRENT)
+    }
+
+    pub(crate) fn staged(&self) -> PathBuf {
+        self.dir.join(STAGED)
+    }
+
+    pub(crate) fn trim(&self) -> PathBuf {
+        self.dir.join(TRIM)
+    }
+
+    pub(crate) fn look_at(&self, path: &Path) -> Result<Metadata, SourceError> {
+        fs::metadata(path).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                SourceError::NotPermitted { path: path.to_owned(), why: CANNOT_ENTER }
+            }
+            _ => SourceError::Missing { path: path.to_owned() },
+        })
+    }
+
+    pub(crate) fn open(&self, path: PathBuf, write: bool) -> Result<Named, SourceError> {
+        match File::options().read(true).write(write).open(&path) {
+            Ok(file) => Ok(Named { path, file }),
+            Err(error) => Err(match Errno::from_io_error(&error) {
+                Some(Errno::BUSY) => SourceError::Busy { path, holders: self.holders() },
+                Some(Errno::PERM) => SourceError::NotPermitted { path, why: NEEDS_CAPABILITY },
+                Some(Errno::ACCESS) => SourceError::NotPermitted { path, why: NEEDS_ROOT_OR_GROUP },
+                Some(Errno::NOENT) => SourceError::Missing { path },
+                _ => SourceError::Io { path, doing: "open", error },
+            }),
+        }
+    }
+
+    /// Opens both parts for reading, or the current one where there is no other. While one of
+    /// them is open nobody opens any for writing.
+    pub(crate) fn look(&self) -> Result<Both, SourceError> {
+        let current = self.open(self.current(), false)?;
+        let staged = match self.open(self.staged(), false) {
+            Ok(staged) => Some(staged),
+            Err(SourceError::Missing { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Both { staged, current })
+    }
+
+    pub(crate) fn count(&self) -> Result<u64, SourceError> {
+        let mut count = self.open(self.dir.join(COUNT), false)?;
+        count.number()
+    }
+
+    pub(crate) fn holders(&self) -> Holders {
+        Holders::find(&self.dir)
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.dir.display().to_string()
+    }
+}
+
+impl Named {
+    /// One request, one write(2): the kernel takes whatever a write holds as a whole request.
+    pub(crate) fn write(&mut self, request: Request, text: &[u8]) -> Result<(), SourceError> {
+        let error = match self.file.write(text) {
+            Ok(n) if n == text.len() => return Ok(()),
+            Ok(_) => io::ErrorKind::WriteZero.into(),
+            Err(error) => error,
+        };
+        Err(match (Errno::from_io_error(&error), request) {
+            (Some(Errno::EXIST), _) => SourceError::Pending,
+            (Some(Errno::NOENT), _) => SourceError::Nothing(request),
+            (Some(Errno::ACCESS), Request::Stage) | (Some(Errno::STALE), _) => {
+                SourceError::GoingDown(request)
+            }
+            (Some(Errno::NOMEM), Request::DeleteStaged) => SourceError::NoMemory,
+            (Some(Errno::INVAL), _) => SourceError::Refused(request),
+            (Some(Errno::PERM), _) => {
+                SourceError::NotPermitted { path: self.path.clone(), why: NEEDS_CAPABILITY }
+            }
+            _ => self.io("write a request", error),
+        })
+    }
+
+    /// Reads on to the end.
+    pub(crate) fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
+        // The kernel gives about a page of records a call; a longer record comes alone.
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match self.read_some(&mut buffer)? {
+                0 => return Ok(()),
+                n => sink(&buffer[..n]),
+            }
+        }
+    }
+
+    /// One read; 0 at the end.
+    pub(crate) fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
+        loop {
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map_err(|error| self.io("read", error)),
+            }
+        }
+    }
+
+    /// The number that the file shows.
+    pub(crate) fn number(&mut self) -> Result<u64, SourceError> {
+        /// Digits of 64 bits and a newline.
+        const LONGEST: u64 = 21;
+        let mut text = String::new();
+        let read = (&mut self.file).take(LONGEST).read_to_string(&mut text);
+        read.map_err(|error| self.io("read", error))?;
+        text.trim().parse().map_err(|_| {
+            let what = format!("expected a number, found {text:?}");
+            self.io("read", io::Error::new(io::ErrorKind::InvalidData, what))
+        })
+    }
+
+    pub(crate) fn io(&self, doing: &'static str, error: io::Error) -> SourceError {
+        SourceError::Io { path: self.path.clone(), doing, error }
+    }
+}
+
+impl Both {
+    pub(crate) fn staged(&mut self) -> Option<&mut Named> {
+        self.staged.as_mut()
+    }
+
+    pub(crate) fn current(&mut self) -> &mut Named {
+        &mut self.current
+    }
+}
+
+impl Look for Both {
+    fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
+        // Nothing is staged while this is held, so what is at its end stays there.
+        if let Some(staged) = &mut self.staged {
+            staged.read(sink)?;
+        }
+        self.current.read(sink)
+    }
+}
+
+const CANNOT_ENTER: &str = "the directory cannot be entered; run as root";
+const NEEDS_CAPABILITY: &str =
+    "writing needs the capability CAP_SYS_ADMIN (run as root, or give the service that capability)";
+const NEEDS_ROOT_OR_GROUP: &str =
+    "the file belongs to root; run as root, or change the group of the file and join it";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What the files do is tested where they exist: on a mounted sandbox.
+
+    #[test]
+    fn a_look_reads_what_is_staged_first_and_then_reads_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path());
+        fs::write(files.current(), b"current ").unwrap();
+        fs::write(files.staged(), b"staged ").unwrap();
+        let mut look = files.look().unwrap();
+        let mut read = Vec::new();
+        look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+        File::options().append(true).open(files.current()).unwrap().write_all(b"new").unwrap();
+        look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+        assert_eq!(read, b"staged current new");
+    }
+
+    #[test]
+    fn a_count_is_a_number_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path());
+        let count = |text: &[u8]| {
+            fs::write(dir.path().join(COUNT), text).unwrap();
+            files.count()
+        };
+        assert_eq!(count(b"12\n").unwrap(), 12);
+        assert_eq!(count(b"18446744073709551615\n").unwrap(), u64::MAX);
+        for text in [&b""[..], b"x\n", b"-1\n", b"184467440737095516150000\n", b"\xff"] {
+            assert!(matches!(count(text), Err(SourceError::Io { .. })), "{text:?}");
+        }
+    }
+}

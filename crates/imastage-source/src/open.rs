@@ -1,0 +1,157 @@
+//! Which dialect a directory speaks, found out by looking.
+
+use std::{
+    fmt,
+    fs::Metadata,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Source, SourceError,
+    files::{Files, STAGED, TRIM},
+    first::First,
+    follow::Follow,
+    staged::Staged,
+    trim::Trim,
+};
+
+/// Where Linux shows the files.
+pub const DEFAULT_DIR: &str = "/sys/kernel/security/ima";
+
+/// How a kernel lets go of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Linux 7.2: A and D on the staged files, N on the original ones.
+    Linux72,
+    /// The patches of version 4: A, D and N on the staged files, the original ones read-only.
+    V4,
+    /// T:N on `ima_trim_log`.
+    Trim,
+    /// Not at all: the list is followed, and nothing is freed.
+    Follow,
+}
+
+/// How records leave a list that leaves the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// Stage all (`A`), delete what was staged (`D`).
+    Stage,
+    /// Delete the first N of the current list.
+    DeleteN,
+}
+
+impl Dialect {
+    /// The dialect of the files in `dir`.
+    ///
+    /// # Errors
+    /// [`SourceError::Missing`] if there is no binary list in it, [`SourceError::NotPermitted`] if
+    /// it cannot be entered.
+    pub fn of(dir: &Path) -> Result<Dialect, SourceError> {
+        let files = Files::new(dir);
+        let list = files.look_at(&files.current())?;
+        let is_there = |name: &str| dir.join(name).symlink_metadata().is_ok();
+        Ok(if is_there(TRIM) {
+            Dialect::Trim
+        } else if !is_there(STAGED) {
+            Dialect::Follow
+        } else if is_writable(&list) {
+            Dialect::Linux72
+        } else {
+            Dialect::V4
+        })
+    }
+}
+
+/// The list whose files are in `dir`, in the dialect that they speak. `flavour` chooses where there
+/// is a choice: with [`Dialect::Linux72`], and where a kernel without staged files takes N
+/// ([`Dialect::Follow`] unless it is asked for).
+///
+/// # Errors
+/// As [`Dialect::of`]; [`SourceError::NoFlavour`] if the dialect does not know `flavour`.
+pub fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, SourceError> {
+    let files = Files::new(dir);
+    let dialect = Dialect::of(dir)?;
+    // A kernel that has 7.2's code and not its option: no staged files, yet N is taken.
+    let takes_n = || Ok::<bool, SourceError>(is_writable(&files.look_at(&files.current())?));
+    Ok(match (dialect, flavour) {
+        (Dialect::Linux72 | Dialect::V4, None | Some(Flavour::Stage)) => {
+            Box::new(Staged::new(files, dialect))
+        }
+        (Dialect::Linux72, Some(Flavour::DeleteN)) => Box::new(First::new(files)),
+        (Dialect::Follow, Some(Flavour::DeleteN)) if takes_n()? => Box::new(First::new(files)),
+        (Dialect::Trim, None) => Box::new(Trim::new(files)),
+        (Dialect::Follow, None) => Box::new(Follow::new(files)),
+        (_, Some(flavour)) => {
+            return Err(SourceError::NoFlavour { path: PathBuf::from(dir), dialect, flavour });
+        }
+    })
+}
+
+fn is_writable(list: &Metadata) -> bool {
+    list.permissions().mode() & 0o222 != 0
+}
+
+impl fmt::Display for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dialect::Linux72 => "7.2",
+            Dialect::V4 => "v4",
+            Dialect::Trim => "trim",
+            Dialect::Follow => "follow",
+        })
+    }
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flavour::Stage => "stage",
+            Flavour::DeleteN => "delete-n",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_directory_without_a_list_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Dialect::of(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("binary_runtime_measurements: not there"), "{error}");
+    }
+
+    #[test]
+    fn dialects_are_told_by_the_files_and_flavours_only_taken_where_they_exist() {
+        let all = [None, Some(Flavour::Stage), Some(Flavour::DeleteN)];
+        for (files, mode, dialect, known) in [
+            (&[][..], 0o440, Dialect::Follow, [true, false, false]),
+            // 7.2 without CONFIG_IMA_STAGING takes N, where that is asked for.
+            (&[][..], 0o660, Dialect::Follow, [true, false, true]),
+            (&[STAGED][..], 0o660, Dialect::Linux72, [true, true, true]),
+            // Its N acts on the list as it is then, which is not the list that was read.
+            (&[STAGED][..], 0o440, Dialect::V4, [true, true, false]),
+            (&[TRIM][..], 0o440, Dialect::Trim, [true, false, false]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let list = dir.path().join("binary_runtime_measurements_sha1");
+            fs::write(&list, b"").unwrap();
+            fs::set_permissions(&list, fs::Permissions::from_mode(mode)).unwrap();
+            let link = dir.path().join("binary_runtime_measurements");
+            std::os::unix::fs::symlink("binary_runtime_measurements_sha1", link).unwrap();
+            files.iter().for_each(|name| fs::write(dir.path().join(name), b"").unwrap());
+
+            assert_eq!(Dialect::of(dir.path()).unwrap(), dialect);
+            for (flavour, known) in all.into_iter().zip(known) {
+                match open(dir.path(), flavour) {
+                    Ok(source) => assert!(known, "{dialect} {flavour:?} {}", source.name()),
+                    Err(SourceError::NoFlavour { .. }) => assert!(!known, "{dialect} {flavour:?}"),
+                    Err(error) => panic!("{dialect} {flavour:?}: {error}"),
+                }
+            }
+        }
+    }
+}
