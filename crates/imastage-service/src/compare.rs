@@ -13,6 +13,8 @@ pub struct Comparison {
     banks: Banks,
     verdict: Verdict,
     tpm: Vec<Digest>,
+    /// How many records led to the TPM's PCR when it was last compared.
+    in_step: u64,
     /// How many records were stored when the list was last turned to: others may have deleted some
     /// there, and nowhere behind.
     boundary: u64,
@@ -33,14 +35,20 @@ pub struct Circumstances {
 }
 
 impl Comparison {
-    /// `banks` have replayed all that is stored; `verdict` is what is known of the epoch.
-    pub fn new(banks: Banks, verdict: Verdict) -> Comparison {
-        Comparison { banks, verdict, tpm: Vec::new(), boundary: 0, is_asked: false }
+    /// `banks` have replayed all that is stored; `verdict` is what is known of the epoch, and
+    /// `in_step` how many records once led to the TPM's PCR.
+    pub fn new(banks: Banks, verdict: Verdict, in_step: u64) -> Comparison {
+        Comparison { banks, verdict, tpm: Vec::new(), in_step, boundary: 0, is_asked: false }
     }
 
     /// Whether TPM and store agree.
     pub fn verdict(&self) -> &Verdict {
         &self.verdict
+    }
+
+    /// How many records led to the TPM's PCR when it was last compared.
+    pub fn in_step(&self) -> u64 {
+        self.in_step
     }
 
     /// PCR 10 as the TPM had it last, bank by bank.
@@ -98,7 +106,8 @@ impl Comparison {
         if !apart.is_empty() {
             return Ok(Some(self.part(apart, circumstances)));
         }
-        self.verdict = Verdict::InStep { records: self.later(records, now()?) };
+        self.in_step = self.later(records, now()?);
+        self.verdict = Verdict::InStep { records: self.in_step };
         Ok(None)
     }
 
@@ -130,10 +139,6 @@ impl Comparison {
         // A list loses records only at its beginning: what is missing is missing where records
         // that were taken together follow what was stored, or where earlier ones did since the
         // TPM last agreed.
-        let from = match self.verdict {
-            Verdict::InStep { records } | Verdict::Behind { records, .. } => records,
-            _ => 0,
-        };
         let (boundary, end) = (self.boundary, self.banks.records());
         let Circumstances { nobody_deletes, deleted_by_others, kexec, holders } = circumstances;
         let unlogged = "PCR 10 was extended here and no record tells with what";
@@ -165,7 +170,8 @@ impl Comparison {
         if !holders.is_empty() {
             text += &format!("; the list's files are open in {holders}");
         }
-        let parting = Parting { after: from.checked_sub(1), before, cause, time: now(), text };
+        let parting =
+            Parting { after: self.in_step.checked_sub(1), before, cause, time: now(), text };
         self.verdict = Verdict::Parted(parting.clone());
         parting
     }

@@ -15,6 +15,7 @@ use imastage_source::SourceError;
 use crate::{
     Config,
     drain::{DrainError, Drainer, Round},
+    memory::Memory,
     service::Shared,
     wire::{BankStatus, ExtendedWith, Status},
 };
@@ -33,14 +34,21 @@ pub(crate) struct DrainLoop {
     drainer: Drainer,
     every: Duration,
     drain_at: u64,
+    memory: Memory,
     /// The error that was logged last.
     said: Option<String>,
 }
 
 impl DrainLoop {
-    pub(crate) fn new(config: &Config, shared: Arc<Shared>, drainer: Drainer) -> DrainLoop {
+    /// `memory` is what the next service is to know.
+    pub(crate) fn new(
+        config: &Config,
+        shared: Arc<Shared>,
+        drainer: Drainer,
+        memory: Memory,
+    ) -> DrainLoop {
         let Config { every, drain_at, .. } = *config;
-        DrainLoop { shared, drainer, every, drain_at, said: None }
+        DrainLoop { shared, drainer, every, drain_at, memory, said: None }
     }
 
     /// Runs until it is told to stop.
@@ -126,7 +134,7 @@ impl DrainLoop {
         }
     }
 
-    fn publish(&self, result: &Result<&Round, &DrainError>) {
+    fn publish(&mut self, result: &Result<&Round, &DrainError>) {
         let mut status = self.shared.status();
         let activity = &mut status.since_start;
         match result {
@@ -146,6 +154,13 @@ impl DrainLoop {
         }
         activity.tpm_error = self.drainer.tpm_error().map(ToOwned::to_owned);
         describe(&mut status, &self.drainer);
+        drop(status);
+        let in_step = self.drainer.comparison().in_step();
+        if result.is_ok() && in_step != self.memory.in_step {
+            self.memory.in_step = in_step;
+            // A hint: a disk that does not take it has worse to tell.
+            let _ = self.memory.save(&self.shared.state);
+        }
     }
 }
 

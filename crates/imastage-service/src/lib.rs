@@ -13,6 +13,7 @@ mod client;
 mod compare;
 mod drain;
 mod drain_loop;
+mod memory;
 mod service;
 mod view;
 pub mod wire;

@@ -22,6 +22,7 @@ use crate::{
     compare::Comparison,
     drain::{Drainer, ReadPcrs},
     drain_loop::{DrainLoop, Request, describe},
+    memory::Memory,
     view::{View, ViewError},
     wire::{Activity, BankStatus, Cause, Parting, Status, Verdict},
 };
@@ -104,7 +105,14 @@ impl Service {
         let mut store = Store::open(&config.state)?;
         report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
-        let kexec = enter_epoch(&mut store, attester.as_ref())?;
+        let epoch = enter_epoch(&mut store, attester.as_ref())?;
+        let known = Memory::load(&config.state, epoch, store.len());
+        let memory = Memory {
+            epoch,
+            boot_id: boot_id(),
+            in_step: known.as_ref().map_or(0, |known| known.in_step),
+        };
+        let kexec = known.is_some_and(|known| known.boot_id != memory.boot_id);
         let damage = damage(&config.state)?;
         let parted = parted(&config.state)?;
         let banks = match &attester {
@@ -129,7 +137,7 @@ impl Service {
                 ..Activity::default()
             },
         };
-        let comparison = Comparison::new(banks, parted);
+        let comparison = Comparison::new(banks, parted, memory.in_step);
         let drainer = Drainer::new(source, store, read_pcrs, comparison, kexec);
         describe(&mut status, &drainer);
 
@@ -141,7 +149,7 @@ impl Service {
             requests,
         });
         let api = api::serve(Arc::clone(&shared))?;
-        let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer);
+        let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer, memory);
         let drainer = thread::Builder::new()
             .name("drain".into())
             .spawn(move || looping.run(&inbox))
@@ -262,21 +270,25 @@ fn report(recovery: &Recovery) {
 }
 
 /// Goes on with the epoch that is stored if it is the TPM's (without a TPM: this boot's), and begins
-/// a new one if not. Tells whether the epoch goes on in another kernel than the one that began it.
-fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<bool, StoreError> {
+/// a new one if not. Gives its number.
+fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<u64, StoreError> {
     let id = EpochId {
         tpm: attester
             .map(|attester| Bank::Sha256.hash(&[attester.public_pem().as_bytes()]).to_string()),
         reset_count: attester.map(|attester| attester.clock().reset_count),
-        // Linux gives each boot a random one (Documentation/admin-guide/sysctl/kernel.rst).
-        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map(|id| id.trim().to_owned())
-            .unwrap_or_default(),
+        boot_id: boot_id(),
     };
     match store.epoch() {
-        Some(epoch) if epoch.id.is_same(&id) => Ok(epoch.id.boot_id != id.boot_id),
-        _ => store.begin_epoch(id, &[Bank::Sha1, Bank::Sha256]).map(|()| false),
+        Some(epoch) if epoch.id.is_same(&id) => {}
+        _ => store.begin_epoch(id, &[Bank::Sha1, Bank::Sha256])?,
     }
+    Ok(store.epoch().map_or(0, |epoch| epoch.number))
+}
+
+/// Linux gives each boot a random one (Documentation/admin-guide/sysctl/kernel.rst).
+fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// Replays what is stored in every bank of the TPM. Linear in the records.
