@@ -1,7 +1,7 @@
 //! A disk in memory that fails and loses power where it is told to, for tests.
 //!
 //! What is not synced may survive a power cut or not, in parts: of a write any of its sectors, of a
-//! file its size without its bytes, of a directory any number of its latest changes. A sync that
+//! file its size without its bytes, of a directory any of its changes, in whatever order. A sync that
 //! fails drops the bytes it could not write, and later ones do not make up for it, as on Linux.
 
 use std::{
@@ -41,10 +41,13 @@ struct State {
 #[derive(Debug)]
 enum Node {
     File { live: Vec<u8>, durable: Vec<u8>, dirty: Vec<Change> },
-    Dir { live: Names, durable: Names, dirty: Vec<Names> },
+    Dir { live: Names, durable: Names, dirty: Vec<Renaming> },
 }
 
 type Names = BTreeMap<OsString, usize>;
+
+/// What one operation did to a directory: what names stand for now.
+type Renaming = Vec<(OsString, Option<usize>)>;
 
 #[derive(Clone, Debug)]
 enum Change {
@@ -95,15 +98,16 @@ impl SimDisk {
                     live.clone_from(durable);
                 }
                 Node::Dir { live, durable, dirty } => {
-                    let kept = match luck {
-                        0 => 0,
-                        1 => dirty.len(),
-                        _ => next(random) as usize % (dirty.len() + 1),
-                    };
-                    if let Some(names) = kept.checked_sub(1).and_then(|last| dirty.get(last)) {
-                        durable.clone_from(names);
+                    for renaming in std::mem::take(dirty) {
+                        let survives = match luck {
+                            0 => false,
+                            1 => true,
+                            _ => next(random).is_multiple_of(2),
+                        };
+                        if survives {
+                            rename(durable, &renaming);
+                        }
                     }
-                    dirty.clear();
                     live.clone_from(durable);
                 }
             }
@@ -200,7 +204,7 @@ impl State {
         Ok(node)
     }
 
-    fn names(&mut self, dir: &Path) -> io::Result<(&mut Names, &mut Vec<Names>)> {
+    fn names(&mut self, dir: &Path) -> io::Result<(&mut Names, &mut Vec<Renaming>)> {
         let node = self.find(dir)?;
         match &mut self.nodes[node] {
             Node::Dir { live, dirty, .. } => Ok((live, dirty)),
@@ -209,20 +213,29 @@ impl State {
     }
 
     /// Changes the directory that `path` is in.
-    fn change(&mut self, path: &Path, change: impl FnOnce(&mut Names)) -> io::Result<()> {
+    fn change(&mut self, path: &Path, changes: &[(&Path, Option<usize>)]) -> io::Result<()> {
         let (live, dirty) = self.names(path.parent().unwrap())?;
-        change(live);
-        dirty.push(live.clone());
+        let name = |path: &Path| path.file_name().unwrap().to_owned();
+        let renaming = changes.iter().map(|(path, node)| (name(path), *node)).collect();
+        rename(live, &renaming);
+        dirty.push(renaming);
         Ok(())
     }
 
     fn add(&mut self, path: &Path, node: Node) -> io::Result<usize> {
         let number = self.nodes.len();
-        self.change(path, |names| {
-            names.insert(path.file_name().unwrap().to_owned(), number);
-        })?;
+        self.change(path, &[(path, Some(number))])?;
         self.nodes.push(node);
         Ok(number)
+    }
+}
+
+fn rename(names: &mut Names, renaming: &Renaming) {
+    for (name, node) in renaming {
+        match node {
+            Some(node) => names.insert(name.clone(), *node),
+            None => names.remove(name),
+        };
     }
 }
 
@@ -277,19 +290,14 @@ impl Disk for SimDisk {
         state.step()?;
         let node = state.find(from)?;
         assert_eq!(from.parent(), to.parent());
-        state.change(from, |names| {
-            names.remove(from.file_name().unwrap());
-            names.insert(to.file_name().unwrap().to_owned(), node);
-        })
+        state.change(from, &[(from, None), (to, Some(node))])
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.step()?;
         state.find(path)?;
-        state.change(path, |names| {
-            names.remove(path.file_name().unwrap());
-        })
+        state.change(path, &[(path, None)])
     }
 
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
@@ -298,9 +306,7 @@ impl Disk for SimDisk {
         if !state.names(dir)?.0.is_empty() {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
-        state.change(dir, |names| {
-            names.remove(dir.file_name().unwrap());
-        })
+        state.change(dir, &[(dir, None)])
     }
 }
 
