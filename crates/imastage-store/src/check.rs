@@ -11,7 +11,7 @@ use crate::{
     checkpoints::Checkpoints,
     commits::{Commit, Commits},
     disk::{Disk, Mode, SystemDisk},
-    files::{self, CHECKPOINTS, NOTES},
+    files::{self, CHECKPOINTS, COMMITS, NOTES},
     notes,
     reader::CHUNK,
     writing::extend,
@@ -41,6 +41,25 @@ pub struct Damage {
     pub records: Range<u64>,
     /// What is wrong: what was expected, what was found.
     pub what: String,
+    /// What can be done.
+    pub remedy: Remedy,
+}
+
+/// What can be done about damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Remedy {
+    /// No stored record is in it: [`crate::repair`] puts it aside.
+    #[error("`imastage store repair` puts it aside; no stored record is in it")]
+    PutAside,
+    /// All else proves what it was: [`crate::repair`] makes it again.
+    #[error("`imastage store repair` makes it again from what is whole")]
+    Rebuild,
+    /// It is nowhere else in the store.
+    #[error(
+        "restore the file from a backup; without one, what follows the last whole record cannot be \
+         verified before the next TPM reset"
+    )]
+    Restore,
 }
 
 /// More would not help anyone.
@@ -50,8 +69,8 @@ const MOST_DAMAGE: usize = 100;
 /// Linear in its bytes; holds one record and a chunk in memory.
 ///
 /// # Errors
-/// [`StoreError`] if the epoch's own description, or its commits, cannot be read. Everything else
-/// that is wrong is reported.
+/// [`StoreError`] if the system does not let the epoch be read. All that is wrong with it is
+/// reported.
 pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
     check_on(&SystemDisk, state)
 }
@@ -78,15 +97,25 @@ pub(crate) fn check_epoch_on(
     number: u64,
 ) -> Result<CheckReport, StoreError> {
     let dir = files::require_epoch(disk, state, number)?;
-    let (epoch, commits) = Commits::open(disk, &dir, Mode::Read)?;
+    let (epoch, commits) = match Commits::open(disk, &dir, Mode::Read) {
+        Err(StoreError::Damaged { path, offset, why: what }) => {
+            let remedy = match Commits::header_again(disk, &dir) {
+                Ok(Some(_)) if offset == 0 && path.ends_with(COMMITS) => Remedy::Rebuild,
+                _ => Remedy::Restore,
+            };
+            let damage = vec![Damage { path, offset, records: 0..0, what, remedy }];
+            return Ok(CheckReport { damage, ..CheckReport::default() });
+        }
+        opened => opened?,
+    };
     let segments = files::segments(disk, &dir)?;
     let checkpoints = Checkpoints::open(disk, &dir, &epoch, Mode::Read);
     let mut check =
-        Check { disk, dir, segments, checkpoints, damage: Vec::new(), stale: Vec::new() };
+        Check { disk, dir, segments, checkpoints, damage: vec![], stale: vec![], search: None };
 
     let mut before = Commit::none(&epoch.reset());
-    // Whether the entry behind `before` is damaged.
-    let mut gap = false;
+    // Where the entries behind `before` that are damaged were reported.
+    let mut gap: Vec<usize> = Vec::new();
     for at in 0..commits.entries {
         if check.damage.len() >= MOST_DAMAGE {
             break;
@@ -96,16 +125,22 @@ pub(crate) fn check_epoch_on(
             None => {
                 let what = format!("commit {at} is damaged");
                 check.found(&commits.path, offset, before.records..before.records, what);
-                gap = true;
+                gap.push(check.damage.len() - 1);
             }
             Some(commit) => {
                 if follows(&before, &commit) {
-                    check.span(&before, &commit, gap);
+                    let is_whole = check.span(&before, &commit, !gap.is_empty()).is_some();
+                    if let ([entry], true) = (&gap[..], is_whole)
+                        && let Some(damage) = check.damage.get_mut(*entry)
+                    {
+                        damage.remedy = Remedy::Rebuild;
+                    }
                 } else {
                     let what = format!("commit {at} does not follow the one before");
                     check.found(&commits.path, offset, before.records..before.records, what);
                 }
-                (before, gap) = (commit, false);
+                before = commit;
+                gap.clear();
             }
         }
     }
@@ -114,24 +149,56 @@ pub(crate) fn check_epoch_on(
             "commit {torn}, the last, is torn or was altered: what it stored does not count, and \
              is put aside when the store is opened for writing"
         );
-        check.found(&commits.path, commits.offset(torn), before.records..before.records, what);
+        check.aside(&commits.path, commits.offset(torn), before.records..before.records, what);
+        // Of a packed segment nothing can be cut off.
+        let (segment, _) = files::open_segment(disk, &check.dir, before.segment);
+        if let Some(damage) = check.damage.last_mut()
+            && segment.extension().is_some_and(|extension| extension == "gz")
+        {
+            damage.remedy = Remedy::Restore;
+        }
     }
     let notes = notes::read(disk, &check.dir)?;
     let end = before.records..before.records;
     for offset in notes.damaged.into_iter().take(MOST_DAMAGE) {
-        check.found(&check.dir.join(NOTES), offset, end.clone(), "a remark is damaged".to_owned());
+        check.aside(&check.dir.join(NOTES), offset, end.clone(), "a remark is damaged".to_owned());
     }
     if let Some(offset) = notes.torn {
         let what = "the last remark is torn or was altered: it does not count".to_owned();
-        check.found(&check.dir.join(NOTES), offset, end, what);
+        check.aside(&check.dir.join(NOTES), offset, end, what);
     }
     if check.checkpoints.is_none() && before.records > 0 {
         let path = check.dir.join(CHECKPOINTS);
         let what = "the file is missing, or its header is damaged".to_owned();
-        check.stale.push(Damage { path, offset: 0, records: 0..0, what });
+        let remedy = Remedy::Rebuild;
+        check.stale.push(Damage { path, offset: 0, records: 0..0, what, remedy });
     }
     let (damage, checkpoints) = (check.damage, check.stale);
     Ok(CheckReport { records: before.records, damage, checkpoints })
+}
+
+/// The commit at a place whose entry is damaged, if those before and behind it are whole and prove all
+/// records between them.
+pub(crate) fn commit_again(
+    disk: &dyn Disk,
+    dir: &Path,
+    at: u64,
+) -> Result<Option<Commit>, StoreError> {
+    let (epoch, commits) = Commits::open(disk, dir, Mode::Read)?;
+    let before = match at.checked_sub(1) {
+        Some(before) => commits.read(before)?,
+        None => Some(Commit::none(&epoch.reset())),
+    };
+    let (Some(before), Some(behind)) = (before, commits.read(at + 1)?) else { return Ok(None) };
+    let segments = files::segments(disk, dir)?;
+    let (damage, stale) = (Vec::new(), Vec::new());
+    let dir = dir.to_owned();
+    let mut check = Check { disk, dir, segments, checkpoints: None, damage, stale, search: None };
+    let Some(all) = check.span(&before, &behind, true) else { return Ok(None) };
+    let search = Search { so_far: Hasher::new(), all, behind: behind.clone(), found: None };
+    check.search = Some(search);
+    check.span(&before, &behind, true);
+    Ok(check.search.and_then(|search| search.found))
 }
 
 /// Whether `commit` can be a later one than `before`.
@@ -156,6 +223,17 @@ struct Check<'a> {
     damage: Vec<Damage>,
     /// Checkpoints that are not as they should be.
     stale: Vec<Damage>,
+    search: Option<Search>,
+}
+
+/// The search for where a commit ended whose entry is damaged: the CRC of all that was read then is
+/// that of what is before the place combined with that of the commit behind it.
+struct Search {
+    so_far: Hasher,
+    all: u32,
+    /// The commit behind the one that is searched for.
+    behind: Commit,
+    found: Option<Commit>,
 }
 
 /// What was read of a span of records.
@@ -170,14 +248,44 @@ struct Span {
     marks: Vec<Commit>,
 }
 
+impl Span {
+    /// That the records go to here.
+    fn commit(&self, segment: u64, segment_len: u64, crc: u32) -> Commit {
+        Commit {
+            records: self.next,
+            violations: self.violations,
+            bytes: self.bytes,
+            segment,
+            segment_len,
+            crc,
+            pcrs: self.pcrs.clone(),
+        }
+    }
+}
+
+impl Search {
+    fn is_met(&self, bytes: u64) -> bool {
+        let left = self.behind.bytes.saturating_sub(bytes);
+        let mut all = self.so_far.clone();
+        all.combine(&Hasher::new_with_initial_len(self.behind.crc, left));
+        self.found.is_none() && left > 0 && all.finalize() == self.all
+    }
+}
+
 impl Check<'_> {
     fn found(&mut self, path: &Path, offset: u64, records: Range<u64>, what: String) {
-        self.damage.push(Damage { path: path.to_owned(), offset, records, what });
+        let (path, remedy) = (path.to_owned(), Remedy::Restore);
+        self.damage.push(Damage { path, offset, records, what, remedy });
+    }
+
+    fn aside(&mut self, path: &Path, offset: u64, records: Range<u64>, what: String) {
+        let (path, remedy) = (path.to_owned(), Remedy::PutAside);
+        self.damage.push(Damage { path, offset, records, what, remedy });
     }
 
     /// Checks the records between two commits that stand next to each other, but for one or more
-    /// damaged ones between them if there is a `gap`.
-    fn span(&mut self, before: &Commit, commit: &Commit, gap: bool) {
+    /// damaged ones between them if there is a `gap`. Gives the CRC of their bytes if all is well.
+    fn span(&mut self, before: &Commit, commit: &Commit, gap: bool) -> Option<u32> {
         let known = self.damage.len();
         let mut span = Span {
             next: before.records,
@@ -206,16 +314,16 @@ impl Check<'_> {
                 "the segment should begin with record {}, its name says {}",
                 span.next, commit.segment
             );
-            let path = files::segment_path(&self.dir, commit.segment);
+            let (path, _) = files::open_segment(self.disk, &self.dir, commit.segment);
             self.found(&path, 0, whole.clone(), what);
         }
         self.part(&mut span, commit.segment, begin, commit.segment_len, commit);
         if self.damage.len() > known {
             // What follows would only say the same less exactly.
-            return;
+            return None;
         }
 
-        let path = files::segment_path(&self.dir, commit.segment);
+        let crc = span.crc.clone().finalize();
         let wrong_pcr = span.pcrs.iter().zip(&commit.pcrs).find(|(now, then)| now != then);
         let what = if (span.next, span.bytes) != (commit.records, commit.bytes) {
             format!(
@@ -228,7 +336,7 @@ impl Check<'_> {
         } else if let Some((now, then)) = wrong_pcr {
             let (now, then) = (now.value(), then.value());
             format!("the records replay to {now} ({}), {then} was stored", then.bank())
-        } else if !gap && span.crc.clone().finalize() != commit.crc {
+        } else if !gap && crc != commit.crc {
             "a byte that no digest covers was altered (PCR index or template name)".to_owned()
         } else if span.violations != commit.violations {
             let (then, now) = (commit.violations, span.violations);
@@ -238,9 +346,11 @@ impl Check<'_> {
             if !gap {
                 self.compare(&span.marks);
             }
-            return;
+            return Some(crc);
         };
+        let (path, _) = files::open_segment(self.disk, &self.dir, commit.segment);
         self.found(&path, begin, whole, what);
+        None
     }
 
     /// Compares checkpoints with what the records, which are right, say they should be.
@@ -252,7 +362,8 @@ impl Check<'_> {
                 let (path, offset) = (checkpoints.path.clone(), checkpoints.offset(at));
                 let records = mark.records..mark.records;
                 let what = format!("checkpoint {at} is not what the records lead to");
-                self.stale.push(Damage { path, offset, records, what });
+                let remedy = Remedy::Rebuild;
+                self.stale.push(Damage { path, offset, records, what, remedy });
             }
         }
     }
@@ -269,7 +380,7 @@ impl Check<'_> {
         if begin == end {
             if size > end {
                 let what = format!("{} bytes are there that no commit stored", size - end);
-                self.found(&path, end, span.next..span.next, what);
+                self.aside(&path, end, span.next..span.next, what);
             }
             return;
         }
@@ -310,15 +421,14 @@ impl Check<'_> {
                 if let Some(checkpoints) = &self.checkpoints
                     && span.next.is_multiple_of(checkpoints.distance)
                 {
-                    span.marks.push(Commit {
-                        records: span.next,
-                        violations: span.violations,
-                        bytes: span.bytes,
-                        segment: first,
-                        segment_len: at + len,
-                        crc: commit.crc,
-                        pcrs: span.pcrs.clone(),
-                    });
+                    span.marks.push(span.commit(first, at + len, commit.crc));
+                }
+                if let Some(search) = &mut self.search {
+                    search.so_far.update(record.as_bytes());
+                    if search.is_met(span.bytes) {
+                        let crc = search.so_far.clone().finalize();
+                        search.found = Some(span.commit(first, at + len, crc));
+                    }
                 }
                 if printed != computed && self.damage.len() < MOST_DAMAGE {
                     let what = format!(

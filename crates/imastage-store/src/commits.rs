@@ -124,6 +124,17 @@ impl Commits {
         header(MAGIC, own.chain(padded).sum(), json)
     }
 
+    /// The header as it should be, if `epoch.json` and the first entry prove it.
+    pub(crate) fn header_again(disk: &dyn Disk, dir: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        let json = files::read_small(disk, &dir.join(EPOCH), MOST_JSON)?.unwrap_or_default();
+        let Ok(epoch) = Epoch::decode(&json) else { return Ok(None) };
+        let path = dir.join(COMMITS);
+        let file = disk.open(&path, Mode::Read).at(&path, "open")?;
+        let commits = Commits { path, file, reset: epoch.reset(), entries: 0, torn: None };
+        let first = commits.read(0)?;
+        Ok(first.map(|_| Commits::header(&epoch, &json)))
+    }
+
     /// The epoch in a directory and its commits. Constant time: the entry at the end may be torn,
     /// all others are taken to be whole ([`crate::check`] reads them all).
     pub(crate) fn open(

@@ -175,6 +175,13 @@ pub(crate) fn cut(file: &dyn Content, to: u64, path: &Path) -> Result<u64, Store
     Ok(size.saturating_sub(to))
 }
 
+/// Where a copy is put of what is cut off: `<what>-<n>.cut`, a name that is not taken.
+pub(crate) fn aside_path(disk: &dyn Disk, dir: &Path, what: &str) -> Result<PathBuf, StoreError> {
+    let names = disk.list(dir).at(dir, "list")?;
+    let n = names.iter().filter(|name| name.to_string_lossy().ends_with(".cut")).count();
+    Ok(dir.join(format!("{what}-{n}.cut")))
+}
+
 /// Opens a segment for reading, packed or not. While it is being packed it is there twice; the one
 /// that is not packed counts.
 pub(crate) fn open_segment(

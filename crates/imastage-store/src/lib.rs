@@ -19,6 +19,7 @@ mod files;
 mod notes;
 mod packed;
 mod reader;
+mod repair;
 #[cfg(test)]
 mod sim;
 mod store;
@@ -26,11 +27,12 @@ mod store;
 mod survival;
 mod writing;
 
-pub use check::{CheckReport, Damage, check, check_epoch};
+pub use check::{CheckReport, Damage, Remedy, check, check_epoch};
 pub use closed::{EpochSummary, Packing, Retention, epochs, pack, prune};
 pub use epoch::{Epoch, EpochId};
 pub use error::StoreError;
 pub use notes::{Note, notes};
 pub use reader::{Cursor, Reader};
+pub use repair::{Repair, RepairReport, repair};
 pub use store::Store;
 pub use writing::Recovery;

@@ -92,6 +92,11 @@ pub(crate) fn append(disk: &dyn Disk, epoch: &Path, note: &Note) -> Result<(), S
 }
 
 impl Notes {
+    /// The lines that are whole, as they stand in the file.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        self.notes.iter().try_fold(Vec::new(), |lines, note| Ok([lines, encode(note)?].concat()))
+    }
+
     fn decode(bytes: &[u8]) -> Notes {
         let mut notes = Notes { notes: Vec::new(), damaged: Vec::new(), torn: None, end: 0 };
         let mut offset = 0;

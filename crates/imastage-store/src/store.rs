@@ -15,7 +15,7 @@ use crate::{
     disk::{self, Disk, Mode, SystemDisk},
     files::{self, At, COMMITS, EPOCH, LOCK},
     notes,
-    writing::Writing,
+    writing::{Keep, Writing},
 };
 
 /// The records of a state directory, to be added to. One at a time for each directory.
@@ -247,14 +247,14 @@ impl Store {
         files::sync_dir(self.disk.as_ref(), &files::epochs_dir(&self.state))?;
         let dir = files::epoch_dir(&self.state, number);
         let (writing, recovery) =
-            Writing::open(Arc::clone(&self.disk), &dir, self.layout.distance)?;
+            Writing::open(Arc::clone(&self.disk), &dir, self.layout.distance, Keep::Doubtful)?;
         self.writing = Some(writing);
         self.recovery = recovery;
         Ok(())
     }
 }
 
-fn lock(state: &Path) -> Result<File, StoreError> {
+pub(crate) fn lock(state: &Path) -> Result<File, StoreError> {
     let path = state.join(LOCK);
     let mut file = disk::open(&path, Mode::Create).at(&path, "open")?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

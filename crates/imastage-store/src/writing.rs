@@ -28,6 +28,15 @@ pub struct Recovery {
     pub kept: Option<PathBuf>,
 }
 
+/// What is copied before it is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// What a commit may have covered that was whole once.
+    Doubtful,
+    /// That, and what a crash interrupted for certain.
+    All,
+}
+
 #[derive(Debug)]
 pub(crate) struct Writing {
     pub(crate) disk: Arc<dyn Disk>,
@@ -56,6 +65,7 @@ impl Writing {
         disk: Arc<dyn Disk>,
         dir: &Path,
         distance: u64,
+        keep: Keep,
     ) -> Result<(Writing, Recovery), StoreError> {
         let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Write)?;
         let committed = commits.last()?;
@@ -75,9 +85,9 @@ impl Writing {
         // Before anything is cut: a segment that is too short is damage, and is left as it is.
         writing.segment = writing.last_segment()?;
         writing.rewrite_last_entry()?;
-        let kept = match writing.commits.torn {
-            Some(_) => writing.keep_tail()?,
-            None => None,
+        let kept = match (keep, writing.commits.torn) {
+            (Keep::Doubtful, None) => None,
+            _ => writing.keep_tail()?,
         };
         let recovery = writing.tidy()?;
         // Without them all else works: what fails here is tried again when the store is opened next.
@@ -272,9 +282,7 @@ impl Writing {
             let file = disk.open(&path, Mode::Read).at(&path, "open")?;
             parts.push((path, file, 0));
         }
-        let names = disk.list(&self.dir).at(&self.dir, "list")?;
-        let n = names.iter().filter(|name| name.to_string_lossy().ends_with(".cut")).count();
-        let to = self.dir.join(format!("{:020}-{n}.cut", self.committed.records));
+        let to = files::aside_path(disk, &self.dir, &format!("{:020}", self.committed.records))?;
         let mut copy: Option<Arc<dyn Content>> = None;
         let (mut chunk, mut end) = (vec![0; 64 << 10], 0);
         for (path, file, mut offset) in parts {
