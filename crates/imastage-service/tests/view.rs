@@ -196,6 +196,26 @@ fn the_directory_is_the_kernels_without_staged_files() {
     }
 }
 
+/// `cat` and many agents never ask how long a file is: they read until there is no more. The first
+/// read at the end has what came since.
+#[test]
+fn one_read_at_the_end_has_all_that_came_since() {
+    let Some(mut scene) = Scene::new() else { return };
+    let mut buffer = vec![0; 8 << 20];
+    for name in LISTS {
+        let mut file = File::open(scene.path(name)).unwrap();
+        let mut so_far = Vec::new();
+        for count in [3, 1, 100, 0, 2000, 1] {
+            scene.add(count);
+            let expected = scene.expected(name);
+            let len = file.read(&mut buffer).unwrap();
+            so_far.extend_from_slice(&buffer[..len]);
+            assert_eq!(so_far.len(), expected.len(), "{name}, {count} more");
+            assert!(so_far == expected, "{name}, {count} more");
+        }
+    }
+}
+
 #[test]
 fn files_that_are_open_grow_and_any_part_is_what_it_was() {
     let Some(mut scene) = Scene::new() else { return };

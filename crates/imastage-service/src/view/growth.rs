@@ -1,6 +1,7 @@
 //! How the view's files come to be longer: drain, look, tell the kernel, answer who waited.
 
 use std::{
+    io,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -9,6 +10,7 @@ use fuser::Notifier;
 
 use super::{
     directory::{Tree, Waiting},
+    index::Mark,
     listing::Listing,
 };
 use crate::service::Shared;
@@ -62,23 +64,52 @@ impl Growth {
         }
     }
 
-    /// The last page of a file may be cached with nothing behind its old end: the kernel is to read
-    /// it again before it hears of the new size. Reads that are under way are waited for; another
-    /// thread answers them.
+    /// Readers are told of growth by storing it in the kernel's cache, which makes files longer at
+    /// once. The answer to their own question how long a file is would come too late: the kernel
+    /// holds it to be older than the notice that the last page's cached content, with nothing behind
+    /// the old end, is not true any more. Reads that are under way are waited for; another thread
+    /// answers them.
     fn tell_kernel(&self, new_epoch: bool) {
         let (told, end) = (self.tree.told(), self.listing.end());
-        if told == end && !new_epoch {
+        if new_epoch {
+            for (inode, _) in self.tree.lists() {
+                // A length of 0: all that is behind.
+                self.noted(self.notifier.inval_inode(inode, 0, 0));
+            }
+        } else if told == end {
             return;
         }
+        let from = if new_epoch { Mark::default() } else { told };
+        self.store_growth(&from, &end);
+        self.tree.tell(end);
+        // Who looked a file up in between was told the old length, and the kernel with it.
+        self.store_growth(&from, &end);
+    }
+
+    /// Stores the end of what was the last page, and what is in the last page now; what is between
+    /// is in no cache.
+    fn store_growth(&self, told: &Mark, end: &Mark) {
         for (inode, shown) in self.tree.lists() {
-            let old_end = if new_epoch { 0 } else { told.offset(shown) };
-            let from = i64::try_from(old_end - old_end % PAGE).unwrap_or(0);
-            // A length of 0: all that is behind.
-            if let Err(error) = self.notifier.inval_inode(inode, from, 0) {
-                tracing::warn!(%error, "the kernel does not take that a file of the view grew");
+            let (old_end, new_end) = (told.offset(shown), end.offset(shown));
+            let page_end = old_end.next_multiple_of(PAGE).min(new_end);
+            let last = page_end.max(new_end.saturating_sub(1) / PAGE * PAGE);
+            for (from, to) in [(old_end, page_end), (last, new_end)] {
+                // No more than a page.
+                let size = usize::try_from(to.saturating_sub(from)).unwrap_or(0);
+                let store = |bytes: &[u8]| self.noted(self.notifier.store(inode, from, bytes));
+                if size > 0
+                    && let Err(error) = self.listing.read(shown, from, size, store)
+                {
+                    tracing::error!("the view cannot show what it grew by: {error}");
+                }
             }
         }
-        self.tree.tell(end);
+    }
+
+    fn noted(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "the kernel does not take that a file of the view grew");
+        }
     }
 
     fn answer(&self, request: Waiting) {

@@ -1,0 +1,153 @@
+use std::{path::Path, thread, time::Duration};
+
+use crate::{
+    Kernel, Lab, LabError, Machine, Plan, Snapshot,
+    error::{Doing, must},
+    scenario::{
+        Report,
+        replays::{replay, replay_list},
+        service::{LIST, Service, stored},
+        signed::{make_disk, mount_disk},
+    },
+    wire::{Ask, Files},
+};
+
+/// The state directory, on the machine's disk.
+const STATE: &str = "/disk/state";
+/// How often the plug is pulled.
+const CUTS: u64 = 3;
+
+/// A machine whose disk and TPM outlive it.
+struct Lasting {
+    dir: tempfile::TempDir,
+}
+
+impl Lasting {
+    fn new() -> Result<Lasting, LabError> {
+        let dir = tempfile::tempdir().doing("temporary directory")?;
+        make_disk(&dir.path().join("disk"), 64)?;
+        Ok(Lasting { dir })
+    }
+
+    fn plan(&self) -> Plan {
+        let at = |name: &str| Some(Path::join(self.dir.path(), name));
+        Plan { disk: at("disk"), tpm_state: at("tpm"), restarts: true, ..Plan::default() }
+    }
+}
+
+fn files(dir: &str) -> Files {
+    Files { dir: dir.to_owned(), first: 0, count: 100_000, size: 50 }
+}
+
+/// A reset in good order: a new epoch, the old one kept, both verifiable. Then the plug is pulled at
+/// random moments: the store recovers each time.
+pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
+    let lasting = Lasting::new()?;
+    let mut machine = lab.boot(kernel, &lasting.plan())?;
+    mount_disk(&mut machine, "/disk")?;
+    let service = Service::start(&mut machine, STATE, &[])?;
+    machine.measure(Files { count: 50, ..files("/a") })?;
+    let first = service.in_step(&mut machine)?;
+    service.stop(&mut machine)?;
+    let before = machine.snapshot()?;
+    machine.leave(&Ask::Reboot)?;
+
+    mount_disk(&mut machine, "/disk")?;
+    let service = Service::start(&mut machine, STATE, &[])?;
+    let second = service.in_step(&mut machine)?;
+    must(first["epoch"] == 1 && second["epoch"] == 2, || {
+        format!("epochs {} and {} after a reset", first["epoch"], second["epoch"])
+    })?;
+    let kept = stored(&mut machine, STATE, 1)?;
+    let replayed = replay_list(&kept, &before)?;
+    report.saw("records of the epoch before the reset, replayed", replayed.records);
+    let now = machine.snapshot()?;
+    let kept = stored(&mut machine, STATE, 2)?;
+    must(now.list().starts_with(&kept), || "epoch 2 is not the kernel's list".to_owned())?;
+    service.stop(&mut machine)?;
+    drop(machine);
+
+    let mut lived = Vec::new();
+    for cut in 0..CUTS {
+        let mut machine = lab.boot(kernel, &lasting.plan())?;
+        mount_disk(&mut machine, "/disk")?;
+        let service = Service::start(&mut machine, STATE, &["--every", "20"])?;
+        let status = service.in_step(&mut machine)?;
+        must(status["epoch"] == 3 + cut, || format!("cut {cut}: epoch {}", status["epoch"]))?;
+        must(status["problems"] == serde_json::json!([]), || format!("cut {cut}: {status}"))?;
+        machine.keep_measuring(files("/a"))?;
+        let millis = random_millis()?;
+        thread::sleep(Duration::from_millis(millis));
+        drop(machine);
+        lived.push(format!("{millis} ms"));
+    }
+    // What the last one left is whole, too, and belongs to its epoch.
+    let mut machine = lab.boot(kernel, &lasting.plan())?;
+    mount_disk(&mut machine, "/disk")?;
+    let (code, status) = machine.imastage(&["status", "--state", STATE])?;
+    must(code == 0 && status["problems"] == serde_json::json!([]), || status.to_string())?;
+    report.saw("measured until the plug was pulled", lived.join(", "));
+    report.saw("epochs kept", &status["epoch"]);
+    machine.power_off()
+}
+
+/// Kexec on a kernel that does not carry its list over: the list starts over, the PCR goes on.
+pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
+    let lasting = Lasting::new()?;
+    let lab = lab.with_kexec_tools()?;
+    let mut machine = lab.boot(kernel, &lasting.plan())?;
+    mount_disk(&mut machine, "/disk")?;
+    let service = Service::start(&mut machine, STATE, &[])?;
+    machine.measure(Files { count: 50, ..files("/a") })?;
+    load_kernel(&mut machine, kernel)?;
+    let before = service.in_step(&mut machine)?;
+    service.stop(&mut machine)?;
+    let last = machine.snapshot()?;
+    let kept = stored(&mut machine, STATE, 1)?;
+    must(kept == last.list(), || "the service missed the last records".to_owned())?;
+    machine.leave(&Ask::Kexec)?;
+
+    let now = machine.snapshot()?;
+    report.saw("records before", &before["records"]);
+    must(now.list().len() < last.list().len(), || "the list was carried over".to_owned())?;
+    let plain = replay(&now);
+    must(plain.as_ref().is_err_and(LabError::is_verdict), || {
+        format!("the kernel's list alone replays: {plain:?}")
+    })?;
+    mount_disk(&mut machine, "/disk")?;
+    let service = Service::start(&mut machine, STATE, &[])?;
+    let after = service.in_step(&mut machine)?;
+    must(after["epoch"] == before["epoch"], || format!("epoch {}", after["epoch"]))?;
+    let whole: Snapshot = machine.snapshot()?;
+    service.in_step(&mut machine)?;
+    let records = stored(&mut machine, STATE, 1)?;
+    must(records.starts_with(&kept), || "records from before the kexec changed".to_owned())?;
+    let replayed = replay_list(&records, &whole)?;
+    report.saw("records after, replayed to the PCR", replayed.records);
+    report.saw("records the kernel still has", count(&mut machine)?);
+    service.stop(&mut machine)?;
+    machine.power_off()
+}
+
+/// Has the guest load the kernel it runs, to be gone over to.
+fn load_kernel(machine: &mut Machine, kernel: &Kernel) -> Result<(), LabError> {
+    let image = std::fs::read(&kernel.image).at(&kernel.image)?;
+    let initramfs = machine.initramfs()?;
+    machine.write(b"/run/kernel", 0o600, &image)?;
+    machine.write(b"/run/initramfs", 0o600, &initramfs)?;
+    let line = machine.read("/proc/cmdline")?;
+    let line = format!("--command-line={}", String::from_utf8_lossy(&line).trim());
+    let args = ["-s", "-l", "/run/kernel", "--initrd=/run/initramfs", &line];
+    machine.must_run("/bin/kexec", &args).map(drop)
+}
+
+fn count(machine: &mut Machine) -> Result<String, LabError> {
+    let count = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
+    Ok(String::from_utf8_lossy(&count).trim().to_owned())
+}
+
+fn random_millis() -> Result<u64, LabError> {
+    let mut bytes = [0; 2];
+    getrandom::fill(&mut bytes).map_err(|error| LabError::Refuted(error.to_string()))?;
+    Ok(u64::from(u16::from_le_bytes(bytes) % 2000))
+}

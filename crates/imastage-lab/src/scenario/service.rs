@@ -1,0 +1,94 @@
+//! The service in a guest.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{LabError, Machine, error::must};
+
+/// IMA's files in the guest.
+pub const LIST: &str = "/sys/kernel/security/ima";
+/// What SIGTERM is.
+const TERM: i32 = 15;
+/// How long the service may take to start, or to have stored what was measured.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `imastage run` in a guest, following the kernel's list.
+pub struct Service {
+    pid: u32,
+    /// Its state directory.
+    pub state: String,
+}
+
+impl Service {
+    /// Starts it and waits until it answers.
+    pub fn start(machine: &mut Machine, state: &str, more: &[&str]) -> Result<Service, LabError> {
+        let mut args = vec!["--json", "run", "--source", LIST, "--state", state];
+        args.extend(more);
+        let pid = machine.start("/bin/imastage", &args)?;
+        let service = Service { pid, state: state.to_owned() };
+        let since = Instant::now();
+        loop {
+            // Until it has made its state directory, there is nothing to tell.
+            match machine.imastage(&["status", "--state", state]) {
+                Ok((_, status)) if status["pid"].is_u64() => return Ok(service),
+                Err(error @ LabError::Lost { .. }) => return Err(error),
+                Ok(_) | Err(_) if since.elapsed() < PATIENCE => {}
+                Ok((_, status)) => {
+                    return Err(LabError::Refuted(format!(
+                        "the service does not answer: {status}"
+                    )));
+                }
+                Err(error) => return Err(error),
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What it says of itself, and the exit code of saying so.
+    pub fn status(&self, machine: &mut Machine) -> Result<(i32, Value), LabError> {
+        machine.imastage(&["status", "--state", &self.state])
+    }
+
+    /// Waits until all that is in the kernel's list is stored and replays to the TPM's PCR; gives the
+    /// status then.
+    pub fn in_step(&self, machine: &mut Machine) -> Result<Value, LabError> {
+        let since = Instant::now();
+        loop {
+            let (code, status) = self.status(machine)?;
+            let count = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
+            let count = String::from_utf8_lossy(&count).trim().to_owned();
+            let in_step = status["verdict"]["state"] == "in-step";
+            // After a kexec more is stored than the kernel knows of.
+            let all = status["records"].as_u64() >= count.parse().ok();
+            if in_step && all && code == 0 {
+                return Ok(status);
+            }
+            must(code == 0 && since.elapsed() < PATIENCE, || {
+                format!("the kernel counts {count} records; code {code}: {status}")
+            })?;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Stops it after a last drain.
+    pub fn stop(self, machine: &mut Machine) -> Result<(), LabError> {
+        machine.signal(self.pid, TERM)?;
+        let ran = machine.wait(self.pid)?;
+        must(ran.code == 0, || format!("the service ended with {}: {}", ran.code, ran.stderr))
+    }
+}
+
+/// The records of an epoch as they lie in a state directory: all segments, one behind the other.
+pub fn stored(machine: &mut Machine, state: &str, epoch: u64) -> Result<Vec<u8>, LabError> {
+    let dir = format!("{state}/epochs/{epoch:04}");
+    let names = machine.must_run("/bin/busybox", &["ls", &dir])?;
+    let mut records = Vec::new();
+    for name in String::from_utf8_lossy(&names).lines().filter(|name| name.ends_with(".ima")) {
+        records.extend(machine.read(&format!("{dir}/{name}"))?);
+    }
+    Ok(records)
+}
