@@ -2,15 +2,18 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod config;
 mod exit;
 mod input;
+mod journal;
 mod output;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use exit::Outcome;
+use config::LoadError;
+use exit::{Failure, Outcome};
 use output::Output;
 
 /// Drain, keep and attest Linux IMA measurement lists.
@@ -40,22 +43,25 @@ enum Command {
     Sandbox(commands::sandbox::Args),
     Conformance(commands::conformance::Args),
     Demo(commands::demo::Args),
+    #[command(hide = true)]
+    Generate(commands::generate::Args),
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
+    let (cli, settings) = match config::load(std::env::args_os().collect()) {
+        Ok(loaded) => loaded,
+        Err(LoadError::Usage(error)) => {
             let code = if error.use_stderr() { 2 } else { 0 };
             // Nowhere is left to say that nothing could be printed.
             let _ = error.print();
             return ExitCode::from(code);
         }
+        Err(error) => return Failure::input(error).report(&Output::new(false)),
     };
     output::init_log();
     let out = Output::new(cli.json);
     let outcome = match cli.command {
-        Command::Run(args) => commands::run::run(args, &out),
+        Command::Run(args) => commands::run::run(args, settings, &out),
         Command::Attest(args) => commands::attest::run(args, &out),
         Command::Verify(args) => commands::verify::run(args, &out),
         Command::Status(args) => commands::status::run(args, &out),
@@ -66,6 +72,7 @@ fn main() -> ExitCode {
         Command::Sandbox(args) => commands::sandbox::run(args, &out),
         Command::Conformance(args) => commands::conformance::run(args, &out),
         Command::Demo(args) => commands::demo::run(args, &out),
+        Command::Generate(args) => commands::generate::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

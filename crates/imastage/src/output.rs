@@ -8,8 +8,12 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tracing::Level;
 
-use crate::exit::{Fail, Failure};
+use crate::{
+    exit::{Fail, Failure},
+    journal::{self, Journal},
+};
 
 /// Where a command prints its answer.
 pub struct Output {
@@ -77,7 +81,8 @@ impl Output {
         let line = if self.json {
             serde_json::json!({ "error": error }).to_string()
         } else {
-            format!("imastage: {error}")
+            let priority = if journal::is_there() { journal::priority(Level::ERROR) } else { "" };
+            format!("{priority}imastage: {error}")
         };
         // If not even this can be printed, the exit code still tells.
         let _ = writeln!(io::stderr(), "{line}");
@@ -89,10 +94,12 @@ pub fn init_log() {
     use tracing_subscriber::{EnvFilter, fmt, prelude::*};
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let layer = fmt::layer()
-        .with_writer(io::stderr)
-        .with_target(false)
-        .with_ansi(!no_colour && io::stderr().is_terminal());
+    let layer = fmt::layer().with_writer(io::stderr);
+    let layer = if journal::is_there() {
+        layer.event_format(Journal).with_ansi(false).boxed()
+    } else {
+        layer.with_target(false).with_ansi(!no_colour && io::stderr().is_terminal()).boxed()
+    };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
 

@@ -12,15 +12,18 @@ use imastage_source::{Flavour, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
-    commands::{state_dir, status::verdict_text, wait_for_stop},
+    commands::{state_dir, status::verdict_text},
+    config::Settings,
     exit::{Fail, Failure, Outcome},
     output::Output,
 };
 
 mod embedded;
+mod supervise;
 
 use embedded::Embedded;
 pub use embedded::fuse_is_there;
+use supervise::Supervisor;
 
 /// Drain a measurement list into a state directory, for good, and answer for it.
 ///
@@ -28,6 +31,10 @@ pub use embedded::fuse_is_there;
 /// talk to it through the state directory.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Read options from this file, too: its keys are named as the options. What the command line
+    /// says, wins. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its
     /// own, or where FUSE cannot be had, in this one), or `in-process`. How the directory's kernel
     /// lets go of records is found out by looking; if it does not, the list is followed.
@@ -67,9 +74,13 @@ enum FlavourName {
     DeleteN,
 }
 
+/// The keys of the configuration whose change takes effect at once.
+pub const RELOADED: &[&str] = &[];
+
 /// Runs `imastage run`.
-pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
-    let stop = wait_for_stop()?;
+pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
+    let supervisor = Supervisor::start()?;
+    let settings = args.config.is_some().then_some(settings);
     let state = state_dir(args.state)?;
     let flavour = args.flavour.map(|flavour| match flavour {
         FlavourName::Stage => Flavour::Stage,
@@ -115,7 +126,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         status.records
     );
     out.answer(&status, text)?;
-    stop.wait();
+    supervisor.supervise(&service, settings, out);
     drop(view);
     let shared_status = service.stop();
     if let Some(embedded) = embedded {

@@ -58,7 +58,8 @@ pub fn imastage_with(args: &[&str], stdin: &[u8]) -> Answer {
     }
 }
 
-fn command(args: &[&str]) -> Command {
+/// The program, not started yet.
+pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imastage"));
     command.args(args).env_remove("RUST_LOG").env("NO_COLOR", "1");
     command
@@ -73,7 +74,12 @@ pub struct Running {
 impl Running {
     /// Started, and not waited for.
     pub fn spawn(args: &[&str]) -> Running {
-        let mut child = command(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        Running::of(&mut command(args))
+    }
+
+    /// A command that was not started yet.
+    pub fn of(command: &mut Command) -> Running {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().map(BufReader::new);
         Running { child, stdout }
     }
@@ -104,9 +110,18 @@ impl Running {
     }
 
     fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
         // Ended already: nothing to do.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+
+    /// Waits until it ends by itself; gives the exit code.
+    pub fn wait(mut self) -> i32 {
+        self.child.wait().unwrap().code().unwrap_or(-1)
     }
 }
 

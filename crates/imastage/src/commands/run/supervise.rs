@@ -1,0 +1,115 @@
+//! A service's life between its start and its end: signals, and what the service manager is told
+//! (sd_notify(3)).
+
+use std::{
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use imastage_service::Service;
+use sd_notify::NotifyState;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use super::RELOADED;
+use crate::{
+    commands::status::verdict_text,
+    config::{self, Settings},
+    exit::{Fail, Failure},
+    output::Output,
+};
+
+/// SIGHUP, SIGINT and SIGTERM, caught from the moment this is made.
+pub struct Supervisor {
+    signals: mpsc::Receiver<i32>,
+}
+
+impl Supervisor {
+    /// Begins to catch signals.
+    pub fn start() -> Result<Supervisor, Failure> {
+        let mut caught = Signals::new([SIGHUP, SIGINT, SIGTERM]).environment("signals")?;
+        let (sender, signals) = mpsc::channel();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for signal in caught.forever() {
+                    if sender.send(signal).is_err() {
+                        return;
+                    }
+                }
+            })
+            .environment("thread")?;
+        Ok(Supervisor { signals })
+    }
+
+    /// Tells how the service goes until it is told to stop. SIGHUP reads the configuration again;
+    /// where there is none, the terminal is gone, and that is the end, too.
+    pub fn supervise(self, service: &Service, settings: Option<Settings>, out: &Output) {
+        let mut settings = settings;
+        let mut told = String::new();
+        let mut is_ready = false;
+        loop {
+            let status = service.status();
+            let text = format!(
+                "{} records stored; {}",
+                status.records,
+                verdict_text(&status.verdict, out)
+            );
+            if !is_ready {
+                tell(&[NotifyState::Ready, NotifyState::Status(&text)]);
+                is_ready = true;
+            } else if text != told {
+                tell(&[NotifyState::Status(&text)]);
+            }
+            told = text;
+            match self.signals.recv_timeout(TICK) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(SIGHUP) => {
+                    let Some(settings) = &mut settings else { break };
+                    match NotifyState::monotonic_usec_now() {
+                        Ok(now) => tell(&[NotifyState::Reloading, now]),
+                        Err(_) => tell(&[NotifyState::Reloading]),
+                    }
+                    reload(settings);
+                    is_ready = false;
+                }
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        tell(&[NotifyState::Stopping, NotifyState::Status("draining once more")]);
+    }
+}
+
+/// How often the service manager hears of it, if there is something new.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Takes over what a service can change while it runs.
+fn reload(settings: &mut Settings) {
+    let new = match config::load(std::env::args_os().collect()) {
+        Ok((_, new)) => new,
+        Err(error) => {
+            tracing::error!("the configuration is not reloaded, the old one stays: {error}");
+            return;
+        }
+    };
+    for key in settings.changed(&new) {
+        if RELOADED.contains(&key.as_str()) {
+            tracing::info!("{key} has a new value");
+        } else {
+            tracing::warn!("{key} takes its new value when the service is started again");
+        }
+    }
+    settings.adopt(&new, RELOADED);
+    tracing::info!("the configuration was read again");
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    // Without a service manager this says nothing to nobody; with one that does not listen, nothing
+    // else can be done.
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}

@@ -1,0 +1,160 @@
+//! `imastage run` among others on a machine: the service manager, its configuration, its log.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+#[allow(dead_code)]
+mod common;
+
+use std::{
+    io::Read,
+    os::{
+        fd::AsFd,
+        unix::net::{UnixDatagram, UnixStream},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use common::{Running, command, imastage};
+use rustix::process::Signal;
+
+/// What a service manager is told.
+struct Manager {
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    fn listen(path: &Path) -> Manager {
+        let socket = UnixDatagram::bind(path).unwrap();
+        // Only a service that says nothing at all is waited for so long.
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Manager { socket, heard: Vec::new() }
+    }
+
+    /// Waits for a message with this line, and gives the message.
+    fn wait_for(&mut self, line: &str) -> String {
+        loop {
+            let mut message = [0; 4096];
+            let length = self.socket.recv(&mut message).unwrap_or_else(|error| {
+                panic!("{line} was not said ({error}), only {:#?}", self.heard)
+            });
+            let message = String::from_utf8(message[..length].to_vec()).unwrap();
+            self.heard.push(message.clone());
+            if message.lines().any(|said| said.starts_with(line)) {
+                return message;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_how_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("imastage.toml");
+    let state = dir.path().join("state");
+    let text = |every: u64, extra: &str| {
+        format!(
+            "source = 'in-process'\ntpm = 'none'\nstate = {state:?}\nevery = {every}\n{extra}\n"
+        )
+    };
+    std::fs::write(&config, text(100, "")).unwrap();
+    let notify = dir.path().join("notify");
+    let mut manager = Manager::listen(&notify);
+    let (mut log, stderr) = UnixStream::pair().unwrap();
+    let mut command = command(&["--json", "run", "--config", config.to_str().unwrap()]);
+    command.env("NOTIFY_SOCKET", &notify).env("RUST_LOG", "info");
+    command.env("JOURNAL_STREAM", journal_stream(&stderr));
+    command.stderr(std::os::fd::OwnedFd::from(stderr));
+    let service = Running::of(&mut command);
+    // Its copy of our end of the log.
+    drop(command);
+
+    let message = manager.wait_for("READY=1");
+    assert!(message.contains("STATUS=0 records stored; not compared with a TPM"), "{message}");
+
+    // A key that a running service cannot change, and one that is wrong.
+    std::fs::write(&config, text(100, "flavour = 'delete-n'")).unwrap();
+    service.signal(Signal::HUP);
+    let message = manager.wait_for("RELOADING=1");
+    assert!(message.contains("MONOTONIC_USEC="), "{message}");
+    manager.wait_for("READY=1");
+    std::fs::write(&config, text(100, "evry = 1")).unwrap();
+    service.signal(Signal::HUP);
+    manager.wait_for("RELOADING=1");
+    manager.wait_for("READY=1");
+
+    service.signal(Signal::TERM);
+    manager.wait_for("STOPPING=1");
+    assert_eq!(service.wait(), 0);
+
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    let has =
+        |line: &str| assert!(text.lines().any(|said| said.starts_with(line)), "{line}: {text}");
+    has("<4>flavour takes its new value when the service is started again");
+    has("<3>the configuration is not reloaded, the old one stays: ");
+    assert!(text.contains("evry: there is no such key; the nearest is every"), "{text}");
+    assert!(text.lines().all(|line| line.starts_with('<')), "{text}");
+}
+
+/// What systemd sets where standard error leads to the journal.
+fn journal_stream(stderr: impl AsFd) -> String {
+    let stat = rustix::fs::fstat(stderr).unwrap();
+    format!("{}:{}", stat.st_dev, stat.st_ino)
+}
+
+#[test]
+fn without_a_configuration_a_hangup_is_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let state = state.to_str().unwrap();
+    let service =
+        Running::start(&["run", "--source", "in-process", "--tpm", "none", "--state", state]);
+    service.signal(Signal::HUP);
+    assert_eq!(service.wait(), 0);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_exit_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("imastage.toml");
+    std::fs::write(&config, "# a comment\nstat = '/x'\n").unwrap();
+    let config = config.to_str().unwrap();
+    let answer = imastage(&["run", "--config", config]);
+    assert_eq!(answer.code, 2, "{}", answer.stderr);
+    let expected =
+        format!("imastage: {config}:2: stat: there is no such key; the nearest is state\n");
+    assert_eq!(answer.stderr, expected);
+}
+
+#[test]
+fn every_subcommand_has_its_page_and_its_completions() {
+    let dir = tempfile::tempdir().unwrap();
+    let answer = imastage(&["generate", "man", dir.path().to_str().unwrap()]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    let help = imastage(&["--help"]);
+    let commands = help.text().split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: Vec<_> = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.contains(&"run"), "{commands:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let answer = imastage(&["generate", "completions", shell]);
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        for command in &commands {
+            assert!(answer.text().contains(command), "{shell}: {command}");
+        }
+    }
+    for command in commands {
+        let page = dir.path().join(format!("imastage-{command}.1"));
+        let page = std::fs::read_to_string(&page).unwrap_or_else(|_| panic!("{}", page.display()));
+        assert!(page.contains(".SH SYNOPSIS"), "{command}");
+    }
+    let run = std::fs::read_to_string(dir.path().join("imastage-run.1")).unwrap();
+    assert!(run.contains("\\-\\-every"), "{run}");
+    assert!(dir.path().join("imastage.1").exists());
+    assert!(!dir.path().join("imastage-generate.1").exists());
+}
