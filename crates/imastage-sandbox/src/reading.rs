@@ -42,15 +42,19 @@ impl Reading {
             self.rendered.clear();
             self.start = 0;
             self.offset = 0;
-            while self.offset < position && self.fill(list) {
-                let left = (self.rendered.len() - self.start) as u64;
-                let skipped = left.min(position - self.offset);
+            while self.offset < position {
+                let left = position - self.offset;
+                self.fill(list, usize::try_from(left).unwrap_or(PAGE).min(PAGE));
+                let skipped = left.min((self.rendered.len() - self.start) as u64);
+                if skipped == 0 {
+                    break;
+                }
                 self.start += skipped as usize;
                 self.offset += skipped;
             }
         }
         if self.offset == position {
-            self.fill(list);
+            self.fill(list, size);
         }
         let read = self.start..self.rendered.len().min(self.start + size);
         self.start = read.end;
@@ -58,13 +62,15 @@ impl Reading {
         &self.rendered[read]
     }
 
-    /// Sees to it that something is rendered; `false` at the end.
-    fn fill(&mut self, list: &SharedList) -> bool {
-        if self.start < self.rendered.len() {
-            return true;
-        }
-        self.rendered.clear();
+    /// Renders records behind what is left of those before, until there are `wanted` bytes, or a
+    /// page of them. No more: a record that was not asked for is not yet read when the list changes.
+    fn fill(&mut self, list: &SharedList, wanted: usize) {
+        self.rendered.drain(..self.start);
         self.start = 0;
+        let left = self.rendered.len();
+        if left >= wanted {
+            return;
+        }
         let part = match self.part {
             Part::Current => ima_list::Part::Current,
             Part::Staged => ima_list::Part::Staged,
@@ -76,14 +82,16 @@ impl Reading {
             .map_while(Result::ok);
         for record in records {
             let before = self.rendered.len();
+            if before >= wanted {
+                break;
+            }
             self.render(&record);
-            if before > 0 && self.rendered.len() > PAGE {
+            if before > left && self.rendered.len() - left > PAGE {
                 self.rendered.truncate(before);
                 break;
             }
             self.next += 1;
         }
-        !self.rendered.is_empty()
     }
 
     fn render(&mut self, record: &Record<'_>) {
