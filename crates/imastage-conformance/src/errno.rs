@@ -14,11 +14,11 @@ impl Errno {
     pub(crate) const EBUSY: Errno = Errno(16);
     pub(crate) const EEXIST: Errno = Errno(17);
     pub(crate) const EINVAL: Errno = Errno(22);
-    pub(crate) const ESPIPE: Errno = Errno(29);
     pub(crate) const ERANGE: Errno = Errno(34);
+    pub(crate) const ESTALE: Errno = Errno(116);
 
     /// What a shell says about each.
-    const NAMES: [(Errno, &str, &str); 10] = [
+    const NAMES: [(Errno, &str, &str); 12] = [
         (Errno::EPERM, "EPERM", "Operation not permitted"),
         (Errno::ENOENT, "ENOENT", "No such file or directory"),
         (Errno(9), "EBADF", "Bad file descriptor"),
@@ -26,9 +26,11 @@ impl Errno {
         (Errno::EBUSY, "EBUSY", "Device or resource busy"),
         (Errno::EEXIST, "EEXIST", "File exists"),
         (Errno::EINVAL, "EINVAL", "Invalid argument"),
-        (Errno::ESPIPE, "ESPIPE", "Illegal seek"),
+        (Errno(18), "EXDEV", "Invalid cross-device link"),
+        (Errno(19), "ENODEV", "No such device"),
+        (Errno(29), "ESPIPE", "Illegal seek"),
         (Errno::ERANGE, "ERANGE", "Numerical result out of range"),
-        (Errno(116), "ESTALE", "Stale file handle"),
+        (Errno::ESTALE, "ESTALE", "Stale file handle"),
     ];
 
     /// From what a program printed when it failed.
@@ -64,6 +66,14 @@ pub(crate) fn told<T>(answer: &Answer<T>) -> String {
     match answer {
         Ok(_) => "ok".into(),
         Err(errno) => errno.to_string(),
+    }
+}
+
+/// `ok` if all `len` bytes were written, how many if not, or the name of the refusal.
+pub(crate) fn wrote(answer: &Answer<usize>, len: usize) -> String {
+    match answer {
+        Ok(written) if *written == len => "ok".into(),
+        answer => written(answer),
     }
 }
 

@@ -1,6 +1,6 @@
 use std::fmt::{self, Write};
 
-use crate::{Group, Verdict, groups};
+use crate::{Group, Options, Verdict, groups};
 
 /// Prints groups in the Kernel Test Anything Protocol, version 1: each group is a test, its cases
 /// are its subtests (kernel documentation, dev-tools/ktap).
@@ -10,9 +10,9 @@ pub struct Ktap {
 }
 
 impl Ktap {
-    /// What comes first, when the groups of `rule` are run, or all.
-    pub fn head(rule: Option<&str>) -> String {
-        format!("KTAP version 1\n1..{}", groups(rule).count())
+    /// What comes first, when all groups are run that `options` ask for.
+    pub fn head(options: &Options<'_>) -> String {
+        format!("KTAP version 1\n1..{}", groups(options).count())
     }
 
     /// The lines of the next group, without the last newline.

@@ -1,15 +1,17 @@
-//! Black-box tests of the staging interface of IMA's measurement list, as Linux 7.2 has it: for a
-//! kernel, or for anything that stands in for one.
+//! Black-box tests of the staging interface of IMA's measurement list: for a kernel, or for
+//! anything that stands in for one, in each of its dialects ([`Dialect`]).
 //!
 //! [`run`] works on a directory of securityfs's files alone. Records are made by whoever calls it
 //! ([`Measure`]). Each [`Case`] is named after what it checks, in a [`Group`] that is named after
-//! the part of the interface; [`Ktap`] prints them as the kernel's tests do. Other programs may be
-//! measured meanwhile: a case that needs a list which does not grow is tried again when it does.
+//! the part of the interface, numbered alike in all dialects; [`Ktap`] prints them as the kernel's
+//! tests do. Other programs may be measured meanwhile: a case that needs a list which does not grow
+//! is tried again when it does.
 //!
-//! What is expected is what Linux 7.2 was seen to do, with duplicate detection as it is by default
-//! (`N` is refused with `ima_flush_htable`). Not tried is what needs more than these files: requests
-//! of a machine that is going down, kexec, and a failing allocation. On FUSE some calls are skipped
-//! that never reach the file system.
+//! What is expected is what kernels with these patches were seen to do, where those of the dialect
+//! `trim` were mended: what our own would do. What a machine does that is going down is tried where
+//! it can be brought to ([`Options::machine`]). Not tried is what no safe program can do (a bad
+//! pointer, mmap) and an allocation that fails. On FUSE some calls are skipped that never reach the
+//! file system.
 #![forbid(unsafe_code)]
 
 mod cases;
@@ -19,28 +21,55 @@ mod report;
 mod target;
 
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
+pub use ima_list::Duplicates;
+pub use ima_securityfs::Dialect;
 pub use ktap::Ktap;
 pub use report::{Case, Counts, Group, Verdict};
 
 use report::Recorder;
-use target::{Target, Trouble};
+use target::{CURRENT, STAGED, TRIM_LOG, Target, Trouble};
 
 /// Has these files measured, each of them anew, and returns when their records are in the list.
 /// They are programs that can be executed and do nothing.
 pub type Measure<'a> = dyn Fn(&[PathBuf]) -> io::Result<()> + Sync + 'a;
 
+/// Has the machine do a step of going down, and returns when it did.
+pub type Machine<'a> = dyn Fn(Step) -> io::Result<()> + Sync + 'a;
+
+/// A step of a machine that is going down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It stops measuring.
+    Suspend,
+    /// It writes the records for the next kernel, which never comes.
+    Dump,
+    /// All of it, and the next kernel takes the records over.
+    Kexec,
+    /// All of it, and the next kernel starts with an empty list.
+    Restart,
+}
+
 /// What is tested, and how.
 pub struct Options<'a> {
     /// The directory with the files, such as `/sys/kernel/security/integrity/ima`.
     pub dir: &'a Path,
+    /// The interface that the files should have; see [`detect`].
+    pub dialect: Dialect,
+    /// What should become of records that are there already.
+    pub duplicates: Duplicates,
     /// Makes records.
     pub measure: &'a Measure<'a>,
+    /// Brings the machine to go down; without it nothing is tested that only then shows.
+    pub machine: Option<&'a Machine<'a>>,
     /// Whether records that are in the list may be deleted: they are lost to every verifier.
     pub destructive: bool,
+    /// Whether to try also what leaves the files of Linux 7.2 locked until the next boot.
+    pub hazards: bool,
     /// Runs the groups of one rule only, such as `1.4`.
     pub rule: Option<&'a str>,
 }
@@ -55,6 +84,16 @@ pub enum RunError {
         path: PathBuf,
         /// What the system said.
         error: io::Error,
+    },
+    /// Nothing can be deleted from this list.
+    #[error(
+        "{}: there is neither {STAGED} nor {TRIM_LOG}: this kernel cannot shorten its list, or was \
+         built without (CONFIG_IMA_STAGING)",
+        dir.display()
+    )]
+    NoDialect {
+        /// The directory.
+        dir: PathBuf,
     },
     /// No group has this rule.
     #[error("there are no cases for rule {rule:?}; there are some for {known}")]
@@ -78,30 +117,48 @@ pub enum RunError {
     },
 }
 
+/// The interface that the files in `dir` have, by which there are and what can be written to.
+///
+/// # Errors
+/// [`RunError::File`] if there is no list, [`RunError::NoDialect`] if it can only be read.
+pub fn detect(dir: &Path) -> Result<Dialect, RunError> {
+    let path = dir.join(CURRENT);
+    let meta = fs::metadata(&path).map_err(|error| RunError::File { path, error })?;
+    let writable = meta.permissions().mode() & 0o220 != 0;
+    let has = |name: &str| dir.join(name).exists();
+    match (has(STAGED), has(TRIM_LOG), writable) {
+        (true, _, true) => Ok(Dialect::Linux72),
+        (true, _, false) => Ok(Dialect::V4),
+        (false, true, _) => Ok(Dialect::Trim),
+        (false, false, _) => Err(RunError::NoDialect { dir: dir.to_owned() }),
+    }
+}
+
 /// Tests the interface, and gives each group of cases to `each` when it is done. The list is empty
 /// afterwards, but for what others added.
 ///
 /// # Errors
 /// [`RunError`]; nothing was changed then.
 pub fn run(options: &Options<'_>, each: &mut dyn FnMut(&Group)) -> Result<Counts, RunError> {
-    if groups(options.rule).next().is_none() {
-        let mut known = cases::GROUPS.map(|(rule, _, _)| rule).to_vec();
+    if groups(options).next().is_none() {
+        let all = Options { rule: None, ..*options };
+        let mut known: Vec<_> = groups(&all).map(|part| part.rule).collect();
         known.dedup();
         let rule = options.rule.unwrap_or_default().to_owned();
         return Err(RunError::Rule { rule, known: known.join(", ") });
     }
     let target = Target::new(options)?;
     let mut counts = Counts::default();
-    for (rule, title, cases) in groups(options.rule) {
+    for part in groups(options) {
         let mut recorder = Recorder::default();
         // What one group left behind is nothing to the next. If it cannot be removed, the cases
         // may tell why.
         let emptied = target.empty();
-        let done = cases(&target, &mut recorder);
+        let done = (part.cases)(&target, &mut recorder);
         if let Err(trouble) = emptied.and(done) {
             recorder.broke_off(&trouble);
         }
-        let group = Group { rule, title, cases: recorder.cases };
+        let group = Group { rule: part.rule, title: part.title, cases: recorder.cases };
         counts.add(&group);
         each(&group);
     }
@@ -111,6 +168,9 @@ pub fn run(options: &Options<'_>, each: &mut dyn FnMut(&Group)) -> Result<Counts
 }
 
 /// The groups of one rule, or all.
-fn groups(rule: Option<&str>) -> impl Iterator<Item = (&'static str, &'static str, cases::Cases)> {
-    cases::GROUPS.into_iter().filter(move |(of, _, _)| rule.is_none_or(|rule| rule == *of))
+fn groups(options: &Options<'_>) -> impl Iterator<Item = &'static cases::Part> {
+    let (rule, dialect) = (options.rule.map(str::to_owned), options.dialect);
+    let (flush, hazards) = (options.duplicates == Duplicates::Flush, options.hazards);
+    let parts = cases::PARTS.iter().filter(move |part| part.is_of(dialect, flush, hazards));
+    parts.filter(move |part| rule.as_ref().is_none_or(|rule| rule == part.rule))
 }

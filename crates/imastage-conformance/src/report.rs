@@ -33,7 +33,7 @@ pub enum Verdict {
     Passed,
     /// Otherwise.
     Failed {
-        /// What Linux 7.2 does.
+        /// What the interface has.
         expected: String,
         /// What was seen.
         got: String,

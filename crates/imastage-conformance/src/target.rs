@@ -1,4 +1,5 @@
 use std::{
+    fmt::Display,
     fs::{self, File},
     io::{self, Read, Seek, Write},
     os::unix::fs::PermissionsExt,
@@ -8,23 +9,33 @@ use std::{
     thread,
 };
 
+use ima_list::Duplicates;
 use ima_log::{Bank, Format, Records};
-use rustix::fs::{Mode, OFlags};
+use ima_securityfs::Dialect;
+use rustix::{
+    fs::{Mode, OFlags},
+    thread::{CapabilitySet, capabilities},
+};
 use tempfile::TempDir;
 
 use crate::{
-    Measure, Options, RunError,
-    errno::{Answer, Errno},
+    Machine, Measure, Options, RunError, Step,
+    errno::{Answer, Errno, wrote},
 };
 
 /// The interface under test.
 pub(crate) struct Target<'a> {
     dir: &'a Path,
+    dialect: Dialect,
+    duplicates: Duplicates,
     measure: &'a Measure<'a>,
+    machine: Option<&'a Machine<'a>>,
     /// Where the files are that are measured.
     work: TempDir,
     made: AtomicUsize,
     fuse: bool,
+    /// Whether modes keep us from nothing.
+    overrides: bool,
 }
 
 /// A step that others rest on failed.
@@ -47,6 +58,7 @@ pub(crate) type List = Vec<Vec<u8>>;
 pub(crate) const CURRENT: &str = "binary_runtime_measurements_sha1";
 pub(crate) const STAGED: &str = "binary_runtime_measurements_sha1_staged";
 pub(crate) const COUNT: &str = "runtime_measurements_count";
+pub(crate) const TRIM_LOG: &str = "ima_trim_log";
 pub(crate) const VIOLATIONS: &str = "violations";
 
 /// FUSE_SUPER_MAGIC (linux/magic.h).
@@ -58,13 +70,23 @@ const LONGEST_LIST: u64 = 1 << 30;
 impl<'a> Target<'a> {
     pub(crate) fn new(options: &Options<'a>) -> Result<Target<'a>, RunError> {
         let at = |path: PathBuf| move |error| RunError::File { path, error };
-        let (dir, measure) = (options.dir, options.measure);
+        let dir = options.dir;
         let work = tempfile::tempdir().map_err(at(std::env::temp_dir()))?;
         let magic = rustix::fs::statfs(dir).map_err(|error| at(dir.to_owned())(error.into()))?;
-        let fuse = magic.f_type == FUSE_MAGIC;
-        let target = Target { dir, measure, work, made: AtomicUsize::new(0), fuse };
+        let may = capabilities(None).map(|sets| sets.effective);
+        let target = Target {
+            dir,
+            dialect: options.dialect,
+            duplicates: options.duplicates,
+            measure: options.measure,
+            machine: options.machine,
+            work,
+            made: AtomicUsize::new(0),
+            fuse: magic.f_type == FUSE_MAGIC,
+            overrides: may.is_ok_and(|may| may.contains(CapabilitySet::DAC_OVERRIDE)),
+        };
         let mut records = 0;
-        for name in [CURRENT, STAGED] {
+        for name in target.parts() {
             let bytes = fs::read(target.path(name)).map_err(at(target.path(name)))?;
             records +=
                 if bytes.is_empty() { 0 } else { parse(&bytes).map_or(1, |list| list.len()) };
@@ -75,9 +97,63 @@ impl<'a> Target<'a> {
         Ok(target)
     }
 
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    pub(crate) fn duplicates(&self) -> Duplicates {
+        self.duplicates
+    }
+
+    /// Whether records can be deleted by number.
+    pub(crate) fn deletes_by_number(&self) -> bool {
+        self.duplicates != Duplicates::Flush
+    }
+
+    /// The file that takes the number of records to be deleted.
+    pub(crate) fn numbered(&self) -> &'static str {
+        match self.dialect {
+            Dialect::Linux72 => CURRENT,
+            Dialect::V4 => STAGED,
+            Dialect::Trim => TRIM_LOG,
+        }
+    }
+
+    /// A file whose mode lets root write.
+    pub(crate) fn writable(&self) -> &'static str {
+        if self.dialect == Dialect::Trim { TRIM_LOG } else { STAGED }
+    }
+
+    /// One file of each part.
+    pub(crate) fn parts(&self) -> &'static [&'static str] {
+        if self.dialect.stages() { &[CURRENT, STAGED] } else { &[CURRENT] }
+    }
+
+    /// What the names of each part's files end with.
+    pub(crate) fn suffixes(&self) -> &'static [&'static str] {
+        if self.dialect.stages() { &["", "_staged"] } else { &[""] }
+    }
+
+    /// Whether files that nobody may write to by their mode can be opened for writing all the same,
+    /// as root's can.
+    pub(crate) fn overrides_modes(&self) -> bool {
+        self.overrides
+    }
+
     /// A FUSE file system never sees some calls.
     pub(crate) fn is_fuse(&self) -> bool {
         self.fuse
+    }
+
+    /// Whether the machine can be brought to go down.
+    pub(crate) fn goes_down(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// Has the machine do a step of going down, if it can be brought to.
+    pub(crate) fn step(&self, step: Step) -> Result<(), Trouble> {
+        let Some(machine) = self.machine else { return Ok(()) };
+        machine(step).map_err(|error| Trouble(format!("{step:?} of the machine: {error}")))
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -188,6 +264,25 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
+    /// What is written to have `n` current records deleted.
+    pub(crate) fn number_request(&self, n: impl Display) -> Result<String, Trouble> {
+        Ok(match self.dialect {
+            Dialect::Trim => format!("{}:{n}\n", self.number(TRIM_LOG)?),
+            Dialect::Linux72 | Dialect::V4 => format!("{n}\n"),
+        })
+    }
+
+    /// Deletes `n` current records by number, which must succeed.
+    pub(crate) fn must_delete(&self, n: usize) -> Result<(), Trouble> {
+        self.must(self.numbered(), &self.number_request(n)?)
+    }
+
+    /// Asks for `n` current records to be deleted: `ok`, or the refusal.
+    pub(crate) fn delete(&self, n: impl Display) -> Result<String, Trouble> {
+        let request = self.number_request(n)?;
+        Ok(wrote(&self.write(self.numbered(), request.as_bytes()), request.len()))
+    }
+
     /// Deletes what is staged.
     pub(crate) fn unstage(&self) -> Result<(), Trouble> {
         match self.write(STAGED, b"D\n") {
@@ -198,6 +293,9 @@ impl<'a> Target<'a> {
 
     /// Empties both parts.
     pub(crate) fn empty(&self) -> Result<(), Trouble> {
+        if self.dialect == Dialect::Trim {
+            return self.trim_all();
+        }
         self.unstage()?;
         match self.write(STAGED, b"A\n") {
             // If something stays staged, the cases will tell.
@@ -205,6 +303,16 @@ impl<'a> Target<'a> {
             Err(errno) => return Err(Trouble(format!("\"A\\n\" to {STAGED}: {errno}"))),
         }
         self.unstage()
+    }
+
+    /// Trims all records, as far as that can be done.
+    fn trim_all(&self) -> Result<(), Trouble> {
+        if !self.deletes_by_number() {
+            return Ok(());
+        }
+        let records = self.list(CURRENT)?.len();
+        // If it is refused, the cases will tell.
+        self.delete(records).map(drop)
     }
 
     /// Which of these files' records are in the list, as positions in `paths`, in list order.
@@ -221,15 +329,52 @@ impl<'a> Target<'a> {
             .collect()
     }
 
+    /// Has a file measured that may have been measured before.
+    pub(crate) fn measure(&self, path: &Path) -> Result<(), Trouble> {
+        (self.measure)(&[path.to_owned()]).map_err(|error| Trouble(format!("measuring: {error}")))
+    }
+
+    /// Puts an equal file in the place of one that was measured.
+    pub(crate) fn recreate(&self, path: &Path) -> Result<(), Trouble> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        // The old one is kept, or the new one might get its inode.
+        fs::rename(path, self.work.path().join(format!("old-{number}")))
+            .and_then(|()| write_program(path))
+            .map_err(|error| Trouble(format!("a file to be measured again: {error}")))
+    }
+
+    /// A program that was never measured, whose path has about `len` bytes at least.
+    pub(crate) fn make_long(&self, len: usize) -> Result<PathBuf, Trouble> {
+        const COMPONENT: usize = 200;
+        let make = || {
+            let number = self.made.fetch_add(1, Ordering::Relaxed);
+            let mut dir = self.work.path().join(format!("long-{number}"));
+            while dir.as_os_str().len() + COMPONENT < len {
+                dir.push("d".repeat(COMPONENT));
+            }
+            fs::create_dir_all(&dir)?;
+            let left = len.saturating_sub(dir.as_os_str().len() + 1).max(1);
+            let path = dir.join("f".repeat(left));
+            write_program(&path)?;
+            Ok(path)
+        };
+        make().map_err(|error: io::Error| Trouble(format!("a file with a long path: {error}")))
+    }
+
     /// A program that was never measured.
     fn make(&self) -> io::Result<PathBuf> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let path = self.work.path().join(format!("record-{number}"));
-        // Its content is its own as well: equal content under one name is measured once.
-        fs::write(&path, format!("#!/bin/sh\n# {}\n", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        write_program(&path)?;
         Ok(path)
     }
+}
+
+/// Writes a program that does nothing. Its content is its own: equal content under one name is
+/// measured once.
+fn write_program(path: &Path) -> io::Result<()> {
+    fs::write(path, format!("#!/bin/sh\n# {}\n", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 /// The name of a file of the list.

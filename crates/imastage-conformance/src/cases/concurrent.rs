@@ -2,12 +2,13 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{Seek, Write},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
+use ima_securityfs::Dialect;
 use rustix::fs::OFlags;
 
 use crate::{
@@ -22,8 +23,14 @@ const EACH: usize = 100;
 const AT_ONCE: usize = 5;
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    during(target, note, "A, read, D", stage_and_delete)?;
-    during(target, note, "read, N", delete_what_was_read)
+    if target.dialect().stages() {
+        during(target, note, "A, read, D", stage_and_delete)?;
+    }
+    if target.deletes_by_number() {
+        let title = if target.dialect() == Dialect::Trim { "read, T:N" } else { "read, N" };
+        during(target, note, title, delete_what_was_read)?;
+    }
+    Ok(())
 }
 
 /// Collects what rounds of `take` give while records are added.
@@ -59,8 +66,9 @@ fn during(
         removing.and(added)
     })?;
     take(target, &mut taken)?;
-    taken.extend(target.list(STAGED)?);
-    taken.extend(target.list(CURRENT)?);
+    for part in target.parts().iter().rev() {
+        taken.extend(target.list(part)?);
+    }
 
     let all = format!("{:?}", (0..EACH).collect::<Vec<_>>());
     let wrong = added.iter().map(|paths| Target::find(paths, &taken)).find_map(|found| {
@@ -77,37 +85,46 @@ fn during(
 }
 
 fn stage_and_delete(target: &Target<'_>, taken: &mut List) -> Result<(), Trouble> {
-    let mut file = open(target, STAGED)?;
+    let mut file = open(target, STAGED, OFlags::RDWR)?;
     match file.write(b"A\n").map_err(Errno::from) {
         Ok(_) => {}
         Err(Errno::ENOENT) => return Ok(()),
         Err(errno) => return Err(Trouble(format!("\"A\\n\": {errno}"))),
     }
     taken.extend(records(&mut file)?);
+    // Needed in dialect v4, and right in all.
+    file.rewind().map_err(|error| Trouble(format!("lseek to 0: {error}")))?;
     finish(&mut file, "D\n")
 }
 
+/// Where the writer of N cannot read the list, nobody else deletes from it in between.
 fn delete_what_was_read(target: &Target<'_>, taken: &mut List) -> Result<(), Trouble> {
-    let mut file = open(target, CURRENT)?;
+    let linux = target.dialect() == Dialect::Linux72;
+    let flags = if linux { OFlags::RDWR } else { OFlags::RDONLY };
+    let mut file = open(target, CURRENT, flags)?;
     let some = records(&mut file)?;
     if some.is_empty() {
         return Ok(());
     }
-    let request = format!("{}\n", some.len());
+    let n = some.len();
     taken.extend(some);
-    finish(&mut file, &request)
+    if !linux {
+        drop(file);
+        file = open(target, target.numbered(), OFlags::WRONLY)?;
+    }
+    finish(&mut file, &target.number_request(n)?)
 }
 
-fn open(target: &Target<'_>, name: &str) -> Result<File, Trouble> {
+fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
     /// A program that another thread starts has our files open until it is executed.
     const ATTEMPTS: usize = 1000;
-    let mut answer = target.open(name, OFlags::RDWR);
+    let mut answer = target.open(name, flags);
     for _ in 1..ATTEMPTS {
         if answer.as_ref().err() != Some(&Errno::EBUSY) {
             break;
         }
         thread::sleep(Duration::from_millis(1));
-        answer = target.open(name, OFlags::RDWR);
+        answer = target.open(name, flags);
     }
     answer.map_err(|errno| Trouble(format!("opening {name}: {errno}")))
 }

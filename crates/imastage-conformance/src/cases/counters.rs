@@ -24,11 +24,49 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         start(6)?;
         counted(6)
     })?;
-    note.quiet("the count after N = 2 of 6", "agreed", || {
+    if target.deletes_by_number() {
+        note.quiet("the count after N = 2 of 6", "agreed", || {
+            start(6)?;
+            target.must_delete(2)?;
+            counted(4)
+        })?;
+        note.quiet("the count after N = all", "agreed", || {
+            start(6)?;
+            target.must_delete(target.list(CURRENT)?.len())?;
+            counted(0)
+        })?;
+    }
+    note.quiet("the count after a refused N is what it was", "agreed", || {
         start(6)?;
-        target.must(CURRENT, "2\n")?;
-        counted(4)
+        // Whether it is refused is another case's matter.
+        let _ = target.delete("99999999")?;
+        counted(6)
     })?;
+    if target.dialect().stages() {
+        staged(target, note, &start, &counted)?;
+    }
+    start(6)?;
+    let number = || target.number(VIOLATIONS);
+    if target.deletes_by_number() {
+        target.must_delete(2)?;
+        note.expect("violations after N = 2 are what they were", violations, number()?);
+    }
+    if target.dialect().stages() {
+        for request in ["A\n", "D\n"] {
+            target.must(STAGED, request)?;
+            let case = format!("violations after {request:?} are what they were");
+            note.expect(case, violations, number()?);
+        }
+    }
+    Ok(())
+}
+
+fn staged(
+    target: &Target<'_>,
+    note: &mut Recorder,
+    start: &dyn Fn(usize) -> Result<(), Trouble>,
+    counted: &dyn Fn(usize) -> Result<String, Trouble>,
+) -> Result<(), Trouble> {
     note.quiet("the count after \"A\\n\" is 0", "agreed", || {
         start(6)?;
         target.must(STAGED, "A\n")?;
@@ -46,18 +84,5 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         target.add(3)?;
         target.must(STAGED, "D\n")?;
         counted(3)
-    })?;
-    note.quiet("the count after a refused N is what it was", "agreed", || {
-        start(6)?;
-        // Whether it is refused is another case's matter.
-        let _ = target.write(CURRENT, b"99999999\n");
-        counted(6)
-    })?;
-    start(6)?;
-    for (name, request) in [(CURRENT, "2\n"), (STAGED, "A\n"), (STAGED, "D\n")] {
-        target.must(name, request)?;
-        let got = target.number(VIOLATIONS)?;
-        note.expect(format!("violations after {request:?} are what they were"), violations, got);
-    }
-    Ok(())
+    })
 }

@@ -8,22 +8,27 @@ use std::{
     thread,
 };
 
+use ima_securityfs::Dialect;
 use rustix::fs::OFlags;
 
 use crate::{
     errno::{Answer, Errno, told},
     report::Recorder,
-    target::{COUNT, CURRENT, Opener, STAGED, Target, Trouble},
+    target::{COUNT, CURRENT, Opener, STAGED, TRIM_LOG, Target, Trouble},
 };
 
 /// Files of both parts and both forms; one is a symbolic link.
-const FILES: [&str; 5] = [
+const STAGING: &[&str] = &[
     CURRENT,
     STAGED,
     "ascii_runtime_measurements_sha1",
     "ascii_runtime_measurements_sha1_staged",
     "binary_runtime_measurements_staged",
 ];
+
+/// The same where nothing is staged.
+const TRIMMING: &[&str] =
+    &[CURRENT, TRIM_LOG, "ascii_runtime_measurements_sha1", "binary_runtime_measurements"];
 
 const OPENERS: [(Opener, &str); 3] = [
     (Opener::SameThread, "the same thread"),
@@ -35,12 +40,14 @@ const ACCESS: [(OFlags, &str); 3] =
     [(OFlags::RDONLY, "O_RDONLY"), (OFlags::WRONLY, "O_WRONLY"), (OFlags::RDWR, "O_RDWR")];
 
 /// Flags that make no difference.
-const FLAGS: [(OFlags, &str); 5] = [
+const FLAGS: [(OFlags, &str); 6] = [
     (OFlags::RDONLY.union(OFlags::NONBLOCK), "O_RDONLY|O_NONBLOCK"),
     (OFlags::RDWR.union(OFlags::NONBLOCK), "O_RDWR|O_NONBLOCK"),
     (OFlags::WRONLY.union(OFlags::TRUNC), "O_WRONLY|O_TRUNC"),
     (OFlags::WRONLY.union(OFlags::CREATE), "O_WRONLY|O_CREAT"),
     (OFlags::RDWR.union(OFlags::APPEND), "O_RDWR|O_APPEND"),
+    // Opens nothing.
+    (OFlags::PATH, "O_PATH"),
 ];
 
 /// Who has what open.
@@ -55,24 +62,34 @@ enum State {
 }
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let writable = target.writable();
     matrix(target, note, "idle", State::Idle);
     let reading = hold(target, CURRENT, OFlags::RDONLY)?;
     matrix(target, note, "this thread reads", State::Readers);
-    let second = hold(target, FILES[3], OFlags::RDONLY)?;
+    let second = hold(target, "ascii_runtime_measurements_sha1", OFlags::RDONLY)?;
     matrix(target, note, "this thread reads two files", State::Readers);
     drop(reading);
-    let got = target.try_open(STAGED, OFlags::RDWR, Opener::SameThread);
+    let got = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
     note.expect("one of two readers closed: O_RDWR", "EBUSY", told(&got));
     drop(second);
-    let got = target.try_open(STAGED, OFlags::RDWR, Opener::SameThread);
+    let got = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
     note.expect("the last reader closed: O_RDWR", "ok", told(&got));
+    if target.dialect() == Dialect::Trim {
+        let reading = hold(target, TRIM_LOG, OFlags::RDONLY)?;
+        matrix(target, note, "this thread reads T", State::Idle);
+        drop(reading);
+    }
 
-    for (name, flags, held) in [
-        (STAGED, OFlags::RDWR, "this thread writes (staged, O_RDWR)"),
-        (CURRENT, OFlags::WRONLY, "this thread writes (current, O_WRONLY)"),
-    ] {
+    for (name, flags, access) in
+        [(writable, OFlags::RDWR, "O_RDWR"), (CURRENT, OFlags::WRONLY, "O_WRONLY")]
+    {
+        let held = format!("this thread has {name} open {access}");
+        if !may_write(target, name) {
+            note.skip(held, "needs CAP_DAC_OVERRIDE");
+            continue;
+        }
         let writing = hold(target, name, flags)?;
-        matrix(target, note, held, State::Writing);
+        matrix(target, note, &held, State::Writing);
         let count = target.open(COUNT, OFlags::RDONLY);
         note.expect(format!("{held}: {COUNT} O_RDONLY"), "ok", told(&count));
         drop(writing);
@@ -82,85 +99,74 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     while_a_thread_has(target, CURRENT, OFlags::RDONLY, || {
         matrix(target, note, "another thread reads", State::Readers);
     })?;
-    while_a_thread_has(target, STAGED, OFlags::RDWR, || {
+    while_a_thread_has(target, writable, OFlags::RDWR, || {
         matrix(target, note, "another thread writes", State::Written);
     })?;
     let mut reader = Holder::start(target, CURRENT, "<")?;
     matrix(target, note, "another process reads", State::Readers);
     reader.kill();
-    let got = target.try_open(STAGED, OFlags::RDWR, Opener::SameThread);
+    let got = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
     note.expect("a reading process was killed: O_RDWR", "ok", told(&got));
-    let mut writer = Holder::start(target, STAGED, "<>")?;
+    let mut writer = Holder::start(target, writable, "<>")?;
     matrix(target, note, "another process writes", State::Written);
     writer.kill();
-    let got = target.try_open(STAGED, OFlags::RDWR, Opener::SameThread);
+    let got = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
     note.expect("a writing process was killed: O_RDWR", "ok", told(&got));
-
-    several(target, note)
-}
-
-/// One descriptor of several closed.
-fn several(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    let reads = |opener| told(&target.try_open(CURRENT, OFlags::RDONLY, opener));
-    let first = hold(target, STAGED, OFlags::RDWR)?;
-    let second = target.open(CURRENT, OFlags::WRONLY);
-    note.expect("a writer opens a second file", "ok", told(&second));
-    drop(first);
-    note.expect(
-        "a writer closed one of two files: O_RDONLY by another process",
-        "EBUSY",
-        reads(Opener::OtherProcess),
-    );
-    let third = target.try_open(STAGED, OFlags::RDWR, Opener::SameThread);
-    note.expect("a writer closed one of two files: O_RDWR by itself", "ok", told(&third));
-    drop(second);
-    note.expect("a writer closed both files: O_RDONLY", "ok", reads(Opener::OtherThread));
-
-    let first = hold(target, STAGED, OFlags::RDWR)?;
-    let copy = first.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
-    drop(first);
-    note.expect(
-        "a writer's file was duplicated, one closed: O_RDONLY",
-        "EBUSY",
-        reads(Opener::OtherThread),
-    );
-    drop(copy);
-    note.expect(
-        "a writer's file was duplicated, both closed: O_RDONLY",
-        "ok",
-        reads(Opener::OtherThread),
-    );
+    matrix(target, note, "idle again", State::Idle);
     Ok(())
 }
 
 fn matrix(target: &Target<'_>, note: &mut Recorder, held: &str, state: State) {
-    let flags = FLAGS.iter().flat_map(|access| [(CURRENT, access), (STAGED, access)]);
-    let all = FILES.iter().flat_map(|file| ACCESS.iter().map(move |access| (*file, access)));
+    let files = if target.dialect() == Dialect::Trim { TRIMMING } else { STAGING };
+    let flagged = [CURRENT, target.writable()];
+    let flags = FLAGS.iter().flat_map(|access| flagged.map(|file| (file, access)));
+    let all = files.iter().flat_map(|file| ACCESS.iter().map(move |access| (*file, access)));
     for (file, (flags, access)) in all.chain(flags) {
         for (opener, by) in OPENERS {
             // A shell chooses its flags itself.
             if opener == Opener::OtherProcess && !ACCESS.iter().any(|(of, _)| of == flags) {
                 continue;
             }
-            let expected = told(&expected(state, *flags, opener));
+            let expected = told(&expected(target, state, file, *flags, opener));
             let got = told(&target.try_open(file, *flags, opener));
             note.expect(format!("{held}: {file} {access} by {by}"), expected, got);
         }
     }
 }
 
-fn expected(state: State, flags: OFlags, opener: Opener) -> Answer<()> {
+fn expected(
+    target: &Target<'_>,
+    state: State,
+    file: &str,
+    flags: OFlags,
+    opener: Opener,
+) -> Answer<()> {
     let reads = flags & OFlags::RWMODE == OFlags::RDONLY;
+    // T is read beside everybody.
+    if flags.contains(OFlags::PATH) || reads && file == TRIM_LOG {
+        return Ok(());
+    }
+    if !reads && !may_write(target, file) {
+        return Err(Errno::EACCES);
+    }
+    // Only Linux 7.2 lets a writer write more.
+    let own = opener == Opener::SameThread && target.dialect() == Dialect::Linux72;
     let granted = match state {
         State::Idle => true,
         State::Readers => reads,
-        State::Writing => !reads && opener == Opener::SameThread,
+        State::Writing => !reads && own,
         State::Written => false,
     };
     if granted { Ok(()) } else { Err(Errno::EBUSY) }
 }
 
-fn hold(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
+/// Whether the mode lets us open a file for writing, or does not matter.
+fn may_write(target: &Target<'_>, file: &str) -> bool {
+    let numbers = file.ends_with("_staged") || file == TRIM_LOG;
+    numbers || target.dialect() == Dialect::Linux72 || target.overrides_modes()
+}
+
+pub(crate) fn hold(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
     target
         .open(name, flags)
         .map_err(|errno| Trouble(format!("{name} cannot be held open: {errno}")))
@@ -194,14 +200,27 @@ fn while_a_thread_has(
 }
 
 /// Another process that has a file open.
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
-    fn start(target: &Target<'_>, name: &str, operator: &str) -> Result<Holder, Trouble> {
+    pub(crate) fn start(
+        target: &Target<'_>,
+        name: &str,
+        operator: &str,
+    ) -> Result<Holder, Trouble> {
+        Holder::start_with(target, name, &format!("exec 3{operator}\"$1\""))
+    }
+
+    /// One that opens the file, the script's `$1`, as often as it likes.
+    pub(crate) fn start_with(
+        target: &Target<'_>,
+        name: &str,
+        script: &str,
+    ) -> Result<Holder, Trouble> {
         let trouble = |why: &str| Trouble(format!("a process that has {name} open: {why}"));
         let mut child = Command::new("/bin/sh")
             .arg("-c")
-            .arg(format!("exec 3{operator}\"$1\" && echo open && read nothing"))
+            .arg(format!("{script} && echo open && read nothing"))
             .arg("sh")
             .arg(target.path(name))
             .stdin(Stdio::piped())
@@ -218,7 +237,7 @@ impl Holder {
     }
 
     /// SIGKILL, so that the system closes its files.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();

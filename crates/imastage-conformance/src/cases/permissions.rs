@@ -1,98 +1,236 @@
 //! Who is refused whatever is open.
 
-use std::{os::unix::process::CommandExt, process::Command, thread};
-
-use rustix::{
-    fs::OFlags,
-    thread::{CapabilitySet, capabilities, set_capabilities},
+use std::{
+    fs::File,
+    io::Write,
+    os::unix::{fs::chown, process::CommandExt},
+    process::Command,
+    thread,
 };
 
+use ima_securityfs::Dialect;
+use rustix::{
+    fs::OFlags,
+    process::{Gid, Uid},
+    thread::{
+        CapabilitySet, capabilities, set_capabilities, set_thread_groups, set_thread_res_gid,
+        set_thread_res_uid,
+    },
+};
+
+use super::open::hold;
 use crate::{
-    errno::{Answer, Errno, told, written},
+    errno::{Answer, Errno, told, wrote},
     report::Recorder,
-    target::{COUNT, CURRENT, STAGED, Target, Trouble},
+    target::{COUNT, CURRENT, Target, Trouble},
 };
 
 /// A user and group who own nothing.
 const NOBODY: u32 = 65534;
+
+const READ: (OFlags, &str) = (OFlags::RDONLY, "O_RDONLY");
+const WRITE: (OFlags, &str) = (OFlags::WRONLY, "O_WRONLY");
+const BOTH: (OFlags, &str) = (OFlags::RDWR, "O_RDWR");
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     if !rustix::process::geteuid().is_root() {
         note.skip("other users and missing capabilities", "needs root");
         return Ok(());
     }
-    others(target, note);
-    without_the_capability(target, note)
+    // What hides the whole directory says nothing about the files.
+    let reached = Command::new("/bin/sh")
+        .args(["-c", "cd \"$1\"", "sh"])
+        .arg(target.dir())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output();
+    if reached.is_ok_and(|output| output.status.success()) {
+        others(target, note);
+        with_the_capability(target, note)?;
+    } else {
+        note.skip("other users", "they do not reach the directory");
+    }
+    without_the_capability(target, note)?;
+    without_override(target, note)?;
+    open_already(target, note)
 }
 
+/// Users by their groups, who have no capability.
 fn others(target: &Target<'_>, note: &mut Recorder) {
-    let (read, write, both) = (OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR);
-    for (group, who, name, flags, access, expected) in [
-        (NOBODY, "another user", CURRENT, read, "O_RDONLY", "EACCES"),
-        (NOBODY, "another user", STAGED, read, "O_RDONLY", "EACCES"),
-        (NOBODY, "another user", CURRENT, write, "O_WRONLY", "EACCES"),
-        (NOBODY, "another user", STAGED, both, "O_RDWR", "EACCES"),
-        (NOBODY, "another user", COUNT, read, "O_RDONLY", "EACCES"),
-        (0, "another user in group root", CURRENT, read, "O_RDONLY", "ok"),
-        (0, "another user in group root", STAGED, read, "O_RDONLY", "ok"),
-        (0, "another user in group root", COUNT, read, "O_RDONLY", "ok"),
-        (0, "another user in group root", CURRENT, write, "O_WRONLY", "EPERM"),
-        (0, "another user in group root", STAGED, both, "O_RDWR", "EPERM"),
+    let writable = target.writable();
+    let trims = target.dialect() == Dialect::Trim;
+    // T is for the privileged alone.
+    let reads = if trims { "EPERM" } else { "ok" };
+    let original = if target.dialect() == Dialect::Linux72 { "EPERM" } else { "EACCES" };
+    for (group, who, name, (flags, access), expected) in [
+        (NOBODY, "another user", CURRENT, READ, "EACCES"),
+        (NOBODY, "another user", writable, READ, "EACCES"),
+        (NOBODY, "another user", CURRENT, WRITE, "EACCES"),
+        (NOBODY, "another user", writable, BOTH, "EACCES"),
+        (NOBODY, "another user", COUNT, READ, "EACCES"),
+        (0, "another user in group root", CURRENT, READ, "ok"),
+        (0, "another user in group root", writable, READ, reads),
+        (0, "another user in group root", COUNT, READ, "ok"),
+        (0, "another user in group root", CURRENT, WRITE, original),
+        (0, "another user in group root", writable, WRITE, "EPERM"),
+        (0, "another user in group root", writable, BOTH, "EPERM"),
     ] {
-        let case = format!("{who}: {name} {access}");
-        // What hides the whole directory says nothing about the file.
-        let reached = Command::new("/bin/sh")
-            .args(["-c", "cd \"$1\"", "sh"])
-            .arg(target.dir())
-            .uid(NOBODY)
-            .gid(group)
-            .output();
-        if !reached.is_ok_and(|output| output.status.success()) {
-            note.skip(case, "other users do not reach the directory");
-            continue;
-        }
         let got = target.shell_open(name, flags, |command| command.uid(NOBODY).gid(group));
-        note.expect(case, expected, told(&got));
+        note.expect(format!("{who}: {name} {access}"), expected, told(&got));
     }
+}
+
+/// Users who are not root, but have the one capability that is asked for.
+fn with_the_capability(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let writable = target.writable();
+    let capable = CapabilitySet::SYS_ADMIN;
+    let open = |flags| move || target.open(writable, flags).map(drop);
+    let got = as_nobody(0, capable, open(OFlags::RDWR))?;
+    let who = "another user in group root with CAP_SYS_ADMIN";
+    note.expect(format!("{who}: {writable} O_RDWR"), "ok", told(&got));
+    let got = as_nobody(NOBODY, capable, open(OFlags::RDWR))?;
+    let who = "another user with CAP_SYS_ADMIN";
+    note.expect(format!("{who}: {writable} O_RDWR"), "EACCES", told(&got));
+
+    let given = |group| chown(target.path(writable), None, Some(group)).map_err(Errno::from);
+    note.expect(format!("chgrp of {writable}"), "ok", told(&given(NOBODY)));
+    let who = "a user of the file's group";
+    let reads = if target.dialect() == Dialect::Trim { "EPERM" } else { "ok" };
+    for (capabilities, (flags, access), expected) in [
+        (CapabilitySet::empty(), READ, reads),
+        (CapabilitySet::empty(), BOTH, "EPERM"),
+        (capable, READ, "ok"),
+        (capable, BOTH, "ok"),
+    ] {
+        let got = as_nobody(NOBODY, capabilities, open(flags))?;
+        let with = if capabilities.is_empty() { "" } else { " with CAP_SYS_ADMIN" };
+        note.expect(format!("{who}{with}: {writable} {access}"), expected, told(&got));
+    }
+    note.expect(format!("chgrp of {writable} back to root"), "ok", told(&given(0)));
+    Ok(())
 }
 
 fn without_the_capability(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let writable = target.writable();
+    let trims = target.dialect() == Dialect::Trim;
+    let reads = if trims { "EPERM" } else { "ok" };
     let why = "root without CAP_SYS_ADMIN";
-    for (name, flags, access, expected) in [
-        (CURRENT, OFlags::RDONLY, "O_RDONLY", "ok"),
-        (STAGED, OFlags::RDONLY, "O_RDONLY", "ok"),
-        (CURRENT, OFlags::WRONLY, "O_WRONLY", "EPERM"),
-        (STAGED, OFlags::RDWR, "O_RDWR", "EPERM"),
-    ] {
-        let got = powerless(|| target.open(name, flags).map(drop))?;
+    let mut all = vec![
+        (CURRENT, READ, "ok"),
+        (writable, READ, reads),
+        (writable, WRITE, "EPERM"),
+        (writable, BOTH, "EPERM"),
+    ];
+    if target.overrides_modes() {
+        all.push((CURRENT, WRITE, "EPERM"));
+    }
+    for (name, (flags, access), expected) in all {
+        let got = without(CapabilitySet::SYS_ADMIN, || target.open(name, flags).map(drop))?;
         note.expect(format!("{why}: {name} {access}"), expected, told(&got));
     }
-    let held = target
-        .open(STAGED, OFlags::RDWR)
-        .map_err(|errno| Trouble(format!("{STAGED} cannot be held open: {errno}")))?;
-    for (flags, access, expected) in
-        [(OFlags::RDWR, "O_RDWR", "EPERM"), (OFlags::RDONLY, "O_RDONLY", "EBUSY")]
-    {
-        let got = powerless(|| target.open(STAGED, flags).map(drop))?;
-        note.expect(format!("{why} while another writes: {access}"), expected, told(&got));
+    let held = hold(target, writable, OFlags::RDWR)?;
+    for (name, (flags, access), expected) in [
+        (writable, BOTH, "EPERM"),
+        (writable, WRITE, "EPERM"),
+        (writable, READ, if trims { "EPERM" } else { "EBUSY" }),
+        (CURRENT, READ, "EBUSY"),
+    ] {
+        let got = without(CapabilitySet::SYS_ADMIN, || target.open(name, flags).map(drop))?;
+        let case = format!("{why} while another writes: {name} {access}");
+        note.expect(case, expected, told(&got));
     }
-    target.add(1)?;
-    for request in ["A\n", "D\n"] {
-        let got = powerless(|| Ok(std::io::Write::write(&mut &held, request.as_bytes())?))?;
-        note.expect(format!("{why} writes {request:?} to an open file"), "ok:2", written(&got));
+    drop(held);
+    Ok(())
+}
+
+/// Root is kept out by the mode without the capability to go past it.
+fn without_override(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    if !target.overrides_modes() {
+        return Ok(());
+    }
+    let why = "root without CAP_DAC_OVERRIDE";
+    let original = if target.dialect() == Dialect::Linux72 { "ok" } else { "EACCES" };
+    for (name, (flags, access), expected) in [
+        (CURRENT, READ, "ok"),
+        (CURRENT, WRITE, original),
+        (CURRENT, BOTH, original),
+        (target.writable(), BOTH, "ok"),
+    ] {
+        let got = without(CapabilitySet::DAC_OVERRIDE, || target.open(name, flags).map(drop))?;
+        note.expect(format!("{why}: {name} {access}"), expected, told(&got));
     }
     Ok(())
 }
 
-/// Does something in a thread of its own that has not the capability CAP_SYS_ADMIN.
-fn powerless<T: Send>(act: impl FnOnce() -> Answer<T> + Send) -> Result<Answer<T>, Trouble> {
-    let act = || {
+/// The capability is asked for when a file is opened, and never again.
+fn open_already(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    target.at_least(3)?;
+    let trims = target.dialect() == Dialect::Trim;
+    if trims && !target.deletes_by_number() {
+        return Ok(());
+    }
+    let first = if trims { target.number_request(1)? } else { "A\n".into() };
+    let second = if trims { target.number_request(0)? } else { "D\n".into() };
+    let held = hold(target, target.writable(), OFlags::RDWR)?;
+    let ask = |request: &str| Ok((&held).write(request.as_bytes())?);
+    let why = "root without CAP_SYS_ADMIN writes to an open file";
+    let got = without(CapabilitySet::SYS_ADMIN, || ask(&first))?;
+    note.expect(format!("{why}: the first request"), "ok", wrote(&got, first.len()));
+    if !trims {
+        let got = without(CapabilitySet::SYS_ADMIN, || ask(&second))?;
+        note.expect(format!("{why}: the second"), "ok", wrote(&got, second.len()));
+    }
+    let why = "another user writes to an open file";
+    let got = as_nobody(NOBODY, CapabilitySet::empty(), || ask("x\n"))?;
+    note.expect(format!("{why}: no request"), "EINVAL", told(&got));
+    // Who lost the capability can close all the same.
+    without(CapabilitySet::SYS_ADMIN, move || {
+        drop::<File>(held);
+        Ok(())
+    })
+    .and_then(|answer| answer.map_err(|errno| Trouble(format!("close: {errno}"))))?;
+    let got = target.open(target.writable(), OFlags::RDWR);
+    note.expect("root without CAP_SYS_ADMIN closed a file: O_RDWR", "ok", told(&got));
+    Ok(())
+}
+
+/// Does something in a thread of its own that has not these capabilities.
+fn without<T: Send>(
+    less: CapabilitySet,
+    act: impl FnOnce() -> Answer<T> + Send,
+) -> Result<Answer<T>, Trouble> {
+    in_a_thread(|| {
         let mut sets = capabilities(None)?;
-        sets.effective.remove(CapabilitySet::SYS_ADMIN);
+        sets.effective.remove(less);
         set_capabilities(None, sets)?;
-        Ok::<_, rustix::io::Errno>(act())
-    };
+        Ok(act())
+    })
+}
+
+/// Does something in a thread of its own that is another user's, with these capabilities.
+fn as_nobody<T: Send>(
+    group: u32,
+    capable: CapabilitySet,
+    act: impl FnOnce() -> Answer<T> + Send,
+) -> Result<Answer<T>, Trouble> {
+    in_a_thread(|| {
+        let mut sets = capabilities(None)?;
+        let group = Gid::from_raw(group);
+        set_thread_groups(&[])?;
+        set_thread_res_gid(group, group, group)?;
+        // Some identity must stay root's, or no capability could be had again.
+        set_thread_res_uid(Uid::ROOT, Uid::from_raw(NOBODY), Uid::ROOT)?;
+        sets.effective = capable;
+        set_capabilities(None, sets)?;
+        Ok(act())
+    })
+}
+
+fn in_a_thread<T: Send>(
+    act: impl FnOnce() -> rustix::io::Result<Answer<T>> + Send,
+) -> Result<Answer<T>, Trouble> {
     let done = thread::scope(|scope| scope.spawn(act).join());
     let done = done.map_err(|_| Trouble("a thread ended".into()))?;
-    done.map_err(|errno| Trouble(format!("giving a capability up: {}", Errno::from(errno))))
+    done.map_err(|errno| Trouble(format!("giving rights up: {}", Errno::from(errno))))
 }

@@ -1,8 +1,13 @@
 //! What reads show, and from which record on.
 
-use std::{fs::File, io::Read, io::Write, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    os::unix::fs::FileExt,
+};
 
 use ima_log::{Bank, Format, Records};
+use ima_securityfs::Dialect;
 use rustix::fs::OFlags;
 
 use crate::{
@@ -19,16 +24,26 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     order(target, note)?;
     growth(target, note)?;
     pages(target, note)?;
-    batches(target, note)?;
-    shortened(target, note)
+    large(target, note)?;
+    // In other dialects a writer cannot read what it changes.
+    if target.dialect() == Dialect::Linux72 {
+        batches(target, note)?;
+        tails(target, note)?;
+        if target.deletes_by_number() {
+            shortened(target, note)?;
+        }
+    }
+    Ok(())
 }
 
 /// Every file shows the same records in its own form.
 fn forms(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.add(20)?;
-    target.must(STAGED, "A\n")?;
-    target.add(20)?;
-    for (part, suffix) in [(CURRENT, ""), (STAGED, "_staged")] {
+    if target.dialect().stages() {
+        target.must(STAGED, "A\n")?;
+        target.add(20)?;
+    }
+    for (part, suffix) in target.parts().iter().zip(target.suffixes()) {
         let list = target.read(part)?;
         for bank in target.banks() {
             for form in ["ascii", "binary"] {
@@ -61,6 +76,9 @@ fn order(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let all = format!("{:?}", (0..paths.len()).collect::<Vec<_>>());
     let found = Target::find(&paths, &target.list(CURRENT)?);
     note.expect("new records in the order of measuring", &all, format!("{found:?}"));
+    if !target.dialect().stages() {
+        return Ok(());
+    }
     target.must(STAGED, "A\n")?;
     let staged = target.list(STAGED)?;
     let found = Target::find(&paths, &staged);
@@ -147,6 +165,37 @@ fn pages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// A record that is larger than a page.
+fn large(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    /// With its digest and what stands before it, the longest path makes more than a page.
+    const PATH: usize = 4090;
+    target.empty()?;
+    let path = target.make_long(PATH)?;
+    target.add(2)?;
+    target.measure(&path)?;
+    target.add(1)?;
+    let list = target.list(CURRENT)?;
+    let found = Target::find(std::slice::from_ref(&path), &list);
+    note.expect("a record larger than a page is there", "[0]", format!("{found:?}"));
+    let largest = list.iter().map(Vec::len).max().unwrap_or_default();
+    note.holds("it is whole", largest > PAGE, format!("more than {PAGE} bytes"), largest);
+    let file = open(target, CURRENT, OFlags::RDONLY)?;
+    let mut buffer = vec![0; 1 << 20];
+    let (mut whole, mut most) = (true, 0);
+    loop {
+        let len = (&file).read(&mut buffer);
+        let len = len.map_err(|error| Trouble(format!("reading: {error}")))?;
+        if len == 0 {
+            break;
+        }
+        most = most.max(len);
+        whole &= buffer.get(..len).is_some_and(|some| parse(some).is_ok());
+    }
+    let fits = whole && most >= largest;
+    note.holds("one read gives it whole, however large", fits, "whole records", "parts");
+    Ok(())
+}
+
 /// A descriptor that reads several batches stands where the last one ended until it is moved.
 fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
@@ -183,10 +232,20 @@ fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
 /// N under a descriptor that has read some.
 fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
-    target.add(12)?;
+    target.add(30)?;
     let mut file = open(target, CURRENT, OFlags::RDWR)?;
     let before = records(&read_on(&mut file)?)?;
+    let ten = before.iter().take(10).map(Vec::len).sum();
+    take(&mut file, ten)?;
     ask(&mut file, "5\n")?;
+    let seen = records(&read_on(&mut file)?)?;
+    let rest = before.get(15..).unwrap_or_default();
+    note.holds(
+        "10 records read, N = 5, without lseek: 5 records are skipped",
+        seen.starts_with(rest),
+        format!("{} records", rest.len()),
+        format!("{} records, or others", seen.len()),
+    );
     let after = records(&read_anew(&mut file)?)?;
     let rest = before.get(5..).unwrap_or_default();
     note.holds(
@@ -196,6 +255,76 @@ fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         format!("{} records, or others", after.len()),
     );
     Ok(())
+}
+
+/// A read that ends within a record leaves the rest of it for the next one, whatever becomes of
+/// the record.
+fn tails(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let stale = |note: &mut Recorder, case: &str, expected: &[u8], got: &[u8]| {
+        note.holds(
+            case,
+            expected == got,
+            format!("the {} bytes that are left", expected.len()),
+            format!("{} bytes", got.len()),
+        );
+    };
+    // Staged, read in part, deleted.
+    target.empty()?;
+    target.add(3)?;
+    let mut file = open(target, STAGED, OFlags::RDWR)?;
+    ask(&mut file, "A\n")?;
+    let batch = read_anew(&mut file)?;
+    let (first, second) = match &*records(&batch)? {
+        [first, second, ..] => (first.len(), second.len()),
+        _ => return Err(Trouble("fewer than 2 of 3 records are staged".into())),
+    };
+    let part = first + second / 2;
+    take(&mut file, part)?;
+    ask(&mut file, "D\n")?;
+    let rest = batch.get(part..first + second).unwrap_or_default();
+    stale(note, "a record read in part, then \"D\\n\": the next read", rest, &read_on(&mut file)?);
+    note.expect("and then: bytes", 0, read_on(&mut file)?.len());
+
+    // Current, read in part, staged; the file goes on at the record after those it gave.
+    drop(file);
+    target.add(3)?;
+    let mut file = open(target, CURRENT, OFlags::RDWR)?;
+    let before = read_anew(&mut file)?;
+    take(&mut file, part)?;
+    target.must(STAGED, "A\n")?;
+    let rest = before.get(part..first + second).unwrap_or_default();
+    stale(note, "a record read in part, then \"A\\n\": the next read", rest, &read_on(&mut file)?);
+    drop(file);
+
+    // Another batch in the place of the one that was read in part.
+    target.empty()?;
+    target.add(3)?;
+    let mut file = open(target, STAGED, OFlags::RDWR)?;
+    ask(&mut file, "A\n")?;
+    let batch = read_anew(&mut file)?;
+    take(&mut file, part)?;
+    ask(&mut file, "D\n")?;
+    target.add(6)?;
+    ask(&mut file, "A\n")?;
+    let got = read_on(&mut file)?;
+    let other = read_anew(&mut file)?;
+    let skipped: usize = parse(&other).unwrap_or_default().iter().take(2).map(Vec::len).sum();
+    let mut expected = batch.get(part..first + second).unwrap_or_default().to_vec();
+    expected.extend_from_slice(other.get(skipped..).unwrap_or_default());
+    stale(note, "and another batch, without lseek: its 3rd record follows", &expected, &got);
+    ask(&mut file, "D\n")
+}
+
+/// Reads so many bytes, by one read(2).
+fn take(file: &mut File, len: usize) -> Result<(), Trouble> {
+    file.rewind().map_err(|error| Trouble(format!("lseek to 0: {error}")))?;
+    let read = file.read(&mut vec![0; len]);
+    match read {
+        Ok(got) if got == len => Ok(()),
+        answer => {
+            Err(Trouble(format!("reading {len} bytes: {}", told(&answer.map_err(Errno::from)))))
+        }
+    }
 }
 
 fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {

@@ -2,12 +2,13 @@
 
 use std::io::{IoSlice, Write};
 
+use ima_securityfs::Dialect;
 use rustix::fs::OFlags;
 
 use crate::{
     errno::{Answer, Errno, written},
     report::Recorder,
-    target::{CURRENT, STAGED, Target, Trouble, file_of, told_deleted},
+    target::{CURRENT, STAGED, TRIM_LOG, Target, Trouble, file_of, told_deleted},
 };
 
 /// Deletes 5 records.
@@ -94,23 +95,89 @@ const NOT_STAGED: &[&[u8]] = &[
 ];
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    let refused = |bytes: &&'static [u8], errno| (*bytes, Err(errno), 0);
-    let current = (FIVE.iter().map(|bytes| (*bytes, Ok(bytes.len()), 5)))
-        .chain(NO_NUMBER.iter().map(|bytes| refused(bytes, Errno::EINVAL)))
-        .chain(TOO_MANY.iter().map(|bytes| refused(bytes, Errno::ENOENT)))
-        .chain(BEYOND.iter().map(|bytes| refused(bytes, Errno::ERANGE)));
-    for (bytes, answer, del) in current {
-        target.at_least(8)?;
-        one(target, note, CURRENT, bytes, answer, del)?;
+    match target.dialect() {
+        Dialect::Linux72 => {
+            numbers(target, note, CURRENT)?;
+            others(target, note, STAGED)?;
+            over_staged(target, note)?;
+        }
+        Dialect::V4 => {
+            numbers(target, note, STAGED)?;
+            others(target, note, CURRENT)?;
+            over_staged(target, note)?;
+        }
+        Dialect::Trim => {
+            others(target, note, CURRENT)?;
+            if !target.deletes_by_number() {
+                flushed(target, note)?;
+            }
+        }
     }
-    for bytes in NOT_STAGED {
-        // One that was granted must not stand in the way of the others.
+    empty_and_vectors(target, note)?;
+    every_file(target, note)
+}
+
+/// What the file that takes N makes of it, and how many records are deleted.
+fn answers(target: &Target<'_>) -> impl Iterator<Item = (&'static [u8], Answer<usize>, usize)> {
+    let refused = |bytes: &&'static [u8], errno| (*bytes, Err(errno), 0);
+    let (v4, deletes) = (target.dialect() == Dialect::V4, target.deletes_by_number());
+    (FIVE.iter().map(|bytes| (*bytes, Ok(bytes.len()), 5)))
+        .chain(NO_NUMBER.iter().map(move |bytes| refused(bytes, Errno::EINVAL)))
+        .chain(TOO_MANY.iter().map(move |bytes| refused(bytes, Errno::ENOENT)))
+        .chain(BEYOND.iter().map(move |bytes| refused(bytes, Errno::ERANGE)))
+        // These are requests where all are made to one file.
+        .filter(move |(bytes, _, _)| !(v4 && [&b"A\n"[..], b"D\n"].contains(bytes)))
+        // Where digests are flushed, numbers are not even read.
+        .map(
+            move |(bytes, answer, del)| {
+                if deletes { (bytes, answer, del) } else { (bytes, Err(Errno::EINVAL), 0) }
+            },
+        )
+}
+
+/// The file that takes N.
+fn numbers(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), Trouble> {
+    for (bytes, answer, del) in answers(target) {
         target.unstage()?;
         target.at_least(8)?;
-        one(target, note, STAGED, bytes, Err(Errno::EINVAL), 0)?;
+        one(target, note, name, bytes, answer, del)?;
     }
-    // With something staged, a request taken for D would delete it.
-    for bytes in NOT_STAGED {
+    Ok(())
+}
+
+/// The file that does not.
+fn others(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), Trouble> {
+    if name == CURRENT && !target.overrides_modes() {
+        note.skip(format!("no request to {name}"), "needs CAP_DAC_OVERRIDE");
+        return Ok(());
+    }
+    let requests = [&b"A\n"[..], b"D\n", b"0:5\n"];
+    let more: Vec<&[u8]> = match name {
+        CURRENT => FIVE.iter().chain(&requests).copied().collect(),
+        _ => Vec::new(),
+    };
+    for bytes in NOT_STAGED.iter().copied().chain(more) {
+        // One that was granted must not stand in the way of the others.
+        if target.dialect().stages() {
+            target.unstage()?;
+        }
+        target.at_least(8)?;
+        one(target, note, name, bytes, Err(Errno::EINVAL), 0)?;
+    }
+    Ok(())
+}
+
+/// With something staged: a request taken for D would delete it.
+fn over_staged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let v4 = target.dialect() == Dialect::V4;
+    let not_staged = NOT_STAGED.iter().map(|bytes| (*bytes, Errno::EINVAL));
+    // Where N stages first, what is a number finds that something is staged.
+    let numbers = answers(target).map(|(bytes, answer, _)| match answer {
+        Ok(_) | Err(Errno::ENOENT) => (bytes, Errno::EEXIST),
+        Err(errno) => (bytes, errno),
+    });
+    let all: Vec<_> = if v4 { numbers.collect() } else { not_staged.collect() };
+    for (bytes, errno) in all {
         if target.list(STAGED)?.is_empty() {
             target.at_least(8)?;
             target.must(STAGED, "A\n")?;
@@ -118,56 +185,92 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         let before = target.list(STAGED)?;
         let answer = target.write(STAGED, bytes);
         let got = format!("{} {}", written(&answer), told_deleted(&before, &target.list(STAGED)?));
-        note.expect(format!("{} to {STAGED}, staged", shown(bytes)), "EINVAL del=0", got);
+        let expected = format!("{errno} del=0");
+        note.expect(format!("{} to {STAGED}, staged", shown(bytes)), expected, got);
     }
-    target.unstage()?;
-    empty_and_vectors(target, note)?;
-    every_file(target, note)
+    target.unstage()
 }
 
-/// Writes that a FUSE file system sees otherwise, or not at all.
-fn empty_and_vectors(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    let vectors: [(&[&[u8]], &str); 3] = [
-        (&[b"2\n", b"3\n"], "ok:4 del=5"),
-        (&[b"2", b"\n"], "EINVAL del=0"),
-        (&[b"2\n", b"x\n"], "ok:2 del=2"),
-    ];
-    if target.is_fuse() {
-        note.skip("\"\" to either part", "FUSE passes no empty writes on");
-        note.skip("writev: each element is a request", "FUSE passes all elements on as one write");
-        return Ok(());
-    }
+/// A list that is trimmed and flushed takes nothing at all.
+fn flushed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.at_least(8)?;
-    for name in [CURRENT, STAGED] {
-        one(target, note, name, b"", Err(Errno::EINVAL), 0)?;
-    }
-    for (elements, expected) in vectors {
-        target.at_least(8)?;
-        let before = target.list(CURRENT)?;
-        let slices: Vec<IoSlice<'_>> = elements.iter().map(|bytes| IoSlice::new(bytes)).collect();
-        let answer = target
-            .open(CURRENT, OFlags::WRONLY)
-            .and_then(|mut file| Ok(file.write_vectored(&slices)?));
-        let got = format!("{} {}", written(&answer), told_deleted(&before, &target.list(CURRENT)?));
-        let shown: Vec<String> = elements.iter().map(|bytes| shown(bytes)).collect();
-        note.expect(format!("writev [{}] to {CURRENT}", shown.join(", ")), expected, got);
+    for bytes in [&b"0:5\n"[..], b"0:5", b"0:0\n", b"1:5\n", b"0:99999999\n", b"x\n", b"5\n"] {
+        one(target, note, TRIM_LOG, bytes, Err(Errno::EINVAL), 0)?;
     }
     Ok(())
 }
 
-/// A request to any file is a request to the one list.
+/// Writes that a FUSE file system sees otherwise, or not at all.
+fn empty_and_vectors(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    if target.is_fuse() {
+        note.skip("\"\" to every part", "FUSE passes no empty writes on");
+        note.skip("writev: each element is a request", "FUSE passes all elements on as one write");
+        return Ok(());
+    }
+    target.at_least(8)?;
+    one(target, note, target.writable(), b"", Err(Errno::EINVAL), 0)?;
+    if !target.deletes_by_number() {
+        return Ok(());
+    }
+    let name = target.numbered();
+    let trims = target.dialect() == Dialect::Trim;
+    let vectors: [(&[usize], &[&str], &str); 3] = [
+        (&[2, 3], &[], "all del=5"),
+        (&[2], &["x\n"], "1st del=2"),
+        (&[], &["2", "\n"], "EINVAL del=0"),
+    ];
+    for (numbers, last, expected) in vectors {
+        target.at_least(8)?;
+        let before = target.list(CURRENT)?;
+        let mut trimmed = if trims { target.number(TRIM_LOG)? } else { 0 };
+        let mut elements = Vec::new();
+        for n in numbers {
+            elements.push(if trims { format!("{trimmed}:{n}\n") } else { format!("{n}\n") });
+            trimmed += *n as u64;
+        }
+        let first = elements.first().map_or(0, String::len);
+        elements.extend(last.iter().map(|text| (*text).to_owned()));
+        let all: usize = elements.iter().map(String::len).sum();
+        let slices: Vec<_> = elements.iter().map(|text| IoSlice::new(text.as_bytes())).collect();
+        let answer = target
+            .open(name, OFlags::WRONLY)
+            .and_then(|mut file| Ok(file.write_vectored(&slices)?));
+        let len = match answer {
+            Ok(len) if len == all => "all".into(),
+            Ok(len) if len == first => "1st".into(),
+            answer => written(&answer),
+        };
+        let got = format!("{len} {}", told_deleted(&before, &target.list(CURRENT)?));
+        note.expect(format!("writev {elements:?} to {name}"), expected, got);
+    }
+    Ok(())
+}
+
+/// A request to any file of a part is a request to the one list.
 fn every_file(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let mut names =
         vec!["ascii_runtime_measurements".to_owned(), "binary_runtime_measurements".to_owned()];
     for bank in target.banks() {
         names.extend(["ascii", "binary"].map(|form| file_of(form, bank, "")));
     }
+    let refused = || Err(Errno::EINVAL);
+    let (answer, del) = if target.deletes_by_number() { (Ok(2), 2) } else { (refused(), 0) };
     for name in names {
-        target.at_least(4)?;
-        one(target, note, &name, b"2\n", Ok(2), 2)?;
-        one(target, note, &name, b"A\n", Err(Errno::EINVAL), 0)?;
-        one(target, note, &name, b"D\n", Err(Errno::EINVAL), 0)?;
+        let originals = target.dialect() == Dialect::Linux72;
+        if originals || target.overrides_modes() {
+            target.at_least(4)?;
+            let (answer, del) = if originals { (answer, del) } else { (refused(), 0) };
+            one(target, note, &name, b"2\n", answer, del)?;
+            one(target, note, &name, b"A\n", refused(), 0)?;
+            one(target, note, &name, b"D\n", refused(), 0)?;
+        }
+        if !target.dialect().stages() {
+            continue;
+        }
         let staged = format!("{name}_staged");
+        target.at_least(4)?;
+        let (answer, del) = if originals { (refused(), 0) } else { (answer, del) };
+        one(target, note, &staged, b"2\n", answer, del)?;
         let before = target.list(CURRENT)?;
         let answer = target.write(&staged, b"A\n");
         let shows = target.list(STAGED)?.starts_with(&before);

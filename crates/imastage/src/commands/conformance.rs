@@ -6,27 +6,53 @@ use std::{
     time::Duration,
 };
 
-use imastage_conformance::{Group, Ktap, Measure, Options, RunError, run as conform};
-use imastage_sandbox::control::{Command as Ask, ask};
+use imastage_conformance::{
+    Dialect, Duplicates, Group, Ktap, Machine, Measure, Options, RunError, Step, detect,
+    run as conform,
+};
+use imastage_sandbox::{
+    Kexec,
+    control::{Command as Ask, ask},
+};
 
 use crate::{
     exit::{Fail, Failure, Outcome},
     output::Output,
 };
 
-/// Test whether the files in DIR behave as those of Linux 7.2 with staging.
+/// Test whether the files in DIR behave as a kernel's with staging do.
 ///
 /// DIR is securityfs's `ima` directory of a kernel, or of anything that stands in for one. Prints
-/// KTAP; each case that failed with what was expected. Deletes every record in the list.
+/// KTAP; each case that failed with what was expected. Deletes every record in the list. A sandbox
+/// is also brought to go down, as a machine is, and up again.
 #[derive(clap::Args)]
 pub struct Args {
     /// The directory, such as /sys/kernel/security/integrity/ima.
     dir: PathBuf,
+    /// Which interface the files should have: `7.2` (Linux), `v4` (the patches' version 4: A, D and
+    /// N on the staged files) or `trim` (T:N on ima_trim_log). Without it, the one that the files
+    /// look like.
+    #[arg(long)]
+    dialect: Option<Dialect>,
+    /// Expect that deleting staged records forgets all digests, as with the boot parameter
+    /// ima_flush_htable; N and T:N are refused then.
+    #[arg(long)]
+    flush_htable: bool,
+    /// Expect that no duplicates are detected, as with CONFIG_IMA_DISABLE_HTABLE. Has
+    /// --flush-htable ignored.
+    #[arg(long)]
+    no_htable: bool,
     /// Run even though records are in the list: they are deleted, and no verifier can check this
     /// machine again before it is rebooted.
     #[arg(long)]
     destructive: bool,
-    /// Run only the cases of one rule, such as 1.4.
+    /// Try also what goes wrong in Linux 7.2 when a writer has two descriptors: the list is locked
+    /// against writers afterwards, until the machine boots again.
+    #[arg(long)]
+    hazards: bool,
+    /// Run only the cases of one rule, by its number in all dialects: 1.1 files and system calls,
+    /// 1.2 who may open what when, 1.3 what a write may say, 1.4 requests in every state, 1.5 reads,
+    /// 1.6 counters, 1.7 duplicates, 1.8 a machine that goes down, 1.9 hazards.
     #[arg(long)]
     rule: Option<String>,
     /// A shell command that has one file measured, with {} for its path. Without it a sandbox is
@@ -38,18 +64,30 @@ pub struct Args {
 /// Runs `imastage conformance`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let dir = args.dir.as_path();
+    let is_sandbox = ask(dir, &Ask::Status, &mut |_| {}).is_ok();
     let measure: Box<Measure<'_>> = match &args.measure {
         Some(command) if !command.contains("{}") => {
             return Err(Failure::input("--measure: {} is missing, where the path is to stand"));
         }
         Some(command) => Box::new(move |paths| each(paths, |path| by_command(command, path))),
-        None if ask(dir, &Ask::Status, &mut |_| {}).is_ok() => {
-            Box::new(move |paths| by_sandbox(dir, paths))
-        }
+        None if is_sandbox => Box::new(move |paths| by_sandbox(dir, paths)),
         None => Box::new(|paths| each(paths, by_executing)),
     };
-    let rule = args.rule.as_deref();
-    let options = Options { dir, measure: &*measure, destructive: args.destructive, rule };
+    let machine: Box<Machine<'_>> = Box::new(move |step| step_of_sandbox(dir, step));
+    let options = Options {
+        dir,
+        dialect: args.dialect.map_or_else(|| detect(dir), Ok).environment("conformance")?,
+        duplicates: match (args.no_htable, args.flush_htable) {
+            (true, _) => Duplicates::Off,
+            (false, true) => Duplicates::Flush,
+            (false, false) => Duplicates::Detect,
+        },
+        measure: &*measure,
+        machine: is_sandbox.then_some(&*machine),
+        destructive: args.destructive,
+        hazards: args.hazards,
+        rule: args.rule.as_deref(),
+    };
 
     let (mut ktap, mut groups) = (Ktap::default(), Vec::new());
     let mut printed = Ok(());
@@ -58,7 +96,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         if out.is_json() {
             groups.push(group.clone());
         } else if printed.is_ok() {
-            let head = if begun { String::new() } else { Ktap::head(rule) + "\n" };
+            let head = if begun { String::new() } else { Ktap::head(&options) + "\n" };
             printed = out.line(head + &ktap.group(group));
         }
         begun = true;
@@ -70,7 +108,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         counts => counts.environment("conformance")?,
     };
     printed?;
-    let answer = serde_json::json!({ "groups": groups, "counts": counts });
+    let answer = serde_json::json!({ "dialect": options.dialect.to_string(), "groups": groups, "counts": counts });
     let totals =
         format!("# Totals: pass:{} fail:{} skip:{}", counts.passed, counts.failed, counts.skipped);
     out.answer(&answer, totals)?;
@@ -83,6 +121,17 @@ fn each(paths: &[PathBuf], measure: impl Fn(&Path) -> io::Result<()>) -> io::Res
 
 fn by_sandbox(dir: &Path, paths: &[PathBuf]) -> io::Result<()> {
     ask(dir, &Ask::Measure { paths: paths.to_vec() }, &mut |_| {}).map(drop)
+}
+
+fn step_of_sandbox(dir: &Path, step: Step) -> io::Result<()> {
+    let command = match step {
+        Step::Suspend => Ask::Suspend { dump: false },
+        Step::Dump => Ask::Suspend { dump: true },
+        Step::Kexec => Ask::Kexec(Kexec::default()),
+        // A reboot would reset the TPM, which may not be the sandbox's own.
+        Step::Restart => Ask::Kexec(Kexec { forget: true, ..Kexec::default() }),
+    };
+    ask(dir, &command, &mut |_| {}).map(drop)
 }
 
 fn by_command(command: &str, path: &Path) -> io::Result<()> {

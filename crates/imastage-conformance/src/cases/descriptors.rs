@@ -1,0 +1,163 @@
+//! One descriptor of several closed, copied, inherited, or opened anew by its number.
+
+use std::{
+    fs::File,
+    io::Write,
+    os::fd::AsRawFd,
+    process::{Command, Stdio},
+    thread,
+};
+
+use ima_securityfs::Dialect;
+use rustix::fs::OFlags;
+
+use super::open::{Holder, hold};
+use crate::{
+    errno::{Answer, Errno, told},
+    report::Recorder,
+    target::{CURRENT, Opener, Target, Trouble},
+};
+
+pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    several(target, note)?;
+    copies(target, note)?;
+    inherited(target, note)?;
+    anew(target, note)?;
+    killed(target, note)
+}
+
+/// Only Linux 7.2 lets a writer open further files.
+fn several(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let writable = target.writable();
+    let first = hold(target, writable, OFlags::RDWR)?;
+    let second = target.open(writable, OFlags::WRONLY);
+    if target.dialect() != Dialect::Linux72 {
+        note.expect("a writer opens a second file", "EBUSY", told(&second));
+        drop((first, second));
+        note.expect("a writer's one file closed: O_RDONLY", "ok", reads(target));
+        return Ok(());
+    }
+    note.expect("a writer opens a second file", "ok", told(&second));
+    drop(first);
+    let busy = told(&target.try_open(CURRENT, OFlags::RDONLY, Opener::OtherProcess));
+    note.expect("a writer closed one of two files: O_RDONLY by another process", "EBUSY", busy);
+    let third = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
+    note.expect("a writer closed one of two files: O_RDWR by itself", "ok", told(&third));
+    drop(second);
+    note.expect("a writer closed both files: O_RDONLY", "ok", reads(target));
+    Ok(())
+}
+
+fn copies(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let first = hold(target, target.writable(), OFlags::RDWR)?;
+    let copy = first.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
+    drop(first);
+    let got = reads(target);
+    note.expect("a writer's file was duplicated, one closed: O_RDONLY", "EBUSY", got);
+    drop(copy);
+    let got = reads(target);
+    note.expect("a writer's file was duplicated, both closed: O_RDONLY", "ok", got);
+
+    let file = hold(target, target.writable(), OFlags::RDWR)?;
+    thread::scope(|scope| drop(scope.spawn(move || drop(file)).join()));
+    let got = reads(target);
+    note.expect("a writer's one file was closed by another thread: O_RDONLY", "ok", got);
+    let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::OtherProcess));
+    note.expect("a writer's one file was closed by another thread: O_RDWR", "ok", got);
+    Ok(())
+}
+
+/// Children have their parent's descriptors, until they close them.
+fn inherited(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.add(1)?;
+    let file = hold(target, target.writable(), OFlags::RDWR)?;
+    let mut write = &file;
+    let mut expected = Vec::new();
+    if target.dialect().stages() {
+        write.write_all(b"A\n").map_err(|error| Trouble(format!("\"A\\n\": {error}")))?;
+    } else {
+        expected.extend_from_slice(target.read(target.writable())?.as_slice());
+    }
+    let output = Command::new("/bin/cat").stdin(given(&file)?).stderr(Stdio::null()).output();
+    let output = output.map_err(|error| Trouble(format!("/bin/cat: {error}")))?;
+    let shown = if target.dialect().stages() {
+        crate::target::parse(&output.stdout).is_ok_and(|list| !list.is_empty())
+    } else {
+        output.stdout == expected
+    };
+    note.holds("a child reads what it inherited", shown, "what is there", "something else");
+    let child = Command::new("/bin/true").stdin(given(&file)?).status();
+    child.map_err(|error| Trouble(format!("/bin/true: {error}")))?;
+    note.expect("a child has closed its copy: O_RDONLY", "EBUSY", reads(target));
+
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "read nothing"])
+        .stdin(Stdio::piped())
+        .stdout(given(&file)?)
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
+    drop(file);
+    note.expect("a child alone has a writer's file: O_RDONLY", "EBUSY", reads(target));
+    drop(child.stdin.take());
+    child.wait().map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
+    note.expect("the child has ended: O_RDONLY", "ok", reads(target));
+    let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::SameThread));
+    note.expect("the child has ended: O_RDWR", "ok", got);
+    Ok(())
+}
+
+/// To open a descriptor's file by its number is to open it once more.
+fn anew(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let more = if target.dialect() == Dialect::Linux72 { "ok" } else { "EBUSY" };
+    let file = hold(target, target.writable(), OFlags::RDWR)?;
+    let again = |flags| -> Answer<()> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, 0.into()).map(drop)?)
+    };
+    note.expect("a writer opens /proc/self/fd/N O_RDWR", more, told(&again(OFlags::RDWR)));
+    let reading = if target.dialect() == Dialect::Trim { "ok" } else { "EBUSY" };
+    note.expect("a writer opens /proc/self/fd/N O_RDONLY", reading, told(&again(OFlags::RDONLY)));
+    drop(file);
+
+    // The program changes, the thread does not.
+    let output = Command::new("/bin/sh")
+        .args(["-c", "exec 3<>\"$1\"; exec /bin/sh -c 'exec 4>\"$1\"' sh \"$1\"", "sh"])
+        .arg(target.path(target.writable()))
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let answer = if output.status.success() {
+        Ok(())
+    } else {
+        Err(Errno::printed(&said).unwrap_or(Errno(0)))
+    };
+    note.expect("a writer executes another program, which opens O_WRONLY", more, told(&answer));
+    Ok(())
+}
+
+/// The system closes the files of a process that is killed.
+fn killed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    if target.dialect() != Dialect::Linux72 {
+        return Ok(());
+    }
+    for _ in 0..3 {
+        let mut holder = Holder::start_with(target, CURRENT, "exec 3<>\"$1\" 4>\"$1\" 5>\"$1\"")?;
+        holder.kill();
+    }
+    let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::SameThread));
+    note.expect("processes of one thread with 3 writers' files were killed: O_RDWR", "ok", got);
+    Ok(())
+}
+
+fn reads(target: &Target<'_>) -> String {
+    told(&target.try_open(CURRENT, OFlags::RDONLY, Opener::OtherThread))
+}
+
+/// A copy for a child.
+fn given(file: &File) -> Result<Stdio, Trouble> {
+    let copy = file.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
+    Ok(copy.into())
+}

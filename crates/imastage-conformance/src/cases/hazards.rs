@@ -1,0 +1,86 @@
+//! What goes wrong in Linux 7.2 when a writer has two descriptors, or ends before its one is
+//! closed. The cases expect what should be: one that fails shows that the hazard is there. The list
+//! may stay locked against writers then until the machine boots again.
+
+use std::{fs::File, sync::mpsc, thread};
+
+use rustix::fs::OFlags;
+
+use super::open::hold;
+use crate::{
+    Step,
+    errno::{Errno, told},
+    report::Recorder,
+    target::{CURRENT, Opener, STAGED, Target, Trouble},
+};
+
+/// How many threads come and go until one is at the same place in the kernel's memory as the
+/// writer's was: 39 were seen.
+const THREADS: usize = 200;
+
+pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let done = one_by_another_thread(target, note)
+        .and_then(|()| writer_gone(target, note))
+        // The one that leaves it locked comes last.
+        .and_then(|()| both_by_another_thread(target, note));
+    done.and(target.step(Step::Restart))
+}
+
+fn one_by_another_thread(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let first = hold(target, STAGED, OFlags::RDWR)?;
+    let second = hold(target, CURRENT, OFlags::WRONLY)?;
+    closed_elsewhere(second)?;
+    for (flags, access) in [(OFlags::RDONLY, "O_RDONLY"), (OFlags::WRONLY, "O_WRONLY")] {
+        let got = target.try_open(CURRENT, flags, Opener::OtherProcess);
+        let case = format!("one of two files closed by another thread: {access}");
+        note.expect(case, "EBUSY", told(&got));
+    }
+    drop(first);
+    let got = target.try_open(STAGED, OFlags::RDWR, Opener::OtherProcess);
+    note.expect("and then the other by the writer: O_RDWR", "ok", told(&got));
+    target.step(Step::Restart)
+}
+
+fn both_by_another_thread(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let first = hold(target, STAGED, OFlags::RDWR)?;
+    let second = hold(target, CURRENT, OFlags::WRONLY)?;
+    closed_elsewhere(first)?;
+    closed_elsewhere(second)?;
+    for (flags, access) in
+        [(OFlags::RDONLY, "O_RDONLY"), (OFlags::WRONLY, "O_WRONLY"), (OFlags::RDWR, "O_RDWR")]
+    {
+        let got = target.try_open(STAGED, flags, Opener::OtherProcess);
+        let case = format!("two files closed by another thread: {access}");
+        note.expect(case, "ok", told(&got));
+    }
+    Ok(())
+}
+
+/// The kernel remembers where the writer's thread was in memory.
+fn writer_gone(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let (send, receive) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // If nobody listens there is nothing to do either.
+            let _ = send.send(target.open(STAGED, OFlags::RDWR));
+        });
+    });
+    let held = receive.recv().unwrap_or(Err(Errno(0)));
+    let held = held.map_err(|errno| Trouble(format!("{STAGED} cannot be held open: {errno}")))?;
+    let granted = (0..THREADS).find(|_| {
+        target.try_open(CURRENT, OFlags::WRONLY, Opener::OtherThread) != Err(Errno::EBUSY)
+    });
+    note.holds(
+        "the thread that writes has ended, its file is open: O_WRONLY by another thread",
+        granted.is_none(),
+        "EBUSY",
+        format!("ok after {} threads", granted.unwrap_or_default() + 1),
+    );
+    drop(held);
+    target.step(Step::Restart)
+}
+
+fn closed_elsewhere(file: File) -> Result<(), Trouble> {
+    thread::scope(|scope| scope.spawn(move || drop(file)).join())
+        .map_err(|_| Trouble("a thread ended".into()))
+}
