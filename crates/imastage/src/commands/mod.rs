@@ -11,6 +11,7 @@ pub mod run;
 pub mod sandbox;
 pub mod show;
 pub mod status;
+pub mod store;
 pub mod verify;
 
 use std::path::PathBuf;

@@ -1,0 +1,298 @@
+mod export;
+
+use std::{fmt::Write as _, path::PathBuf, time::Duration};
+
+use clap::ArgGroup;
+use imastage_store::{
+    CheckReport, Damage, EpochSummary, Packing, RepairReport, Retention, StoreError, check_epoch,
+    epochs, pack, prune, repair,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    commands::state_dir,
+    exit::{Fail, Failure, Outcome},
+    output::{Output, Tone},
+};
+
+/// Look after the records that a service keeps.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// The service's state directory [default: /var/lib/imastage as root, else
+    /// ~/.local/state/imastage].
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Read everything again: each record, digest, commit and running PCR.
+    ///
+    /// Says of all damage where it is, what was expected and what can be done. Changes nothing, and may
+    /// run beside the service. Exit code 1 if anything is damaged.
+    Check {
+        /// Only this epoch [default: all].
+        #[arg(long, value_name = "NUMBER")]
+        epoch: Option<u64>,
+    },
+    /// Mend what can be mended safely; stop the service first.
+    ///
+    /// Records that were stored are never changed; whatever is cut off or written over is copied first.
+    /// Exit code 1 if something is left that only a backup can mend.
+    Repair {
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write an epoch's records as plain files, named as the kernel names them.
+    Export(export::Args),
+    /// Compress closed epochs; they can be read as before, and by gunzip.
+    Pack,
+    /// Remove closed epochs, the oldest first. The one that is written to always stays.
+    Prune(PruneArgs),
+}
+
+#[derive(clap::Args)]
+#[command(group(ArgGroup::new("policy").required(true).multiple(true).args([
+    "keep_epochs",
+    "max_bytes",
+    "max_age",
+])))]
+struct PruneArgs {
+    /// Keep at most so many closed epochs.
+    #[arg(long, value_name = "N")]
+    keep_epochs: Option<u64>,
+    /// Keep at most so many bytes of all epochs; K, M and G may follow.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_bytes: Option<u64>,
+    /// Keep epochs that were closed at most so long ago: a number and h, d or w (hours, days, weeks).
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    max_age: Option<Duration>,
+    /// Only say what would be removed.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs `imastage store`.
+pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
+    let state = state_dir(args.state)?;
+    match args.command {
+        Command::Check { epoch } => {
+            let mut all = epochs(&state).map_err(failure)?;
+            if let Some(number) = epoch {
+                all.retain(|epoch| epoch.number == number);
+                if all.is_empty() {
+                    let path = state.clone();
+                    return Err(failure(StoreError::NoSuchEpoch { path, asked: number }));
+                }
+            }
+            let checked = all.into_iter().map(|epoch| {
+                check_epoch(&state, epoch.number).map(|report| (epoch, report)).map_err(failure)
+            });
+            tell_check(&checked.collect::<Result<Vec<_>, _>>()?, out)
+        }
+        Command::Repair { dry_run } => {
+            tell_repair(&repair(&state, dry_run).map_err(failure)?, dry_run, out)
+        }
+        Command::Export(args) => export::run(args, &state, out),
+        Command::Pack => tell_pack(&pack(&state).map_err(failure)?, out),
+        Command::Prune(args) => {
+            let PruneArgs { keep_epochs: epochs, max_bytes: bytes, max_age: age, dry_run } = args;
+            let retention = Retention { epochs, bytes, age };
+            tell_prune(&prune(&state, &retention, dry_run).map_err(failure)?, dry_run, out)
+        }
+    }
+}
+
+/// The machine's fault, or the input's.
+fn failure(error: StoreError) -> Failure {
+    let result: Result<(), StoreError> = Err(error);
+    let failed = match &result {
+        Err(StoreError::Io { .. } | StoreError::Locked { .. }) => result.environment("store"),
+        _ => result.input("store"),
+    };
+    failed.err().unwrap_or_else(|| Failure::environment("store"))
+}
+
+fn tell_check(checked: &[(EpochSummary, CheckReport)], out: &Output) -> Result<Outcome, Failure> {
+    let mut text = String::new();
+    let mut values = Vec::new();
+    for (epoch, report) in checked {
+        let is_fine = report.damage.is_empty();
+        let verdict = match is_fine {
+            true => out.paint(Tone::Good, "whole"),
+            false => out.paint(Tone::Bad, format!("{} damaged", report.damage.len())),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}: {verdict}", headline(epoch));
+        for damage in report.damage.iter().chain(&report.checkpoints) {
+            let _ = writeln!(text, "  {damage}\n    {}", out.paint(Tone::Dim, damage.remedy));
+        }
+        values.push(json!({
+            "epoch": epoch.number,
+            "closed": epoch.closed,
+            "packed": epoch.packed,
+            "records": report.records,
+            "disk_bytes": epoch.disk_bytes,
+            "damage": report.damage.iter().map(damage_value).collect::<Vec<_>>(),
+            "checkpoints": report.checkpoints.iter().map(damage_value).collect::<Vec<_>>(),
+        }));
+    }
+    if checked.is_empty() {
+        text.push_str("no records were stored yet");
+    }
+    out.answer(&json!({ "epochs": values }), text.trim_end())?;
+    let is_fine = checked.iter().all(|(_, report)| report.damage.is_empty());
+    Ok(if is_fine { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+}
+
+fn tell_repair(reports: &[RepairReport], dry_run: bool, out: &Output) -> Result<Outcome, Failure> {
+    let mut text = String::new();
+    for RepairReport { number, done, left } in reports {
+        for repair in done {
+            let would = if dry_run { "would have " } else { "" };
+            let _ =
+                writeln!(text, "epoch {number}: {}: {would}{}", repair.path.display(), repair.what);
+            if let Some(kept) = &repair.kept {
+                let _ = writeln!(text, "  what was there is in {}", kept.display());
+            }
+        }
+        for damage in left.iter().filter(|_| !dry_run) {
+            let damage_line = out.paint(Tone::Bad, damage);
+            let _ = writeln!(text, "epoch {number}: {damage_line}\n  {}", damage.remedy);
+        }
+    }
+    if text.is_empty() {
+        text.push_str("nothing is to be repaired");
+    }
+    let values: Vec<Value> = reports
+        .iter()
+        .map(|RepairReport { number, done, left }| {
+            let done: Vec<Value> = done
+                .iter()
+                .map(|done| json!({ "path": done.path, "what": done.what, "kept": done.kept }))
+                .collect();
+            let left: Vec<Value> = left.iter().map(damage_value).collect();
+            json!({ "epoch": number, "done": done, "left": left })
+        })
+        .collect();
+    out.answer(&json!({ "dry_run": dry_run, "epochs": values }), text.trim_end())?;
+    let is_fine = reports.iter().all(|report| report.left.is_empty());
+    Ok(if is_fine { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+}
+
+fn tell_pack(packings: &[Packing], out: &Output) -> Result<Outcome, Failure> {
+    let mut text = String::new();
+    for Packing { number, before, after, damage } in packings {
+        let _ = match damage {
+            Some(damage) => {
+                let why = out.paint(Tone::Bad, format!("left as it is: {damage}"));
+                writeln!(text, "epoch {number}: {why}")
+            }
+            None => writeln!(text, "epoch {number}: {before} bytes packed into {after}"),
+        };
+    }
+    if packings.is_empty() {
+        text.push_str("no closed epoch is to be packed");
+    }
+    let values: Vec<Value> = packings
+        .iter()
+        .map(|packing| {
+            let Packing { number, before, after, damage } = packing;
+            json!({ "epoch": number, "before": before, "after": after, "damage": damage })
+        })
+        .collect();
+    out.answer(&json!({ "epochs": values }), text.trim_end())?;
+    let is_fine = packings.iter().all(|packing| packing.damage.is_none());
+    Ok(if is_fine { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+}
+
+fn tell_prune(pruned: &[EpochSummary], dry_run: bool, out: &Output) -> Result<Outcome, Failure> {
+    let removed = if dry_run { "would be removed" } else { "removed" };
+    let mut text: Vec<String> =
+        pruned.iter().map(|epoch| format!("{}: {removed}", headline(epoch))).collect();
+    if text.is_empty() {
+        text.push("no epoch is to be removed".to_owned());
+    }
+    let values: Vec<Value> = pruned
+        .iter()
+        .map(|epoch| {
+            let EpochSummary { number, records, disk_bytes, .. } = epoch;
+            json!({ "epoch": number, "records": records, "disk_bytes": disk_bytes })
+        })
+        .collect();
+    out.answer(&json!({ "dry_run": dry_run, "removed": values }), text.join("\n"))?;
+    Ok(Outcome::Fine)
+}
+
+fn headline(epoch: &EpochSummary) -> String {
+    let kind = match (epoch.closed, epoch.packed) {
+        (None, _) => "open",
+        (Some(_), false) => "closed",
+        (Some(_), true) => "closed, packed",
+    };
+    let EpochSummary { number, records, disk_bytes, .. } = epoch;
+    format!("epoch {number} ({kind}): {records} records, {disk_bytes} bytes on disk")
+}
+
+fn damage_value(damage: &Damage) -> Value {
+    let Damage { path, offset, records, what, remedy } = damage;
+    json!({
+        "path": path,
+        "offset": offset,
+        "from": records.start,
+        "to": records.end,
+        "what": what,
+        "remedy": remedy.to_string(),
+    })
+}
+
+/// Bytes, with a unit or without.
+fn size(text: &str) -> Result<u64, String> {
+    let shift = match text.chars().last() {
+        Some('K') => 10,
+        Some('M') => 20,
+        Some('G') => 30,
+        _ => 0,
+    };
+    let number = text.trim_end_matches(['K', 'M', 'G']);
+    let number: Option<u64> = number.parse().ok().filter(|_| text.len() <= number.len() + 1);
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "expected bytes, as 500M (K, M or G may follow)".to_owned())
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let hours = match text.chars().last() {
+        Some('h') => 1,
+        Some('d') => 24,
+        Some('w') => 7 * 24,
+        _ => 0,
+    };
+    let number = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
+    let number: Option<u64> = number.parse().ok().filter(|_| hours > 0);
+    number
+        .and_then(|number| number.checked_mul(hours * 3_600))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a number and h, d or w, as 90d".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ages_have_units() {
+        assert_eq!((size("7"), size("3K"), size("2G")), (Ok(7), Ok(3 << 10), Ok(2 << 30)));
+        for wrong in ["", "K", "1KK", "-1", "1T", "99999999999999999G", "1,5M"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(age("36h"), Ok(Duration::from_secs(36 * 3_600)));
+        assert_eq!(age("2w"), Ok(Duration::from_secs(14 * 86_400)));
+        for wrong in ["", "d", "7", "7m", "7dd", "-1d", "99999999999999999w", "é"] {
+            assert!(age(wrong).is_err(), "{wrong}");
+        }
+    }
+}
