@@ -74,11 +74,13 @@ const LARGEST: usize = 1 << 20;
 const SLACK: u64 = 8;
 
 impl Chain {
+    #[inline]
     pub(crate) fn records(&self) -> u64 {
         self.tail.records - self.head.records
     }
 
     /// The records' size in bytes.
+    #[inline]
     pub(crate) fn size(&self) -> u64 {
         self.tail.bytes - self.head.bytes
     }
@@ -104,6 +106,7 @@ impl Chain {
     }
 
     /// What [`Outline::cut`] needs.
+    #[inline]
     pub(crate) fn outline(&self) -> Outline {
         Outline { sealed: self.sealed.clone(), head: self.head, open_at: self.open_at }
     }
@@ -113,6 +116,7 @@ impl Chain {
     ///
     /// A few pointers change if the chain is still what `cut` was made from. Otherwise that is made
     /// anew.
+    #[inline]
     pub(crate) fn cut(self: &mut Box<Self>, cut: &mut Cut) {
         cut.bytes = self.size();
         if cut.n >= self.records() {
@@ -120,12 +124,24 @@ impl Chain {
             return;
         }
         if !self.sealed.is(&cut.sealed) {
-            *cut = Cut { bytes: cut.bytes, ..self.outline().cut(cut.n) };
+            self.make_anew(cut);
         }
-        let records = self.head.records + cut.n;
-        self.head = cut.head.unwrap_or_else(|| self.open_at.at(&self.open, records));
+        self.head = match cut.head {
+            Some(head) => head,
+            None => self.head_in_open(cut.n),
+        };
         mem::swap(&mut self.sealed, &mut cut.rest);
         cut.bytes -= self.size();
+    }
+
+    #[cold]
+    fn make_anew(&self, cut: &mut Cut) {
+        *cut = Cut { bytes: cut.bytes, ..self.outline().cut(cut.n) };
+    }
+
+    #[cold]
+    fn head_in_open(&self, n: u64) -> Position {
+        self.open_at.at(&self.open, self.head.records + n)
     }
 
     /// Takes records from the `from`-th on, first 0: as many as are whole in `max_bytes`, but at
@@ -197,6 +213,7 @@ impl Outline {
 
 impl Cut {
     /// How many records are to be deleted, or were.
+    #[inline]
     pub fn records(&self) -> u64 {
         self.n
     }
@@ -209,6 +226,7 @@ impl Cut {
 
 impl Chunk {
     /// How many records there are.
+    #[inline]
     pub fn records(&self) -> u64 {
         self.records
     }

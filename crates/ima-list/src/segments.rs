@@ -116,6 +116,7 @@ impl Segments {
     }
 
     /// Whether nothing was added or left out between this one and `other`, of which one is a clone.
+    #[inline]
     pub(crate) fn is(&self, other: &Segments) -> bool {
         let root = |segments: &Segments| segments.root.as_ref().map_or(ptr::null(), Arc::as_ptr);
         root(self) == root(other)

@@ -2,7 +2,7 @@
 
 /// A line, from left to right.
 pub struct Line {
-    /// Stands beside the line's last point.
+    /// Stands at the right, as high as the line's last point.
     pub name: String,
     /// All coordinates greater than 0.
     pub points: Vec<(f64, f64)>,
@@ -77,13 +77,14 @@ pub fn chart(title: &str, lines: &[Line]) -> String {
             add(format!(r#"<circle cx="{x:.1}" cy="{y:.1}" r="3" fill="{colour}"/>"#));
         }
         if let Some(last) = line.points.last() {
-            labels.push((x(last.0) + 8.0, y(last.1) + 4.0, colour, &line.name));
+            labels.push((y(last.1) + 4.0, colour, &line.name));
         }
     }
     // From above to below, none on the one before.
-    labels.sort_by(|one, other| one.1.total_cmp(&other.1));
+    labels.sort_by(|one, other| one.0.total_cmp(&other.0));
     let mut free = 0.0f64;
-    for (x, y, colour, name) in labels {
+    let x = WIDTH - RIGHT + 8.0;
+    for (y, colour, name) in labels {
         let y = y.max(free);
         free = y + 14.0;
         add(format!(r#"<text x="{x:.1}" y="{y:.1}" fill="{colour}">{name}</text>"#));
