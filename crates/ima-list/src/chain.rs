@@ -19,8 +19,8 @@ pub(crate) struct Chain {
     open: Segment,
 }
 
-/// What of a list must be known to make a deletion ready ([`Outline::cut`]) while others use the list.
-/// It costs one step to take.
+/// What of a list must be known to make a deletion ready ([`Outline::cut`]) while others use the
+/// list. It costs one step to take.
 #[derive(Debug)]
 pub struct Outline {
     sealed: Segments,
@@ -30,8 +30,8 @@ pub struct Outline {
 
 /// The deletion of a list's first records, made ready; afterwards, what was deleted.
 ///
-/// The list may have changed since it was made. That costs time if a segment was filled up or records
-/// were deleted, and nothing otherwise.
+/// The list may have changed since it was made. That costs time if a segment was filled up or
+/// records were deleted, and nothing otherwise.
 #[derive(Debug)]
 #[must_use = "deletes nothing by itself"]
 pub struct Cut {
@@ -111,8 +111,8 @@ impl Chain {
         Outline { sealed: self.sealed.clone(), head: self.head, open_at: self.open_at }
     }
 
-    /// Takes as many records off the beginning as `cut` says, all if there are not more, and puts them
-    /// into `cut`.
+    /// Takes as many records off the beginning as `cut` says, all if there are not more, and puts
+    /// them into `cut`.
     ///
     /// A few pointers change if the chain is still what `cut` was made from. Otherwise that is made
     /// anew.

@@ -11,13 +11,13 @@ use ima_log::Digest;
 /// doubles would move all of them at once, under the list's lock.
 ///
 /// Digests are kept whole, up to [`KEPT`] bytes: whoever could make two differ only in what is not
-/// kept could keep a measurement out of the list. They stand one behind the other where nobody looks
-/// until a bucket has an entry with the same hash: most digests are new, and in a long list every
-/// line of memory that must be looked at to find that costs more than all else. Which bucket they go
-/// to depends on a random seed, so that nobody can make files that crowd one bucket.
+/// kept could keep a measurement out of the list. They stand one behind the other where nobody
+/// looks until a bucket has an entry with the same hash: most digests are new, and in a long list
+/// every line of memory that must be looked at to find that costs more than all else. Which bucket
+/// they go to depends on a random seed, so that nobody can make files that crowd one bucket.
 ///
-/// Memory: [`KEPT`] + 8 bytes a digest, about 2 for buckets, and about 2 that an allocator loses between
-/// them.
+/// Memory: [`KEPT`] + 8 bytes a digest, about 2 for buckets, and about 2 that an allocator loses
+/// between them.
 #[derive(Debug, Default)]
 pub(crate) struct DigestSet {
     seed: RandomState,
@@ -41,7 +41,8 @@ struct Entry {
     key: u32,
 }
 
-/// What is kept of a digest, in bytes: all of SHA-256; half of SHA-512, which is as hard to collide.
+/// What is kept of a digest, in bytes: all of SHA-256; half of SHA-512, which is as hard to
+/// collide.
 const KEPT: usize = 32;
 
 /// Entries a bucket on average. More cost time to look through, fewer cost memory.
@@ -136,8 +137,8 @@ fn push(bucket: &mut Bucket, entry: Entry) {
     bucket.push(entry);
 }
 
-/// The bucket of a hash among `buckets`, at least one: as many of its low bits as number all buckets,
-/// or one less where that bucket is not there yet.
+/// The bucket of a hash among `buckets`, at least one: as many of its low bits as number all
+/// buckets, or one less where that bucket is not there yet.
 fn index(hash: u32, buckets: usize) -> usize {
     let half = 1 << buckets.ilog2();
     let index = hash as usize & (2 * half - 1);

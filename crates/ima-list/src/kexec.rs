@@ -10,7 +10,8 @@ impl List {
     ///
     /// `endian` is the byte order the records were made in. Time and memory grow with the list.
     ///
-    /// Whether the buffer holds all or not, what is staged now counts as handed over ([`Rules::V4`]).
+    /// Whether the buffer holds all or not, what is staged now counts as handed over
+    /// ([`Rules::V4`]).
     ///
     /// [`Rules::V4`]: crate::Rules::V4
     ///

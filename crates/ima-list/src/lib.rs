@@ -1,9 +1,9 @@
 //! The IMA measurement list: append, stage, delete.
 //!
 //! The kernel keeps every record of a measurement from boot on. Since Linux 7.2 user space can take
-//! records over: *stage* the list, read what was staged, *delete* it; or delete the first N, or *trim* (T:N). This
-//! crate is that list, made so that no part of it ever waits for an amount of work that grows with
-//! the list:
+//! records over: *stage* the list, read what was staged, *delete* it; or delete the first N, or
+//! *trim* (T:N). This crate is that list, made so that no part of it ever waits for an amount of
+//! work that grows with the list:
 //!
 //! - [`List`] is the list, without a lock. Records are packed as they stand in the binary sha1 form,
 //!   a few hundred or thousand to a segment; deleting takes whole segments out and leaves their

@@ -17,7 +17,8 @@ use crate::{
 /// Who shares a list behind a lock can do more of the work outside: [`List::outline`] and [`Spare`]
 /// make requests ready that then change a few pointers. [`SharedList`](crate::SharedList) does so.
 // What requests look at stands in the line of memory that every addition touches: whoever holds the
-// lock then waits for no memory that is in no cache; and what requests do is inlined, for the same reason.
+// lock then waits for no memory that is in no cache. Code is memory, too: what requests mostly do
+// is inlined.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct List {
@@ -174,8 +175,8 @@ impl List {
         Ok(Removed::first(cut))
     }
 
-    /// As [`List::delete_first`], with what was made ready before the list was locked. That holds what
-    /// was deleted: drop it when the list is unlocked.
+    /// As [`List::delete_first`], with what was made ready before the list was locked. That holds
+    /// what was deleted: drop it when the list is unlocked.
     ///
     /// # Errors
     /// As there.
@@ -197,8 +198,9 @@ impl List {
         Ok(())
     }
 
-    /// Deletes the first `n` current records if `expected_total` were trimmed before (`T:N`): so that
-    /// of two who read the same records and delete them, the second deletes none that it did not read.
+    /// Deletes the first `n` current records if `expected_total` were trimmed before (`T:N`): so
+    /// that of two who read the same records and delete them, the second deletes none that it did
+    /// not read.
     ///
     /// # Errors
     /// [`TrimError`], in the order of its variants. Nothing has changed then. To trim 0 records is no
@@ -245,8 +247,8 @@ impl List {
         self.current.outline()
     }
 
-    /// Refuses change from now on, as a kernel does that is going down: no record is added any more.
-    /// What else is refused is a matter of [`Rules`].
+    /// Refuses change from now on, as a kernel does that is going down: no record is added any
+    /// more. What else is refused is a matter of [`Rules`].
     pub fn suspend(&mut self) {
         self.suspended = true;
     }

@@ -7,17 +7,17 @@ pub struct Options {
     pub rules: Rules,
 }
 
-/// When requests are refused. They differ where records are staged already, and where the machine is
-/// going down. [`List::trim`](crate::List::trim) is the same in both.
+/// When requests are refused. They differ where records are staged already, and where the machine
+/// is going down. [`List::trim`](crate::List::trim) is the same in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rules {
-    /// As in Linux 7.2: N leaves what is staged alone, and nothing is staged or deleted once the list
-    /// is suspended.
+    /// As in Linux 7.2: N leaves what is staged alone, and nothing is staged or deleted once the
+    /// list is suspended.
     #[default]
     Linux72,
     /// As in version 4 of the staging patches: N stages, deletes and puts the rest back, so that it
-    /// is refused while records are staged. Suspending refuses nothing; only what was staged when the
-    /// list was dumped stays.
+    /// is refused while records are staged. Suspending refuses nothing; only what was staged when
+    /// the list was dumped stays.
     V4,
 }
 

@@ -19,8 +19,8 @@ pub(crate) struct Segment {
 /// Segments that take no more records, in order, each with where it begins.
 ///
 /// A tree of which nothing that is shared is ever changed. So a clone, which costs one step, stays
-/// what it is; and to leave out the first segments takes a new node on each level, which can be made
-/// while others use the tree.
+/// what it is; and to leave out the first segments takes a new node on each level, which can be
+/// made while others use the tree.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segments {
     root: Option<Arc<Node>>,

@@ -16,6 +16,8 @@ mod clock;
 #[allow(dead_code, reason = "the benchmark asks for more")]
 #[path = "../benches/lock_study/designs.rs"]
 mod designs;
+#[path = "../benches/lock_study/ours.rs"]
+mod ours;
 
 use designs::{Design, Kind, Refused, record};
 

@@ -9,12 +9,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use ima_list::{
-    AppendError, DeleteError, Duplicates, List, Options, Part, Spare, StageError, TrimError,
-};
+use ima_list::{Duplicates, Part};
 use ima_log::{Bank, Digest, RecordBuf};
 
-use crate::clock::{Clock, ticks};
+use crate::{
+    clock::{Clock, ticks},
+    ours::Ours,
+};
 
 /// A list with one way to delete records. Any number of threads add and read, one removes.
 pub trait Design: Send + Sync {
@@ -55,15 +56,15 @@ pub enum Refused {
 /// Which design.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Version 4 of the staging patches: N stages all, looks for the N-th record without a lock, cuts
-    /// there and splices the rest back.
+    /// Version 4 of the staging patches: N stages all, looks for the N-th record without a lock,
+    /// cuts there and splices the rest back.
     V4,
     /// The trimming patches: T:N looks for the N-th record under the lock. No staging.
     Trim,
     /// Linux 7.2: N looks for the N-th record in the current list without a lock, then cuts.
     Linux72,
-    /// The list of this crate: the N-th record is found in a tree without a lock, then some pointers
-    /// change under it.
+    /// The list of this crate: the N-th record is found in a tree without a lock, then some
+    /// pointers change under it.
     Ours,
     /// The same, with T:N.
     OursTrim,
@@ -99,9 +100,7 @@ impl Kind {
         match self {
             Kind::Ours | Kind::OursTrim => {
                 let duplicates = if detect { Duplicates::Detect } else { Duplicates::Off };
-                let list = List::new(Options { duplicates, ..Options::default() });
-                let list = Mutex::new(list);
-                Box::new(Segments { trims: self.trims(), list, held: Held::default() })
+                Box::new(Ours::new(self.trims(), duplicates))
             }
             kind => {
                 let buckets = if detect { vec![Vec::new(); BUCKETS] } else { Vec::new() };
@@ -112,23 +111,14 @@ impl Kind {
     }
 }
 
-/// The list of this crate under one lock, like the others; `SharedList` does the same and has one more
-/// lock, for the TPM.
-struct Segments {
-    /// T:N instead of A, D and N.
-    trims: bool,
-    list: Mutex<List>,
-    held: Held,
-}
-
-/// Ticks of the clock.
+/// How long a lock was held, in ticks of the clock.
 #[derive(Default)]
-struct Held(AtomicU64);
+pub struct Held(AtomicU64);
 
 impl Held {
-    /// Does a part of a request's work under the lock, and adds up how long that takes, until the lock
-    /// is free again. What the clock and the lock themselves take is left out.
-    fn locked<T, U>(&self, lock: &Mutex<T>, work: impl FnOnce(&mut T) -> U) -> U {
+    /// Does a part of a request's work under the lock, and adds up how long that takes, until the
+    /// lock is free again. What the clock and the lock themselves take is left out.
+    pub fn locked<T, U>(&self, lock: &Mutex<T>, work: impl FnOnce(&mut T) -> U) -> U {
         let nothing = Clock::get().nothing;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let start = ticks();
@@ -139,7 +129,8 @@ impl Held {
         done
     }
 
-    fn nanoseconds(&self) -> f64 {
+    /// In nanoseconds.
+    pub fn nanoseconds(&self) -> f64 {
         Clock::get().nanoseconds(self.0.load(Ordering::Relaxed))
     }
 }
@@ -437,84 +428,6 @@ impl Design for Linked {
 
     fn held(&self) -> f64 {
         self.held.nanoseconds()
-    }
-}
-
-impl Segments {
-    fn lock(&self) -> MutexGuard<'_, List> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn locked<T>(&self, work: impl FnOnce(&mut List) -> T) -> T {
-        self.held.locked(&self.list, work)
-    }
-}
-
-impl Design for Segments {
-    fn append(&self, record: &RecordBuf, key: &Digest) -> Result<(), Refused> {
-        self.lock().append(record, key).map_err(|error| match error {
-            AppendError::Duplicate => Refused::Duplicate,
-            AppendError::Suspended => Refused::Unknown,
-        })
-    }
-
-    fn stage(&self) -> Result<u64, Refused> {
-        if self.trims {
-            return Err(Refused::Unknown);
-        }
-        let spare = Spare::default();
-        self.locked(|list| list.stage_with(spare)).map_err(|error| match error {
-            StageError::Pending => Refused::Pending,
-            StageError::Empty => Refused::TooFew,
-            StageError::Suspended => Refused::Unknown,
-        })
-    }
-
-    fn delete_staged(&self) -> Result<u64, Refused> {
-        if self.trims {
-            return Err(Refused::Unknown);
-        }
-        let removed = self.locked(List::delete_staged).map_err(refused)?;
-        Ok(removed.records())
-    }
-
-    fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused> {
-        let outline = self.locked(|list| list.outline());
-        let mut cut = outline.cut(n);
-        if self.trims {
-            self.locked(|list| list.trim_with(total, &mut cut)).map_err(|error| match error {
-                TrimError::WrongTotal { .. } => Refused::WrongTotal,
-                TrimError::TooMany { .. } => Refused::TooFew,
-                TrimError::Flush | TrimError::Suspended => Refused::Unknown,
-            })?;
-        } else {
-            self.locked(|list| list.delete_first_with(&mut cut)).map_err(refused)?;
-        }
-        Ok(cut.records())
-    }
-
-    fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8])) {
-        let mut index = 0;
-        loop {
-            let chunk = self.lock().snapshot(part, index, page);
-            if chunk.records() == 0 {
-                return;
-            }
-            index += chunk.records();
-            chunk.slices().for_each(&mut *into);
-        }
-    }
-
-    fn held(&self) -> f64 {
-        self.held.nanoseconds()
-    }
-}
-
-fn refused(error: DeleteError) -> Refused {
-    match error {
-        DeleteError::Empty | DeleteError::TooMany { .. } => Refused::TooFew,
-        DeleteError::Pending => Refused::Pending,
-        DeleteError::Suspended | DeleteError::Dumped => Refused::Unknown,
     }
 }
 

@@ -1,16 +1,16 @@
 //! How long each design of deleting records holds the list's lock, and what that does to those who
-//! add. docs/lock-study.md says how this is to be read. `cargo bench -p ima-list --bench lock_study`;
-//! with `-- --write` the figures and charts go into docs; `-- held`, `beside`, `read`, `add` and `memory`
-//! choose tables.
+//! add. docs/lock-study.md says how this is to be read. `cargo bench -p ima-list --bench
+//! lock_study`; with `-- --write` the figures and charts go into docs; `-- held`, `beside`, `read`,
+//! `add` and `memory` choose tables.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod allocator;
 mod clock;
 mod designs;
+mod ours;
 mod plot;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     collections::HashSet,
     env, fs,
     hint::{self, black_box},
@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use allocator::allocated;
 use clock::{Clock, ticks};
 use designs::{Design, Kind, record};
 use foldhash::quality::RandomState;
@@ -316,8 +317,8 @@ fn quantile(times: &mut [f64], q: f64) -> f64 {
     times[((times.len() - 1) as f64 * q) as usize]
 }
 
-/// How long A, D and N hold the lock, N at most, and how long N takes; caches are cold, but for what
-/// adding a few records warms.
+/// How long A, D and N hold the lock, N at most, and how long N takes; caches are cold, but for
+/// what adding a few records warms.
 fn held(kind: Kind, records: &Records, size: usize, rounds: usize) -> [f64; 5] {
     let last = &records[records.len() - 10..];
     let half = size as u64 / 2;
@@ -352,8 +353,8 @@ fn held(kind: Kind, records: &Records, size: usize, rounds: usize) -> [f64; 5] {
     [a, d, n, longest, whole]
 }
 
-/// How long each append takes to a list of `size` records, idle otherwise, and while those are deleted,
-/// by turns: so that what else the machine does meets both.
+/// How long each append takes to a list of `size` records, idle otherwise, and while those are
+/// deleted, by turns: so that what else the machine does meets both.
 fn beside(kind: Kind, records: &Records, size: usize) -> [Vec<f64>; 2] {
     const ROUNDS: usize = 8;
     const REQUESTS: u64 = 100;
@@ -449,54 +450,17 @@ fn adding(kind: Option<Kind>, size: usize) {
 }
 
 fn memory(kind: Kind, size: u64) {
-    let before = HELD.get();
+    let before = allocated();
     let list = kind.new_list(true);
     let mut bytes = 0;
     for (record, key) in (0..size).map(record) {
         bytes += record.as_bytes().len();
         list.append(&record, &key).unwrap();
     }
-    let held = HELD.get() - before;
+    let held = allocated() - before;
     list.stage().unwrap();
     list.delete_staged().unwrap();
-    let kept = HELD.get() - before;
+    let kept = allocated() - before;
     let each = |bytes: i64| bytes as f64 / size as f64;
     println!("{:.0} | {:.0} | {:.0}", each(bytes as i64), each(held), each(kept));
 }
-
-/// Counts what a thread has allocated and not freed, in units of 16 bytes with 8 for the allocator.
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<i64> = const { Cell::new(0) };
-}
-
-fn count(size: usize, sign: i64) {
-    let size = (size + 8).next_multiple_of(16).max(32);
-    HELD.set(HELD.get() + sign * size as i64);
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size(), 1);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(layout.size(), -1);
-        // SAFETY: as in `alloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(layout.size(), -1);
-        count(size, 1);
-        // SAFETY: as in `alloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
