@@ -18,6 +18,8 @@ pub struct Comparison {
     /// How many records were stored when the list was last turned to: others may have deleted some
     /// there, and nowhere behind.
     boundary: u64,
+    /// The first `boot_aggregate` but the epoch's own, of the records of this drain.
+    rebooted: Option<u64>,
     is_asked: bool,
 }
 
@@ -28,8 +30,6 @@ pub struct Circumstances {
     pub nobody_deletes: bool,
     /// How many records others deleted since the last drain, where that is known.
     pub deleted_by_others: Option<u64>,
-    /// Another kernel was started since the last drain.
-    pub kexec: bool,
     /// Who has the list's files open, in words; empty if nobody is seen.
     pub holders: String,
 }
@@ -38,7 +38,15 @@ impl Comparison {
     /// `banks` have replayed all that is stored; `verdict` is what is known of the epoch, and
     /// `in_step` how many records once led to the TPM's PCR.
     pub fn new(banks: Banks, verdict: Verdict, in_step: u64) -> Comparison {
-        Comparison { banks, verdict, tpm: Vec::new(), in_step, boundary: 0, is_asked: false }
+        Comparison {
+            banks,
+            verdict,
+            tpm: Vec::new(),
+            in_step,
+            boundary: 0,
+            rebooted: None,
+            is_asked: false,
+        }
     }
 
     /// Whether TPM and store agree.
@@ -66,10 +74,22 @@ impl Comparison {
         self.banks.candidates()
     }
 
+    /// Whether store and TPM parted.
+    pub fn has_parted(&self) -> bool {
+        matches!(self.verdict, Verdict::Parted(_))
+    }
+
+    /// Whether a drain that ended now would find that store and TPM part.
+    pub fn is_apart(&self) -> bool {
+        let agrees = |records| self.banks.apart(records).is_empty();
+        self.is_asked && !self.has_parted() && !self.banks.agreed().is_some_and(agrees)
+    }
+
     /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
     /// with by then is stored or will be pushed; `None` if there is no TPM to ask.
     pub fn begin(&mut self, pcrs: Option<Vec<Digest>>) {
         self.turn();
+        self.rebooted = None;
         self.is_asked = pcrs.is_some();
         if let Some(pcrs) = pcrs {
             self.banks.look_for(&pcrs);
@@ -84,6 +104,11 @@ impl Comparison {
 
     /// Takes records that were stored.
     pub fn push(&mut self, records: &[Record<'_>]) {
+        for (at, record) in (self.banks.records()..).zip(records) {
+            if at > 0 && self.rebooted.is_none() && is_boot_aggregate(record) {
+                self.rebooted = Some(at);
+            }
+        }
         self.banks.push(records);
     }
 
@@ -94,7 +119,7 @@ impl Comparison {
         circumstances: &Circumstances,
         now: impl FnOnce() -> Result<Option<Vec<Digest>>, E>,
     ) -> Result<Option<Parting>, E> {
-        if !self.is_asked || matches!(self.verdict, Verdict::Parted(_)) {
+        if !self.is_asked || self.has_parted() {
             // Once something is missing, no later PCR of this epoch can be reached.
             return Ok(None);
         }
@@ -129,7 +154,7 @@ impl Comparison {
 
     /// Ends a drain that found the record at `index` altered.
     pub fn altered(&mut self, index: u64, why: String) {
-        if !matches!(self.verdict, Verdict::Parted(_)) {
+        if !self.has_parted() {
             self.verdict = Verdict::Altered { index, why };
         }
     }
@@ -140,22 +165,24 @@ impl Comparison {
         // that were taken together follow what was stored, or where earlier ones did since the
         // TPM last agreed.
         let (boundary, end) = (self.boundary, self.banks.records());
-        let Circumstances { nobody_deletes, deleted_by_others, kexec, holders } = circumstances;
+        let Circumstances { nobody_deletes, deleted_by_others, holders } = circumstances;
         let unlogged = "PCR 10 was extended here and no record tells with what";
         let missing = "records are missing here: someone else deleted them";
-        let (cause, before, mut text) = match deleted_by_others {
+        let (cause, before, mut text) = match (self.rebooted, deleted_by_others) {
             // One bank alone has nothing to do with records.
-            _ if *nobody_deletes || !apart.is_empty() => {
-                (Cause::UnloggedExtend, end, unlogged.to_owned())
-            }
-            _ if *kexec => {
+            _ if !apart.is_empty() => (Cause::UnloggedExtend, end, unlogged.to_owned()),
+            // A kernel that gets no list, or not all of it, begins its own behind what it got.
+            (Some(boot), _) => {
                 let text = "records are missing here: another kernel was started, by kexec, and it \
-                            did not get the list";
-                (Cause::LostAtKexec, boundary, text.to_owned())
+                            did not get them";
+                (Cause::LostAtKexec, boot, text.to_owned())
             }
-            Some(0) => (Cause::UnloggedExtend, end, unlogged.to_owned()),
-            Some(n) => (Cause::Missing, boundary, format!("{missing} ({n} since the last drain)")),
-            None => {
+            (None, Some(0)) => (Cause::UnloggedExtend, end, unlogged.to_owned()),
+            (None, _) if *nobody_deletes => (Cause::UnloggedExtend, end, unlogged.to_owned()),
+            (None, Some(n)) => {
+                (Cause::Missing, boundary, format!("{missing} ({n} since the last drain)"))
+            }
+            (None, None) => {
                 let text = format!(
                     "{missing}; or PCR 10 was extended, here or before index {end}, and no record \
                      tells with what"
@@ -175,6 +202,11 @@ impl Comparison {
         self.verdict = Verdict::Parted(parting.clone());
         parting
     }
+}
+
+/// Whether a kernel began with this record (the second name is that of Linux 7.3).
+fn is_boot_aggregate(record: &Record<'_>) -> bool {
+    matches!(record.event_name(), Some(b"boot_aggregate" | b"boot_aggregate_late"))
 }
 
 /// Seconds since 1970.

@@ -10,8 +10,8 @@ use imastage_source::{Dialect, Source, SourceError};
 use imastage_store::{Note, Store, StoreError};
 
 use crate::{
-    align::{Alignment, Question, align},
     compare::{Circumstances, Comparison},
+    place,
 };
 
 /// Reads PCR 10 of all banks, all of one moment.
@@ -30,7 +30,9 @@ pub struct Drainer {
     /// How many records were deleted from the list when this was last looked at, by anybody, and
     /// since then by this.
     deletions: Option<(u64, u64)>,
-    kexec: bool,
+    /// How many current records there were when everything in the list was copied, if that was the
+    /// last thing that was done.
+    copied: Option<u64>,
 }
 
 /// What one drain did.
@@ -77,13 +79,12 @@ pub enum DrainError {
 
 impl Drainer {
     /// Drains `source` into `store`, which has an epoch. `read_pcrs` reads PCR 10; `comparison` has
-    /// replayed what is stored. `kexec` tells that another kernel was started since.
+    /// replayed what is stored.
     pub fn new(
         source: Box<dyn Source>,
         store: Store,
         read_pcrs: Option<ReadPcrs>,
         comparison: Comparison,
-        kexec: bool,
     ) -> Drainer {
         Drainer {
             source,
@@ -93,7 +94,7 @@ impl Drainer {
             tpm_error: None,
             stored_in_list: None,
             deletions: None,
-            kexec,
+            copied: None,
         }
     }
 
@@ -105,6 +106,26 @@ impl Drainer {
     pub fn drain(&mut self) -> Result<Round, DrainError> {
         let mut round = Round::default();
         match self.try_drain(&mut round) {
+            Ok(()) => {
+                self.copied = None;
+                Ok(round)
+            }
+            Err(error) => {
+                self.give_up(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Stores what is in the list and leaves it there: what can be done for records that cannot be
+    /// deleted, because others read the list all the time, the machine is going down, or a
+    /// permission is missing. Reads the whole list if there is anything new in it.
+    ///
+    /// # Errors
+    /// [`DrainError`].
+    pub fn copy(&mut self) -> Result<Round, DrainError> {
+        let mut round = Round::default();
+        match self.try_copy(&mut round) {
             Ok(()) => Ok(round),
             Err(error) => {
                 self.give_up(&error);
@@ -147,7 +168,9 @@ impl Drainer {
 
     fn try_drain(&mut self, round: &mut Round) -> Result<(), DrainError> {
         if self.stored_in_list.is_none() {
-            self.find_place()?;
+            let Drainer { source, store, comparison, read_pcrs, .. } = self;
+            let place = place::find(source.as_mut(), store, comparison, read_pcrs)?;
+            self.stored_in_list = Some(place.stored as u64);
         }
         // Whatever the TPM was extended with by now is in the store or in the list. If it does not
         // answer, records are kept all the same.
@@ -156,6 +179,23 @@ impl Drainer {
         // Records that were staged before are older than all others, whoever staged them. When
         // they are gone, all that was in the list at the beginning is still to be taken.
         while self.take(round)? {}
+        self.judge()
+    }
+
+    fn try_copy(&mut self, round: &mut Round) -> Result<(), DrainError> {
+        let waiting = self.source.count()?;
+        if self.copied == Some(waiting) {
+            return Ok(());
+        }
+        let Drainer { source, store, comparison, read_pcrs, .. } = self;
+        let place = place::find(source.as_mut(), store, comparison, read_pcrs)?;
+        let records = parse(&place.bytes)?;
+        let (_, new) = records.split_at(place.stored.min(records.len()));
+        comparison.begin(place.pcrs);
+        keep(store, new)?;
+        comparison.push(new);
+        round.stored += new.len() as u64;
+        self.copied = Some(waiting);
         self.judge()
     }
 
@@ -203,71 +243,6 @@ impl Drainer {
         Ok(was_pending)
     }
 
-    /// Finds out how many of the list's first records are stored already, without deleting any.
-    fn find_place(&mut self) -> Result<(), DrainError> {
-        const TRIES: u32 = 5;
-        const WAIT: Duration = Duration::from_millis(50);
-        for attempt in 1..=TRIES {
-            let Drainer { source, read_pcrs, .. } = self;
-            let mut bytes = Vec::new();
-            let mut look = source.look()?;
-            look.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
-            let before_pcr = parse(&bytes)?.len();
-            // A list's last record may be in it a moment before the PCR is extended with it; then
-            // no answer fits, and all is asked again.
-            let pcrs = match read_pcrs {
-                Some(read) => read().map_err(DrainError::Tpm)?,
-                None => Vec::new(),
-            };
-            look.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
-            drop(look);
-            let list = parse(&bytes)?;
-            let stored = match self.align(&list, before_pcr, &pcrs)? {
-                Alignment::Continues { stored, .. } => stored,
-                Alignment::Parted { .. } | Alignment::Ambiguous if attempt < TRIES => {
-                    std::thread::sleep(WAIT);
-                    continue;
-                }
-                // The drain that follows will say so.
-                Alignment::Parted { stored } => stored,
-                Alignment::Ambiguous => return Err(DrainError::NoPlace),
-            };
-            tracing::info!(stored, in_list = list.len(), "found the list's place in the store");
-            self.stored_in_list = Some(stored as u64);
-            return Ok(());
-        }
-        Ok(())
-    }
-
-    /// How `list` continues the store, in the first bank that tells.
-    fn align(
-        &self,
-        list: &[Record<'_>],
-        before_pcr: usize,
-        pcrs: &[Digest],
-    ) -> Result<Alignment, StoreError> {
-        let tail = self.store.tail(list.len())?;
-        let mut best = None;
-        let candidates = self.comparison.candidates();
-        let known = candidates.into_iter().filter_map(|replay| {
-            let bank = replay.value().bank();
-            Some((replay, Some(*pcrs.iter().find(|pcr| pcr.bank() == bank)?)))
-        });
-        let mut known: Vec<_> = known.collect();
-        if known.is_empty() {
-            known.push((ima_log::Replay::new(Bank::Sha256, ima_log::Extend::Own), None));
-        }
-        for (running, pcr) in known {
-            let answer = align(&Question { tail: &tail, running, list, before_pcr, pcr });
-            match answer {
-                Alignment::Continues { .. } => return Ok(answer),
-                Alignment::Ambiguous => best = Some(answer),
-                Alignment::Parted { .. } => best = best.or(Some(answer)),
-            }
-        }
-        Ok(best.unwrap_or(Alignment::Ambiguous))
-    }
-
     /// PCR 10 now, if there is a TPM and it answers.
     fn pcrs(&mut self) -> Option<Vec<Digest>> {
         let read = self.read_pcrs.as_mut()?;
@@ -293,10 +268,8 @@ impl Drainer {
         let circumstances = Circumstances {
             nobody_deletes: self.source.dialect() == Dialect::Follow,
             deleted_by_others,
-            kexec: self.kexec,
-            holders: String::new(),
+            holders: self.others(),
         };
-        self.kexec = false;
         let Drainer { read_pcrs, comparison, store, .. } = self;
         let now = || -> Result<_, DrainError> {
             match read_pcrs {
@@ -319,10 +292,21 @@ impl Drainer {
         Ok(())
     }
 
+    /// Who else has the list's files open, in words.
+    fn others(&self) -> String {
+        if !self.comparison.is_apart() {
+            return String::new();
+        }
+        let mut holders = self.source.holders();
+        holders.0.retain(|holder| holder.pid != std::process::id());
+        if holders.0.is_empty() { String::new() } else { holders.to_string() }
+    }
+
     /// Whether the list was shortened may be unknown after a failure. Find out before going on.
     fn give_up(&mut self, error: &DrainError) {
         self.store.rollback();
         self.stored_in_list = None;
+        self.copied = None;
         if let DrainError::Store(StoreError::WrongDigest { index, .. }) = error {
             self.comparison.altered(*index, error.to_string());
         }
@@ -330,7 +314,7 @@ impl Drainer {
 }
 
 /// Parses a whole list. The store checks the digests.
-fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, DrainError> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, DrainError> {
     Records::new(bytes, Format::native(Bank::Sha1))
         .collect::<Result<_, _>>()
         .map_err(DrainError::Unreadable)

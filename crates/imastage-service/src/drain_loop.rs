@@ -14,10 +14,12 @@ use imastage_source::SourceError;
 
 use crate::{
     Config,
+    alert::Alert,
     drain::{DrainError, Drainer, Round},
+    holds::Holds,
     memory::Memory,
     service::Shared,
-    wire::{BankStatus, ExtendedWith, Status},
+    wire::{self, BankStatus, ExtendedWith, Status},
 };
 
 /// What the drain loop is asked for.
@@ -35,8 +37,12 @@ pub(crate) struct DrainLoop {
     every: Duration,
     drain_at: u64,
     memory: Memory,
+    alert: Option<Alert>,
+    holds: Holds,
     /// The error that was logged last.
     said: Option<String>,
+    /// How long to wait before it is tried again, while records cannot be deleted.
+    pause: Option<Duration>,
 }
 
 impl DrainLoop {
@@ -48,7 +54,10 @@ impl DrainLoop {
         memory: Memory,
     ) -> DrainLoop {
         let Config { every, drain_at, .. } = *config;
-        DrainLoop { shared, drainer, every, drain_at, memory, said: None }
+        let verdict = drainer.comparison().verdict();
+        let alert = config.alert.clone().map(|command| Alert::new(command, verdict));
+        let (holds, said, pause) = (Holds::new(), None, None);
+        DrainLoop { shared, drainer, every, drain_at, memory, alert, holds, said, pause }
     }
 
     /// Runs until it is told to stop.
@@ -80,13 +89,14 @@ impl DrainLoop {
     fn wait(&mut self, inbox: &mpsc::Receiver<Request>) -> Result<Request, RecvTimeoutError> {
         /// How often to count. The kernel answers that at once, whatever the list's length.
         const COUNT: Duration = Duration::from_millis(20);
-        let until = Instant::now() + self.every;
+        let until = Instant::now() + self.pause.unwrap_or(self.every);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match inbox.recv_timeout(left.min(COUNT)) {
                 Err(RecvTimeoutError::Timeout) if left > COUNT => {
-                    // If it cannot be counted, the drain will say why.
-                    if self.drainer.waiting().is_ok_and(|waiting| waiting < self.drain_at) {
+                    // If it cannot be counted, the next drain will say why.
+                    let is_enough = |waiting| waiting >= self.drain_at;
+                    if self.pause.is_some() || !self.drainer.waiting().is_ok_and(is_enough) {
                         continue;
                     }
                     return Err(RecvTimeoutError::Timeout);
@@ -96,67 +106,108 @@ impl DrainLoop {
         }
     }
 
-    /// Drains; while others use the list, tries again for a while.
+    /// Drains; while others use the list, tries again for a while. Records that cannot be deleted
+    /// are stored all the same.
     fn drain_patiently(&mut self) -> Result<(), DrainError> {
+        /// How long readers may take, most of whom read once and go.
+        const PATIENCE_WITH_READERS: Duration = Duration::from_millis(200);
         const PATIENCE: Duration = Duration::from_secs(5);
         const LONGEST_PAUSE: Duration = Duration::from_millis(250);
         let since = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
-            let result = self.drainer.drain();
-            self.publish(&result.as_ref());
-            match result {
-                Err(DrainError::Source(SourceError::Busy { .. }))
-                    if since.elapsed() + pause < PATIENCE =>
-                {
-                    thread::sleep(jitter(pause));
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                Err(error) => {
-                    self.drainer.fall_behind();
-                    self.publish(&Err(&error));
-                    let words = error.to_string();
-                    // Said once, not each time it is tried again.
-                    if self.said.as_ref() != Some(&words) {
-                        tracing::error!("the list was not drained, it is tried again: {words}");
-                        self.said = Some(words);
-                    }
-                    return Err(error);
-                }
+            let error = match self.drainer.drain() {
                 Ok(round) => {
-                    if round.deleted > 0 {
-                        tracing::debug!(?round, "drained");
-                    }
+                    self.pause = None;
                     self.said = None;
+                    self.publish(&round, None);
                     return Ok(());
                 }
+                Err(error) => error,
+            };
+            self.count_busy(&error);
+            // Those who stood there the last time are not waited for again.
+            let is_patient = self.pause.is_none();
+            let waited = since.elapsed() + pause;
+            let may_go_away = is_transient(&error) && is_patient;
+            if !(may_go_away && waited < PATIENCE_WITH_READERS) && may_be_copied(&error) {
+                match self.drainer.copy() {
+                    Ok(round) => {
+                        self.give_up(&error, "its records are stored, and stay in the list");
+                        self.publish(&round, Some(&error));
+                        return Ok(());
+                    }
+                    // Whoever writes lets nobody read.
+                    Err(DrainError::Source(SourceError::Busy { .. })) => {}
+                    Err(error) => {
+                        return self.fail(error);
+                    }
+                }
             }
+            if !(may_go_away && waited < PATIENCE) {
+                return self.fail(error);
+            }
+            thread::sleep(jitter(pause));
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    fn publish(&mut self, result: &Result<&Round, &DrainError>) {
+    fn fail(&mut self, error: DrainError) -> Result<(), DrainError> {
+        self.drainer.fall_behind();
+        self.give_up(&error, "it is tried again");
+        self.publish(&Round::default(), Some(&error));
+        Err(error)
+    }
+
+    /// Says, once and not each time it is tried again, that the list could not be drained.
+    fn give_up(&mut self, error: &DrainError, consequence: &str) {
+        const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+        let pause = self.pause.map_or(self.every, |pause| (pause * 2).min(LONGEST_PAUSE));
+        self.pause = Some(jitter(pause.max(self.every)));
+        let words = error.to_string();
+        if self.said.as_ref() != Some(&words) {
+            tracing::error!("the list was not drained, {consequence}: {words}");
+            self.said = Some(words);
+        }
+    }
+
+    fn count_busy(&self, error: &DrainError) {
+        if let DrainError::Source(SourceError::Busy { holders, .. }) = error {
+            let mut status = self.shared.status();
+            status.since_start.busy += 1;
+            status.since_start.holders = holders.0.iter().map(holder).collect();
+        }
+    }
+
+    /// Brings the state up to date after a drain. `error` is why it failed, or why it did not
+    /// delete what it stored.
+    fn publish(&mut self, round: &Round, error: Option<&DrainError>) {
+        if round.deleted > 0 {
+            tracing::debug!(?round, "drained");
+        }
+        round.holds.iter().for_each(|held| self.holds.add(*held));
         let mut status = self.shared.status();
         let activity = &mut status.since_start;
-        match result {
-            Ok(round) => {
-                activity.drains += u64::from(round.stored > 0);
-                activity.stored += round.stored;
-                activity.already_stored += round.already_stored;
-                activity.deleted += round.deleted;
-                activity.deleted_bytes += round.deleted_bytes;
-                for held in &round.holds {
-                    let held = u64::try_from(held.as_micros()).unwrap_or(u64::MAX);
-                    activity.longest_hold_us = activity.longest_hold_us.max(held);
-                }
-                activity.last_error = None;
-            }
-            Err(error) => activity.last_error = Some(error.to_string()),
+        activity.drains += u64::from(round.stored > 0);
+        activity.stored += round.stored;
+        activity.already_stored += round.already_stored;
+        activity.deleted += round.deleted;
+        activity.deleted_bytes += round.deleted_bytes;
+        activity.hold_p50_us = self.holds.percentile_us(50);
+        activity.hold_p99_us = self.holds.percentile_us(99);
+        activity.longest_hold_us = self.holds.longest_us();
+        activity.last_error = error.map(ToString::to_string);
+        if error.is_none() {
+            activity.holders.clear();
         }
         activity.tpm_error = self.drainer.tpm_error().map(ToOwned::to_owned);
         describe(&mut status, &self.drainer);
+        if let Some(alert) = &mut self.alert {
+            alert.tell(&status);
+        }
         drop(status);
         let in_step = self.drainer.comparison().in_step();
-        if result.is_ok() && in_step != self.memory.in_step {
+        if in_step != self.memory.in_step {
             self.memory.in_step = in_step;
             // A hint: a disk that does not take it has worse to tell.
             let _ = self.memory.save(&self.shared.state);
@@ -185,6 +236,24 @@ pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
         (replay.bank().to_string(), BankStatus { replayed, tpm, extended_with })
     });
     status.banks = kept.chain(compared).collect();
+}
+
+/// Whether it may be over in a moment.
+fn is_transient(error: &DrainError) -> bool {
+    use SourceError::{Busy, Overtaken};
+    matches!(error, DrainError::Source(Busy { .. } | Overtaken) | DrainError::Moved)
+}
+
+/// Whether records may still be read.
+fn may_be_copied(error: &DrainError) -> bool {
+    use SourceError::{Busy, GoingDown, NotPermitted, Refused};
+    let DrainError::Source(error) = error else { return false };
+    matches!(error, Busy { .. } | GoingDown(_) | NotPermitted { .. } | Refused(_))
+}
+
+fn holder(holder: &imastage_source::Holder) -> wire::Holder {
+    let imastage_source::Holder { pid, name, fd, path } = holder.clone();
+    wire::Holder { pid, name, fd, path }
 }
 
 /// Between half and all of `pause`, so that two who wait for each other do not keep meeting.

@@ -5,6 +5,7 @@
 //! [`wire`] for what is said there, [`Client`] for asking.
 #![forbid(unsafe_code)]
 
+mod alert;
 mod align;
 mod api;
 mod attester;
@@ -13,7 +14,9 @@ mod client;
 mod compare;
 mod drain;
 mod drain_loop;
+mod holds;
 mod memory;
+mod place;
 mod service;
 mod view;
 pub mod wire;

@@ -1,4 +1,4 @@
-//! What one service tells the next: how far store and TPM agreed, and in which boot.
+//! What one service tells the next: how far store and TPM agreed.
 //!
 //! A hint. It is not synced: what it says was true once, and if it is lost the service only knows
 //! less about where records are missing.
@@ -15,8 +15,6 @@ use serde::{Deserialize, Serialize};
 pub struct Memory {
     /// The epoch it is about.
     pub epoch: u64,
-    /// The boot in which the list was last drained.
-    pub boot_id: String,
     /// How many records led to the TPM's PCR when that was last compared.
     pub in_step: u64,
 }
@@ -54,7 +52,7 @@ mod tests {
     fn only_what_can_be_true_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Memory::load(dir.path(), 1, 10), None);
-        let memory = Memory { epoch: 1, boot_id: "b".into(), in_step: 7 };
+        let memory = Memory { epoch: 1, in_step: 7 };
         memory.save(dir.path()).unwrap();
         assert_eq!(Memory::load(dir.path(), 1, 10), Some(memory));
         assert_eq!(Memory::load(dir.path(), 2, 10), None);

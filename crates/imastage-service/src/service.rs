@@ -36,6 +36,8 @@ pub struct Config {
     pub every: Duration,
     /// How many records may gather in the list before it is drained.
     pub drain_at: u64,
+    /// A command for `sh -c` that is run on each change of verdict.
+    pub alert: Option<String>,
     /// The TPM whose PCR 10 the list extends. Without one nothing can be compared or quoted.
     pub tpm: Option<Endpoint>,
 }
@@ -47,6 +49,7 @@ impl Config {
             state,
             every: Duration::from_millis(Config::EVERY_MS),
             drain_at: Config::DRAIN_AT,
+            alert: None,
             tpm: None,
         }
     }
@@ -107,12 +110,7 @@ impl Service {
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
         let epoch = enter_epoch(&mut store, attester.as_ref())?;
         let known = Memory::load(&config.state, epoch, store.len());
-        let memory = Memory {
-            epoch,
-            boot_id: boot_id(),
-            in_step: known.as_ref().map_or(0, |known| known.in_step),
-        };
-        let kexec = known.is_some_and(|known| known.boot_id != memory.boot_id);
+        let memory = known.unwrap_or(Memory { epoch, in_step: 0 });
         let damage = damage(&config.state)?;
         let parted = parted(&config.state)?;
         let banks = match &attester {
@@ -138,7 +136,7 @@ impl Service {
             },
         };
         let comparison = Comparison::new(banks, parted, memory.in_step);
-        let drainer = Drainer::new(source, store, read_pcrs, comparison, kexec);
+        let drainer = Drainer::new(source, store, read_pcrs, comparison);
         describe(&mut status, &drainer);
 
         let (requests, inbox) = mpsc::channel();
@@ -276,19 +274,16 @@ fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<u64, St
         tpm: attester
             .map(|attester| Bank::Sha256.hash(&[attester.public_pem().as_bytes()]).to_string()),
         reset_count: attester.map(|attester| attester.clock().reset_count),
-        boot_id: boot_id(),
+        // Linux gives each boot a random one (Documentation/admin-guide/sysctl/kernel.rst).
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|id| id.trim().to_owned())
+            .unwrap_or_default(),
     };
     match store.epoch() {
         Some(epoch) if epoch.id.is_same(&id) => {}
         _ => store.begin_epoch(id, &[Bank::Sha1, Bank::Sha256])?,
     }
     Ok(store.epoch().map_or(0, |epoch| epoch.number))
-}
-
-/// Linux gives each boot a random one (Documentation/admin-guide/sysctl/kernel.rst).
-fn boot_id() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// Replays what is stored in every bank of the TPM. Linear in the records.

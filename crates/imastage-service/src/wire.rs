@@ -1,6 +1,6 @@
 //! What the API says: JSON, stable, hex for bytes.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,12 +42,34 @@ pub struct Activity {
     pub deleted: u64,
     /// Bytes deleted from the list (sha1 form).
     pub deleted_bytes: u64,
-    /// The longest time the list's files were held by one drain, in microseconds.
+    /// The time that a drain held the list's files, in microseconds: half of all drains held them
+    /// no longer.
+    pub hold_p50_us: u64,
+    /// 99 of 100 drains held them no longer.
+    pub hold_p99_us: u64,
+    /// The longest.
     pub longest_hold_us: u64,
-    /// Why the last drain failed; `None` if it did not.
+    /// How often someone else was using the list when it was to be drained.
+    pub busy: u64,
+    /// Who was, the last time; empty once a drain succeeded.
+    pub holders: Vec<Holder>,
+    /// Why the last drain failed, or did not delete what it stored; `None` if it did.
     pub last_error: Option<String>,
     /// Why the TPM did not tell its PCRs at the last drain; `None` if it did, or there is none.
     pub tpm_error: Option<String>,
+}
+
+/// A process that has one of the list's files open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// Which of its descriptors.
+    pub fd: u32,
+    /// The file.
+    pub path: PathBuf,
 }
 
 /// Whether TPM and store agree.
@@ -79,6 +101,19 @@ pub enum Verdict {
         /// What was found.
         why: String,
     },
+}
+
+impl Verdict {
+    /// Its name, as in JSON.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Unchecked => "unchecked",
+            Verdict::InStep { .. } => "in-step",
+            Verdict::Behind { .. } => "behind",
+            Verdict::Parted(_) => "parted",
+            Verdict::Altered { .. } => "altered",
+        }
+    }
 }
 
 /// Where store and TPM parted. No later PCR of the epoch is reached, either.

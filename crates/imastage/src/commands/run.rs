@@ -57,6 +57,11 @@ pub struct Args {
     /// Drain as soon as so many records are in the list.
     #[arg(long, value_name = "RECORDS", default_value_t = Config::DRAIN_AT, value_parser = clap::value_parser!(u64).range(1..))]
     drain_at: u64,
+    /// Run this command (with `sh -c`) once on each change of verdict. It finds the verdict in
+    /// $IMASTAGE_VERDICT: in-step, behind, parted or altered, and all of `imastage --json status` in
+    /// $IMASTAGE_STATUS.
+    #[arg(long, value_name = "COMMAND")]
+    alert: Option<String>,
     /// Show what is stored as files in this directory, named as the kernel's, as if nothing had ever
     /// been deleted: for agents that read the list themselves.
     #[arg(long, value_name = "DIR")]
@@ -92,9 +97,13 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
         Some(tpm) => Some(Some(tpm.parse::<Endpoint>().input("--tpm")?)),
     };
     let every = Duration::from_millis(args.every);
-    let drain_at = args.drain_at;
-    let config =
-        |tpm: Option<Endpoint>| Config { every, drain_at, tpm, ..Config::new(state.clone()) };
+    let config = |tpm: Option<Endpoint>| Config {
+        every,
+        drain_at: args.drain_at,
+        alert: args.alert.clone(),
+        tpm,
+        ..Config::new(state.clone())
+    };
 
     // The records are for their owner's eyes, whoever makes the directory first.
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);

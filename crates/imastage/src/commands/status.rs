@@ -2,7 +2,7 @@ use std::{fmt::Write as _, path::PathBuf};
 
 use imastage_service::{
     Client, ClientError, status_at_rest,
-    wire::{ExtendedWith, Parting, Status, Verdict},
+    wire::{Activity, ExtendedWith, Parting, Status, Verdict},
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 /// Tell what the service keeps, and whether it agrees with the TPM.
 ///
 /// Asks the running service; if none runs, checks the whole state directory. Exit code 1 if records
-/// are missing or damaged.
+/// are missing, altered or damaged, 3 if the service cannot drain or cannot compare at the moment.
 #[derive(clap::Args)]
 pub struct Args {
     /// The service's state directory [default: /var/lib/imastage as root, else
@@ -32,7 +32,14 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         Err(error) => return Err(error.into()),
     };
     out.answer(&status, text(&status, out))?;
-    Ok(if is_bad(&status) { Outcome::EvidenceSaysNo } else { Outcome::Fine })
+    if is_bad(&status) {
+        return Ok(Outcome::EvidenceSaysNo);
+    }
+    let Activity { last_error, tpm_error, .. } = &status.since_start;
+    match last_error.as_ref().or(tpm_error.as_ref()) {
+        Some(error) => Err(Failure::environment(error)),
+        None => Ok(Outcome::Fine),
+    }
 }
 
 /// Whether records are missing or damaged.
@@ -114,11 +121,13 @@ fn text(status: &Status, out: &Output) -> String {
         let _ = write!(
             text,
             "\nsince start: {} drains, {} records stored, {} deleted ({} bytes), files held {} us \
-             at most",
+             (half), {} us (99 of 100), {} us (at most)",
             activity.drains,
             activity.stored,
             activity.deleted,
             activity.deleted_bytes,
+            activity.hold_p50_us,
+            activity.hold_p99_us,
             activity.longest_hold_us
         );
     }
@@ -126,7 +135,7 @@ fn text(status: &Status, out: &Output) -> String {
         let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("not compared: TPM: {error}")));
     }
     if let Some(error) = &activity.last_error {
-        let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("last drain failed: {error}")));
+        let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("last drain: {error}")));
     }
     text
 }
