@@ -16,6 +16,7 @@ use imastage_service::{
 };
 use tempfile::TempDir;
 
+#[allow(dead_code)]
 mod common;
 
 use common::{TestTpm, record, stored};
