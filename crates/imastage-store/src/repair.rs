@@ -309,7 +309,8 @@ mod tests {
             store.commit().unwrap();
         }
         for time in 0..2 {
-            store.note(&Note { index: 0, after: None, time, text: "remark".into() }).unwrap();
+            let (kind, text) = (String::new(), "remark".into());
+            store.note(&Note { index: 0, after: None, time, kind, text }).unwrap();
         }
         drop(store);
         let dir = files::epoch_dir(Path::new(STATE), 1);

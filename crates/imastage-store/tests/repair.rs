@@ -123,7 +123,8 @@ fn what_no_commit_stored_is_put_aside() {
 fn remarks_that_are_whole_stay() {
     let dir = tempdir().unwrap();
     let (state, _) = three_commits(&dir);
-    let note = Note { index: 18, after: None, time: 7, text: "a third".into() };
+    let (kind, text) = (String::new(), "a third".into());
+    let note = Note { index: 18, after: None, time: 7, kind, text };
     Store::open(&state).unwrap().note(&note).unwrap();
     let path = state.join("epochs/0001/notes");
     let whole = fs::read(&path).unwrap();
