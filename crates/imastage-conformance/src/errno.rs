@@ -18,10 +18,11 @@ impl Errno {
     pub(crate) const ESTALE: Errno = Errno(116);
 
     /// What a shell says about each.
-    const NAMES: [(Errno, &str, &str); 12] = [
+    const NAMES: [(Errno, &str, &str); 13] = [
         (Errno::EPERM, "EPERM", "Operation not permitted"),
         (Errno::ENOENT, "ENOENT", "No such file or directory"),
         (Errno(9), "EBADF", "Bad file descriptor"),
+        (Errno(12), "ENOMEM", "Cannot allocate memory"),
         (Errno::EACCES, "EACCES", "Permission denied"),
         (Errno::EBUSY, "EBUSY", "Device or resource busy"),
         (Errno::EEXIST, "EEXIST", "File exists"),

@@ -64,6 +64,8 @@ pub struct Options<'a> {
     pub duplicates: Duplicates,
     /// Makes records.
     pub measure: &'a Measure<'a>,
+    /// Adds violations of files; without it their records are not tried.
+    pub violate: Option<&'a Measure<'a>>,
     /// Brings the machine to go down; without it nothing is tested that only then shows.
     pub machine: Option<&'a Machine<'a>>,
     /// Whether records that are in the list may be deleted: they are lost to every verifier.

@@ -29,6 +29,7 @@ pub(crate) struct Target<'a> {
     dialect: Dialect,
     duplicates: Duplicates,
     measure: &'a Measure<'a>,
+    violate: Option<&'a Measure<'a>>,
     machine: Option<&'a Machine<'a>>,
     /// Where the files are that are measured.
     work: TempDir,
@@ -79,6 +80,7 @@ impl<'a> Target<'a> {
             dialect: options.dialect,
             duplicates: options.duplicates,
             measure: options.measure,
+            violate: options.violate,
             machine: options.machine,
             work,
             made: AtomicUsize::new(0),
@@ -327,6 +329,16 @@ impl<'a> Target<'a> {
                 paths.iter().position(|path| path.as_os_str().as_encoded_bytes() == name)
             })
             .collect()
+    }
+
+    /// Adds a violation of a new file, if that can be done; gives its path.
+    pub(crate) fn violate(&self) -> Result<Option<PathBuf>, Trouble> {
+        let Some(violate) = self.violate else { return Ok(None) };
+        let path = self.make();
+        let path = path.map_err(|error| Trouble(format!("a file to be measured: {error}")))?;
+        violate(std::slice::from_ref(&path))
+            .map_err(|error| Trouble(format!("a violation: {error}")))?;
+        Ok(Some(path))
     }
 
     /// Has a file measured that may have been measured before.

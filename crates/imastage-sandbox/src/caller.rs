@@ -15,6 +15,13 @@ pub(crate) fn is_admin(thread: u32) -> bool {
         .is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0)
 }
 
+/// The process of a thread: its first thread.
+pub(crate) fn process_of(thread: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    process.and_then(|process| process.trim().parse().ok()).unwrap_or(thread)
+}
+
 /// Whether a thread is still there.
 pub(crate) fn exists(thread: u32) -> bool {
     fs::exists(format!("/proc/{thread}")).unwrap_or(true)

@@ -133,6 +133,34 @@ faults! {
     CountNeverFalls = "count-never-falls",
     /// A stage counts as a violation.
     StageIsViolation = "stage-is-violation",
+    /// Files can be removed.
+    UnlinkTaken = "unlink-taken",
+    /// Files keep the mode they have.
+    ModeKept = "mode-kept",
+    /// There is nothing fsync would refuse.
+    SyncTaken = "sync-taken",
+    /// A writer is known by its process, not by its thread.
+    ProcessWrites = "process-writes",
+    /// The first copy of a descriptor that is closed frees all.
+    CopyFrees = "copy-frees",
+    /// What another thread than the writer's closes stays locked.
+    OtherCloses = "other-closes",
+    /// A read renders a page of records, however little is asked for.
+    ReadsAhead = "reads-ahead",
+    /// Records that are there already are added again.
+    DuplicatesTaken = "duplicates-taken",
+    /// What is deleted is forgotten.
+    DigestsForgotten = "digests-forgotten",
+    /// Where digests are flushed, N is taken.
+    FlushTakesN = "flush-takes-n",
+    /// A machine that goes down says yes and does nothing.
+    DownGranted = "down-granted",
+    /// A machine that goes down says ESTALE to A, too.
+    DownStale = "down-stale",
+    /// A machine that goes down says so before it says what is missing.
+    DownFirst = "down-first",
+    /// A violation is not counted.
+    ViolationsLost = "violations-lost",
     /// Dialect v4: a request is taken wherever the descriptor stands.
     PositionIgnored = "position-ignored",
     /// Dialect v4: a write moves the descriptor, so that no second one is taken.
@@ -145,6 +173,10 @@ faults! {
     PendingMissing = "pending-missing",
     /// Dialect v4: N beyond the length is refused and leaves the records staged.
     TooManyStaged = "too-many-staged",
+    /// Dialect v4: D deletes what the next kernel was given.
+    DumpedDeleted = "dumped-deleted",
+    /// Dialect v4: a machine that goes down refuses everything.
+    DownRefuses = "down-refuses",
     /// Dialect trim: a wrong T is EINVAL.
     WrongTotalInvalid = "wrong-total-invalid",
     /// Dialect trim: any T will do.
@@ -163,6 +195,10 @@ faults! {
     TrimLogForAll = "trim-log-for-all",
     /// Dialect trim: to trim nothing is refused.
     TrimNothingRefused = "trim-nothing-refused",
+    /// Dialect trim: what is missing is said before that T is wrong.
+    MissingFirst = "missing-first",
+    /// Dialect trim: a machine that goes down trims.
+    DownTrims = "down-trims",
     /// Dialect trim: the log takes A.
     TrimLogStages = "trim-log-stages",
 }
@@ -176,7 +212,9 @@ impl Fault {
             | Fault::OriginalTakesN
             | Fault::OwnWriterLetIn
             | Fault::PendingMissing
-            | Fault::TooManyStaged => Dialect::V4,
+            | Fault::TooManyStaged
+            | Fault::DumpedDeleted
+            | Fault::DownRefuses => Dialect::V4,
             Fault::WrongTotalInvalid
             | Fault::AnyTotalTaken
             | Fault::EmptyTotalTaken
@@ -186,6 +224,8 @@ impl Fault {
             | Fault::TrimLogLocks
             | Fault::TrimLogForAll
             | Fault::TrimNothingRefused
+            | Fault::MissingFirst
+            | Fault::DownTrims
             | Fault::TrimLogStages => Dialect::Trim,
             _ => Dialect::Linux72,
         }

@@ -1,12 +1,12 @@
 //! What goes wrong on purpose: all of it. [`crate::files`] and [`crate::filesystem`] ask here at the
 //! places where something could go wrong; without a fault the answers are those of the interface.
 
-use ima_list::{Counts, SharedList};
+use ima_list::{Counts, Duplicates, SharedList};
 use ima_securityfs::{
     Access, Caller, Dialect, Door, Doors, Errno, FileName, Form, Grammar, Open, Part, Request,
 };
 
-use crate::Fault;
+use crate::{Fault, caller};
 
 /// The fault a sandbox has, or none.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,46 @@ impl Faults {
             Some(Fault::ModeForAll) => mode | 0o444,
             _ => mode,
         }
+    }
+
+    /// The permission bits that a file gets instead of `old` ones.
+    pub(crate) fn changed_mode(self, old: u16, new: u16) -> u16 {
+        if self.has(Fault::ModeKept) { old } else { new }
+    }
+
+    /// What becomes of a file that is to be removed.
+    pub(crate) fn unlink(self) -> Result<(), Errno> {
+        if self.has(Fault::UnlinkTaken) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// What fsync says.
+    pub(crate) fn sync(self) -> Result<(), Errno> {
+        if self.has(Fault::SyncTaken) { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    /// What becomes of records that are there already.
+    pub(crate) fn duplicates(self, duplicates: Duplicates) -> Duplicates {
+        match self.0 {
+            Some(Fault::DuplicatesTaken) => Duplicates::Off,
+            Some(Fault::DigestsForgotten) => Duplicates::Flush,
+            _ => duplicates,
+        }
+    }
+
+    /// What writes mean.
+    pub(crate) fn grammar(self, grammar: Grammar) -> Grammar {
+        let takes = self.has(Fault::FlushTakesN) || self.has(Fault::DigestsForgotten);
+        Grammar { flush: grammar.flush && !takes, ..grammar }
+    }
+
+    /// Whom a caller is taken for, if not for the thread.
+    pub(crate) fn thread(self, thread: u32) -> u32 {
+        if self.has(Fault::ProcessWrites) { caller::process_of(thread) } else { thread }
+    }
+
+    /// Whether closing one of several copies of a descriptor closes the file.
+    pub(crate) fn copy_frees(self) -> bool {
+        self.has(Fault::CopyFrees)
     }
 
     /// The size that a file tells.
@@ -118,6 +158,7 @@ impl Faults {
         let writer = access == Access::Write;
         match self.0 {
             Some(Fault::LockStuck) if writer => {}
+            Some(Fault::OtherCloses) if writer && doors.writer() != Some(closer) => {}
             Some(Fault::LockFreedEarly) if writer => *doors = Doors::new(Dialect::Linux72),
             _ => doors.release(open, closer),
         }
@@ -176,9 +217,13 @@ impl Faults {
         self,
         list: &SharedList,
         request: Request,
+        down: bool,
         right: impl Fn(Request) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let Some(fault) = self.0 else { return right(request) };
+        if down && let Some(answer) = while_down(fault, request, &right) {
+            return answer;
+        }
         let counts = list.counts();
         // What is deleted beside what was asked for may be nothing.
         let delete = |n: u64| drop(list.delete_first(n));
@@ -228,6 +273,7 @@ impl Faults {
                 right(request)
             }
             Request::Trim { n, .. } => match fault {
+                Fault::MissingFirst if n > counts.current => Err(Errno::ENOENT),
                 Fault::TrimNothingRefused if n == 0 => Err(Errno::ENOENT),
                 Fault::AnyTotalTaken => right(Request::Trim { trimmed: list.trimmed(), n }),
                 Fault::WrongTotalInvalid => right(request).map_err(|errno| match errno {
@@ -259,6 +305,11 @@ impl Faults {
         if self.has(Fault::RecordsCut) { size.min(1000) } else { size }
     }
 
+    /// How much of `size` bytes is rendered for a read.
+    pub(crate) fn wanted(self, size: usize) -> usize {
+        if self.has(Fault::ReadsAhead) { usize::MAX } else { size }
+    }
+
     /// Whether a write moves the descriptor.
     pub(crate) fn write_moves(self) -> bool {
         self.has(Fault::WriteMoves)
@@ -272,11 +323,39 @@ impl Faults {
             (FileName::Violations, Some(Fault::StageIsViolation)) => {
                 counts.violations + u64::from(counts.staged > 0)
             }
+            (FileName::Violations, Some(Fault::ViolationsLost)) => 0,
             (FileName::Violations, _) => counts.violations,
             (_, Some(Fault::CountWithStaged)) => counts.current + counts.staged,
             (_, Some(Fault::CountNeverFalls)) => counts.total,
             _ => counts.current,
         }
+    }
+}
+
+/// What is answered while the machine goes down, if it is not what is right.
+fn while_down(
+    fault: Fault,
+    request: Request,
+    right: &impl Fn(Request) -> Result<(), Errno>,
+) -> Option<Result<(), Errno>> {
+    match (fault, request) {
+        (Fault::DownGranted, _) => Some(right(request).or_else(|errno| match errno {
+            Errno::ESTALE | Errno::EACCES => Ok(()),
+            errno => Err(errno),
+        })),
+        (Fault::DownStale, Request::Stage) => Some(right(request).map_err(|errno| match errno {
+            Errno::EACCES => Errno::ESTALE,
+            errno => errno,
+        })),
+        (Fault::DumpedDeleted, Request::DeleteStaged) => {
+            Some(right(request).or_else(|errno| match errno {
+                Errno::ESTALE => Ok(()),
+                errno => Err(errno),
+            }))
+        }
+        (Fault::DownTrims, Request::Trim { .. }) => Some(Ok(())),
+        (Fault::DownFirst | Fault::DownRefuses, _) => Some(Err(Errno::ESTALE)),
+        _ => None,
     }
 }
 

@@ -55,7 +55,7 @@ struct OpenFile {
 
 impl Files {
     pub(crate) fn new(machine: Arc<Machine>, faults: Faults) -> Files {
-        let grammar = machine.grammar();
+        let grammar = faults.grammar(machine.grammar());
         let state = State {
             doors: doors(&machine),
             boot: machine.boots(),
@@ -114,7 +114,8 @@ impl Files {
         if file.ended && offset > 0 && self.faults.end_for_ever() {
             return Ok(Vec::new());
         }
-        let bytes = reading.read(&list, position, self.faults.read_size(size)).to_vec();
+        let size = self.faults.read_size(size);
+        let bytes = reading.read(&list, position, size, self.faults.wanted(size)).to_vec();
         file.ended = bytes.is_empty();
         file.descriptor.read(bytes.len());
         Ok(bytes)
@@ -142,9 +143,13 @@ impl Files {
     /// A thread closes a descriptor of the file; others may be left.
     pub(crate) fn close(&self, handle: u64, thread: u64) {
         let mut state = self.state();
-        let thread = self.taken_for(&state, thread);
-        if let Some(file) = state.open.get_mut(&handle) {
-            file.closer = thread;
+        let state = &mut *state;
+        let Some(file) = state.open.get_mut(&handle) else { return };
+        file.closer = thread;
+        if self.faults.copy_frees()
+            && let Some(door) = file.door.take()
+        {
+            state.doors.release(door, thread);
         }
     }
 
@@ -181,7 +186,10 @@ impl Files {
     fn request(&self, file: FileName, position: u64, write: &[u8]) -> Result<(), Errno> {
         let list = self.machine.ima().list();
         match self.faults.parse(write, file, position, self.grammar)? {
-            Some(request) => self.faults.act(&list, request, |request| self.act(&list, request)),
+            Some(request) => {
+                let down = self.machine.is_down();
+                self.faults.act(&list, request, down, |request| self.act(&list, request))
+            }
             None => Ok(()),
         }
     }

@@ -116,7 +116,8 @@ impl Directory {
     fn caller(&self, request: &fuser::Request) -> Caller {
         let thread = request.pid();
         let stands_in = self.owner != 0 && request.uid() == self.owner;
-        Caller { thread: u64::from(thread), admin: stands_in || caller::is_admin(thread) }
+        let admin = stands_in || caller::is_admin(thread);
+        Caller { thread: u64::from(self.faults.thread(thread)), admin }
     }
 }
 
@@ -177,7 +178,9 @@ impl Filesystem for Directory {
             let access = &mut self.access()[at];
             access.0 = uid.unwrap_or(access.0);
             access.1 = gid.unwrap_or(access.1);
-            access.2 = mode.map_or(access.2, |mode| (mode & 0o7777) as u16);
+            let faults = self.faults;
+            access.2 =
+                mode.map_or(access.2, |mode| faults.changed_mode(access.2, (mode & 0o7777) as u16));
         }
         match self.attr(inode) {
             Some(attr) => reply.attr(&TTL, &attr),
@@ -254,7 +257,7 @@ impl Filesystem for Directory {
         _: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.files.close(u64::from(handle), u64::from(request.pid()));
+        self.files.close(u64::from(handle), u64::from(self.faults.thread(request.pid())));
         reply.ok();
     }
 
@@ -273,11 +276,17 @@ impl Filesystem for Directory {
     }
 
     fn fsync(&self, _: &fuser::Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EINVAL);
+        match self.faults.sync() {
+            Ok(()) => reply.ok(),
+            Err(refused) => reply.error(errno(refused)),
+        }
     }
 
     fn unlink(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EPERM);
+        match self.faults.unlink() {
+            Ok(()) => reply.ok(),
+            Err(refused) => reply.error(errno(refused)),
+        }
     }
 
     fn readdir(

@@ -4,7 +4,7 @@ use std::{
     str::FromStr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -24,6 +24,8 @@ pub struct Machine {
     /// A TPM that is the machine's own, and its state.
     swtpm: Mutex<Option<(PathBuf, Swtpm)>>,
     boots: AtomicU64,
+    /// Whether it is going down.
+    down: AtomicBool,
     /// Whether others hold its list itself, which no other can take the place of then.
     list_is_held: bool,
 }
@@ -85,7 +87,15 @@ impl Machine {
         list_is_held: bool,
     ) -> Machine {
         let swtpm = Mutex::new(swtpm);
-        Machine { ima, dialect, hazards, swtpm, boots: AtomicU64::new(1), list_is_held }
+        Machine {
+            ima,
+            dialect,
+            hazards,
+            swtpm,
+            boots: AtomicU64::new(1),
+            down: AtomicBool::new(false),
+            list_is_held,
+        }
     }
 
     /// IMA in its kernel.
@@ -108,9 +118,15 @@ impl Machine {
         self.boots.load(Ordering::Acquire)
     }
 
+    /// Whether it is going down.
+    pub(crate) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
+    }
+
     /// The machine begins to go down: nothing is measured any more. With `dump`, the records are
     /// written for a next kernel that never comes.
     pub(crate) fn suspend(&self, dump: bool) {
+        self.down.store(true, Ordering::Release);
         let list = self.ima.list();
         list.suspend();
         if dump {
@@ -177,6 +193,7 @@ impl Machine {
     fn boot(&self, list: List) -> Result<(), TpmError> {
         // First, so that nobody gets hold of the next list through a file opened before.
         self.boots.fetch_add(1, Ordering::AcqRel);
+        self.down.store(false, Ordering::Release);
         self.ima.boot_again(list)
     }
 

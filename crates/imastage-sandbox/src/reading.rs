@@ -34,9 +34,16 @@ impl Reading {
         Some(Reading { form, bank, part, next: 0, rendered: Vec::new(), start: 0, offset: 0 })
     }
 
-    /// The next bytes at `position`, at most `size`; empty at the end. Constant time for one who
-    /// reads on, linear in the position for one who jumps.
-    pub(crate) fn read(&mut self, list: &SharedList, position: u64, size: usize) -> &[u8] {
+    /// The next bytes at `position`, at most `size`, of records rendered until there are `wanted`;
+    /// empty at the end. Constant time for one who reads on, linear in the position for one who
+    /// jumps.
+    pub(crate) fn read(
+        &mut self,
+        list: &SharedList,
+        position: u64,
+        size: usize,
+        wanted: usize,
+    ) -> &[u8] {
         if position != self.offset {
             self.next = 0;
             self.rendered.clear();
@@ -54,7 +61,7 @@ impl Reading {
             }
         }
         if self.offset == position {
-            self.fill(list, size);
+            self.fill(list, wanted);
         }
         let read = self.start..self.rendered.len().min(self.start + size);
         self.start = read.end;
@@ -123,7 +130,7 @@ mod tests {
     fn read_all(reading: &mut Reading, list: &SharedList, mut offset: u64) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
-            let some = reading.read(list, offset, 1 << 20);
+            let some = reading.read(list, offset, 1 << 20, 1 << 20);
             if some.is_empty() {
                 return all;
             }
@@ -155,11 +162,11 @@ mod tests {
         }
         let mut reading = open(Part::Current);
         for offset in (0..expected.len()).rev().step_by(37) {
-            let got = reading.read(&list, offset as u64, 10).to_vec();
+            let got = reading.read(&list, offset as u64, 10, 10).to_vec();
             assert_eq!(got, expected[offset..expected.len().min(offset + got.len())]);
             assert!(!got.is_empty());
         }
-        assert!(reading.read(&list, expected.len() as u64 + 5, 10).is_empty());
+        assert!(reading.read(&list, expected.len() as u64 + 5, 10, 10).is_empty());
     }
 
     #[test]
@@ -173,7 +180,7 @@ mod tests {
         drop(list.delete_staged().unwrap());
         (0..3).for_each(|i| drop(add(&list, &format!("other {i}"))));
         list.stage().unwrap();
-        assert!(reading.read(&list, first.len() as u64, 4096).is_empty());
+        assert!(reading.read(&list, first.len() as u64, 4096, 4096).is_empty());
         assert_eq!(read_all(&mut reading, &list, 0).len(), first.len());
     }
 }

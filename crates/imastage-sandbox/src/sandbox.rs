@@ -145,7 +145,8 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]; nothing is left behind.
     pub fn start_with(config: &Config, fault: Option<Fault>) -> Result<Sandbox, SandboxError> {
-        let mut sandbox = Sandbox::boot(config, false)?;
+        let duplicates = Faults(fault).duplicates(config.duplicates);
+        let mut sandbox = Sandbox::boot(&Config { duplicates, ..config.clone() }, false)?;
         let at = |error| SandboxError::Fuse { path: config.mount.clone(), error };
         let run_dir = sandbox.run_dir.path().to_owned();
         let directory = Directory::new(Arc::clone(&sandbox.machine), Faults(fault), run_dir);

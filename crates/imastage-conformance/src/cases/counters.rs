@@ -1,12 +1,14 @@
 //! What `runtime_measurements_count` and `violations` say.
 
+use ima_log::{Bank, Format, Records};
+
 use crate::{
     report::Recorder,
     target::{COUNT, CURRENT, STAGED, Target, Trouble, VIOLATIONS},
 };
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    let violations = target.number(VIOLATIONS)?;
+    let before = target.number(VIOLATIONS)?;
     let counted = |expected: usize| -> Result<String, Trouble> {
         let (counts, listed) = (target.number(COUNT)?, target.list(CURRENT)?.len());
         Ok(match (counts, listed) {
@@ -49,16 +51,16 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     let number = || target.number(VIOLATIONS);
     if target.deletes_by_number() {
         target.must_delete(2)?;
-        note.expect("violations after N = 2 are what they were", violations, number()?);
+        note.expect("violations after N = 2 are what they were", before, number()?);
     }
     if target.dialect().stages() {
         for request in ["A\n", "D\n"] {
             target.must(STAGED, request)?;
             let case = format!("violations after {request:?} are what they were");
-            note.expect(case, violations, number()?);
+            note.expect(case, before, number()?);
         }
     }
-    Ok(())
+    violations(target, note)
 }
 
 fn staged(
@@ -85,4 +87,37 @@ fn staged(
         target.must(STAGED, "D\n")?;
         counted(3)
     })
+}
+
+/// A violation is a record whose digest is all zeros, is counted, and goes the way of all records.
+fn violations(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    target.add(2)?;
+    let before = target.number(VIOLATIONS)?;
+    let Some(path) = target.violate()? else {
+        note.skip("violations", "none can be made from here");
+        return Ok(());
+    };
+    let count = target.number(VIOLATIONS)?;
+    note.expect("the count of violations after one more", before + 1, count);
+    let found = |part: &str| -> Result<usize, Trouble> {
+        let list = target.list(part)?;
+        let records = list.iter().filter_map(|bytes| {
+            let record = Records::new(bytes, Format::native(Bank::Sha1)).next()?.ok()?;
+            let own = record.event_name() == Some(path.as_os_str().as_encoded_bytes());
+            (own && record.is_violation()).then_some(())
+        });
+        Ok(records.count())
+    };
+    note.expect("a violation's record has a digest of zeros", 1, found(CURRENT)?);
+    if target.dialect().stages() {
+        target.must(STAGED, "A\n")?;
+        note.expect("a violation is staged as others are", 1, found(STAGED)?);
+        target.must(STAGED, "D\n")?;
+    } else {
+        target.must_delete(target.list(CURRENT)?.len())?;
+    }
+    let count = target.number(VIOLATIONS)?;
+    note.expect("the count of violations after theirs are deleted", before + 1, count);
+    Ok(())
 }

@@ -73,6 +73,9 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         None if is_sandbox => Box::new(move |paths| by_sandbox(dir, paths)),
         None => Box::new(|paths| each(paths, by_executing)),
     };
+    let violate: Box<Measure<'_>> = Box::new(move |paths| {
+        ask(dir, &Ask::Violation { paths: paths.to_vec() }, &mut |_| {}).map(drop)
+    });
     let machine: Box<Machine<'_>> = Box::new(move |step| step_of_sandbox(dir, step));
     let options = Options {
         dir,
@@ -83,6 +86,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
             (false, false) => Duplicates::Detect,
         },
         measure: &*measure,
+        violate: is_sandbox.then_some(&*violate),
         machine: is_sandbox.then_some(&*machine),
         destructive: args.destructive,
         hazards: args.hazards,
