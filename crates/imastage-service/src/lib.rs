@@ -12,6 +12,7 @@ mod attester;
 mod banks;
 mod client;
 mod compare;
+pub mod doctor;
 mod drain;
 mod drain_loop;
 mod holds;

@@ -5,6 +5,7 @@ pub mod check;
 pub mod conformance;
 pub mod demo;
 pub mod diff;
+pub mod doctor;
 pub mod generate;
 pub mod replay;
 pub mod run;

@@ -1,0 +1,170 @@
+//! Is this machine fit for the service? What is found, why it matters, what to do about it.
+//!
+//! [`examine`] only looks: it opens nothing for writing, and holds the list's files (for reading)
+//! no longer than it takes to read them. Nothing of what it reads is trusted beyond that.
+
+mod access;
+mod agents;
+mod kernel;
+mod keylime;
+mod list;
+mod machine;
+mod policy;
+mod state;
+mod stored;
+mod tpm;
+
+use std::path::PathBuf;
+
+use imastage_tpm::Endpoint;
+use serde::Serialize;
+
+use machine::Machine;
+
+/// What is to be examined.
+#[derive(Clone, Debug)]
+pub struct Examination {
+    /// Where the machine's files begin; `/` but for tests and images of other machines.
+    pub root: PathBuf,
+    /// The directory with the list's files; `None` for the kernel's own.
+    pub source: Option<PathBuf>,
+    /// The service's state directory, which need not be there yet.
+    pub state: PathBuf,
+    /// Where the view is or will be mounted: what agents are to be pointed at.
+    pub view: PathBuf,
+    /// The TPM to ask where sysfs does not show PCRs.
+    pub tpm: Option<Endpoint>,
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, a name that does not change: `kernel.dialect`.
+    pub check: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found.
+    pub found: String,
+    /// Why it matters; empty where nothing is to be done.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// What to do; empty where nothing is to be done.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fix: String,
+    /// Lines to write or to run, exactly like this.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+}
+
+/// How bad a finding is, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The service cannot do its work, or evidence will be lost.
+    Problem,
+    /// It could not be looked at.
+    Unseen,
+    /// It works, but not as well as it could.
+    Warning,
+    /// Good to know.
+    Note,
+    /// As it should be.
+    Ok,
+}
+
+/// Examines a machine. Reads the whole list once, and the store if there is one. The worst findings
+/// come first.
+pub fn examine(examination: &Examination) -> Vec<Finding> {
+    let machine = Machine::new(examination);
+    let mut findings = Vec::new();
+    let kernel = kernel::examine(&machine, &mut findings);
+    access::examine(&machine, &mut findings);
+    state::examine(&examination.state, &mut findings);
+    if let Some(kernel) = &kernel {
+        let tpm = tpm::examine(&machine, &mut findings);
+        let list = list::examine(&machine, tpm, &examination.state, &mut findings);
+        policy::examine(&machine, kernel, list.as_ref(), &mut findings);
+        state::examine_growth(&examination.state, &machine, list.as_ref(), &mut findings);
+        agents::examine(&machine, kernel, &examination.view, &mut findings);
+    }
+    findings.sort_by_key(|finding| finding.severity);
+    findings
+}
+
+impl Finding {
+    fn new(check: &'static str, severity: Severity, found: impl Into<String>) -> Finding {
+        Finding {
+            check,
+            severity,
+            found: found.into(),
+            why: String::new(),
+            fix: String::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    fn why(self, why: impl Into<String>) -> Finding {
+        Finding { why: why.into(), ..self }
+    }
+
+    fn fix(self, fix: impl Into<String>) -> Finding {
+        Finding { fix: fix.into(), ..self }
+    }
+
+    fn lines(self, lines: impl IntoIterator<Item = String>) -> Finding {
+        Finding { lines: lines.into_iter().collect(), ..self }
+    }
+}
+
+/// A size for people: bytes up to a kilobyte, then one decimal.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if n < 1000 {
+        return format!("{n} bytes");
+    }
+    // Precise enough for one decimal.
+    let mut size = n as f64 / 1000.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    while size >= 999.95 {
+        let Some(next) = units.next() else { break };
+        size /= 1000.0;
+        unit = Some(next);
+    }
+    format!("{size:.1} {}", unit.unwrap_or(&""))
+}
+
+/// A number of things.
+fn count(n: u64, one: &str) -> String {
+    match n {
+        1 => format!("1 {one}"),
+        _ => format!("{n} {one}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_comes_first() {
+        let mut order = [Severity::Ok, Severity::Unseen, Severity::Problem, Severity::Note];
+        order.sort();
+        assert_eq!(order, [Severity::Problem, Severity::Unseen, Severity::Note, Severity::Ok]);
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        let cases = [
+            (0, "0 bytes"),
+            (999, "999 bytes"),
+            (1000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (u64::MAX, "18446.7 PB"),
+        ];
+        for (n, text) in cases {
+            assert_eq!(bytes(n), text);
+        }
+    }
+}

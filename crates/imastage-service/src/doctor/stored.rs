@@ -1,0 +1,84 @@
+//! A list behind what is stored already: records that were drained are no longer in it.
+
+use std::path::Path;
+
+use ima_log::{Digest, IMA_PCR, Record, Replay};
+use imastage_store::Reader;
+
+/// What is stored, and where PCR 10 goes from there.
+pub(super) struct Stored {
+    records: u64,
+    /// PCR 10 behind the last record, by bank and by how banks may be extended.
+    end: Vec<Replay>,
+    /// The last record.
+    last: Vec<u8>,
+    targets: Vec<Digest>,
+    chains: Vec<Chain>,
+}
+
+/// The list from some record on, behind what is stored.
+struct Chain {
+    replays: Vec<Replay>,
+    /// For each target, whether it was met.
+    met: Vec<bool>,
+}
+
+/// The list may begin with records that are stored; each that equals the last one may be it. More
+/// equal records than this are not expected at the beginning of a list.
+const MOST_CHAINS: usize = 16;
+
+impl Stored {
+    /// `None` if nothing is stored there, or nothing that can be read.
+    pub(super) fn open(state: &Path) -> Option<Stored> {
+        let reader = Reader::open(state).ok()?;
+        let records = reader.len();
+        let end = reader.running_at(records).ok()?;
+        let mut cursor = reader.records(records.checked_sub(1)?).ok()?;
+        let last = cursor.next_record().ok()??.as_bytes().to_vec();
+        Some(Stored { records, end, last, targets: Vec::new(), chains: Vec::new() })
+    }
+
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Looks for these values, of those banks that the store keeps.
+    pub(super) fn seek(&mut self, targets: &[Digest]) {
+        let is_kept = |bank| self.end.iter().any(|replay| replay.value().bank() == bank);
+        self.targets = targets.iter().copied().filter(|target| is_kept(target.bank())).collect();
+        self.begin();
+    }
+
+    /// Takes the list's next record.
+    pub(super) fn push(&mut self, record: &Record<'_>) {
+        if record.pcr() == IMA_PCR {
+            for chain in &mut self.chains {
+                chain.replays.iter_mut().for_each(|replay| replay.extend(record));
+                chain.compare(&self.targets);
+            }
+        }
+        if record.as_bytes() == self.last && self.chains.len() < MOST_CHAINS {
+            self.begin();
+        }
+    }
+
+    /// Whether every value that was looked for was met, and there is one.
+    pub(super) fn leads_to_all(&self) -> bool {
+        !self.targets.is_empty() && self.chains.iter().any(|chain| chain.met.iter().all(|met| *met))
+    }
+
+    fn begin(&mut self) {
+        let met = vec![false; self.targets.len()];
+        let mut chain = Chain { replays: self.end.clone(), met };
+        chain.compare(&self.targets);
+        self.chains.push(chain);
+    }
+}
+
+impl Chain {
+    fn compare(&mut self, targets: &[Digest]) {
+        for (target, met) in targets.iter().zip(&mut self.met) {
+            *met |= self.replays.iter().any(|replay| replay.value() == *target);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+use std::{fmt::Write as _, path::PathBuf};
+
+use imastage_service::doctor::{Examination, Finding, Severity, examine};
+use imastage_tpm::Endpoint;
+use serde::Serialize;
+
+use crate::{
+    commands::state_dir,
+    exit::{Fail, Failure, Outcome},
+    output::{Output, Tone},
+};
+
+/// Examine a machine before use: kernel, list, TPM, agents, state directory, permissions.
+///
+/// Says what was found, why it matters, what to do. Changes nothing; keeps the list's files open for
+/// as long as it takes to read them. Exit code 1 if there is a problem; 3 if there is none but
+/// something could not be looked at.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The directory with the list's files [default: the kernel's, /sys/kernel/security/ima].
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+    /// The service's state directory [default: /var/lib/imastage as root, else
+    /// ~/.local/state/imastage].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Where the view is or will be mounted: what agents are told to read.
+    #[arg(long, value_name = "DIR", default_value = "/run/imastage/ima")]
+    view: PathBuf,
+    /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
+    /// the sandbox's own, or /dev/tpmrm0].
+    #[arg(long, value_name = "TPM")]
+    tpm: Option<String>,
+    /// Look for the machine's files below this directory.
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    root: PathBuf,
+}
+
+/// Where what was found begins, and where what to do about it.
+const FOUND: usize = 9;
+const ADVICE: usize = 14;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    problems: usize,
+    unseen: usize,
+    warnings: usize,
+    findings: &'a [Finding],
+}
+
+/// Runs `imastage doctor`.
+pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
+    let is_this_machine = args.root.as_os_str() == "/";
+    let tpm = match args.tpm.as_deref() {
+        Some("none") => None,
+        Some(tpm) => Some(tpm.parse::<Endpoint>().input("--tpm")?),
+        None => match &args.source {
+            Some(source) => imastage_sandbox::tpm_of(source),
+            None => Endpoint::system().filter(|_| is_this_machine),
+        },
+    };
+    let findings = examine(&Examination {
+        root: args.root,
+        source: args.source,
+        state: state_dir(args.state)?,
+        view: args.view,
+        tpm,
+    });
+    let number = |severity| findings.iter().filter(|f| f.severity == severity).count();
+    let (problems, unseen) = (number(Severity::Problem), number(Severity::Unseen));
+    let warnings = number(Severity::Warning);
+    let report = Report { problems, unseen, warnings, findings: &findings };
+    out.answer(&report, text(&report, out))?;
+    match (problems, unseen) {
+        (0, 0) => Ok(Outcome::Fine),
+        (0, _) => Err(Failure::environment(format!(
+            "{} could not be looked at, as said above; is this root?",
+            things(unseen, "thing")
+        ))),
+        _ => Ok(Outcome::EvidenceSaysNo),
+    }
+}
+
+fn text(report: &Report<'_>, out: &Output) -> String {
+    let mut text = String::new();
+    for finding in report.findings {
+        let (word, tone) = match finding.severity {
+            Severity::Problem => ("problem", Tone::Bad),
+            Severity::Unseen => ("unseen", Tone::Bad),
+            Severity::Warning => ("warning", Tone::Strong),
+            Severity::Note => ("note", Tone::Dim),
+            Severity::Ok => ("ok", Tone::Good),
+        };
+        let padded = format!("{word:<7}");
+        let label = out.paint(tone, padded);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{label}  {}", wrapped(&finding.found, FOUND));
+        if !finding.why.is_empty() {
+            let _ = writeln!(text, "         why: {}", wrapped(&finding.why, ADVICE));
+        }
+        if !finding.fix.is_empty() {
+            let _ = writeln!(text, "         do:  {}", wrapped(&finding.fix, ADVICE));
+        }
+        for line in &finding.lines {
+            let _ = writeln!(text, "              {}", printable(line));
+        }
+    }
+    let verdict = match (report.problems, report.unseen, report.warnings) {
+        (0, 0, 0) => out.paint(Tone::Good, "fit for use"),
+        (0, 0, warnings) => {
+            out.paint(Tone::Good, format!("fit for use; {}", things(warnings, "warning")))
+        }
+        (problems, unseen, warnings) => {
+            let unseen = if unseen == 0 { String::new() } else { format!(", {unseen} unseen") };
+            let text =
+                format!("{}{unseen}, {}", things(problems, "problem"), things(warnings, "warning"));
+            out.paint(Tone::Bad, text)
+        }
+    };
+    text + &verdict
+}
+
+fn things(n: usize, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
+/// Broken into lines that fit 80 columns, of which all but the first are indented.
+fn wrapped(text: &str, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = indent;
+    for word in printable(text).split_whitespace() {
+        let len = word.chars().count();
+        if column > indent && column + 1 + len > 80 {
+            lines.push('\n');
+            lines.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else if column > indent {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += len;
+    }
+    lines
+}
+
+/// Without control characters: names and lines come from files that others wrote.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_fit_80_columns_and_lose_no_word() {
+        let text = "a word and another ".repeat(20);
+        let lines = format!("         why: {}", wrapped(&text, ADVICE));
+        assert!(lines.lines().all(|line| line.len() <= 80) && lines.lines().count() > 4, "{lines}");
+        let words: Vec<&str> = lines.split_whitespace().skip(1).collect();
+        assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn terminals_are_not_told_what_to_do() {
+        assert_eq!(printable("a\u{1b}[31mb\n"), "a?[31mb?");
+    }
+}
