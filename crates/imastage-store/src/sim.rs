@@ -25,8 +25,30 @@ pub(crate) struct SimDisk(Arc<Mutex<State>>);
 pub(crate) enum Fault {
     /// From this operation on, nothing works until [`SimDisk::restart`].
     PowerCut { at: u64 },
-    /// These operations fail, or write less than they were given.
-    Errors { at: u64, count: u64, errno: i32, short: bool },
+    /// So many operations meet this.
+    Trouble { at: u64, count: u64, trouble: Trouble },
+}
+
+/// What an operation meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Whatever it is, it fails: EIO.
+    Broken,
+    /// A write takes less than it was given.
+    Short,
+    /// What needs room fails: ENOSPC.
+    Full,
+    /// What changes anything fails: EROFS.
+    ReadOnly,
+}
+
+/// What an operation does to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Look,
+    Grow,
+    Change,
+    Sync,
 }
 
 #[derive(Debug)]
@@ -173,14 +195,24 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
 
 impl State {
     /// Counts an operation. `Ok(true)` if it may do only part of its work.
-    fn step(&mut self) -> io::Result<bool> {
+    fn step(&mut self, op: Op) -> io::Result<bool> {
+        const EIO: i32 = 5;
+        const ENOSPC: i32 = 28;
+        const EROFS: i32 = 30;
         let now = self.operations;
         self.operations += 1;
+        let fails = |errno| Err(io::Error::from_raw_os_error(errno));
         for fault in &self.faults {
             match *fault {
-                Fault::PowerCut { at } if now >= at => return Err(io::Error::from_raw_os_error(5)),
-                Fault::Errors { at, count, errno, short } if (at..at + count).contains(&now) => {
-                    return if short { Ok(true) } else { Err(io::Error::from_raw_os_error(errno)) };
+                Fault::PowerCut { at } if now >= at => return fails(EIO),
+                Fault::Trouble { at, count, trouble } if (at..at + count).contains(&now) => {
+                    return match (trouble, op) {
+                        (Trouble::Broken, _) => fails(EIO),
+                        (Trouble::Short, _) => Ok(true),
+                        (Trouble::Full, Op::Grow) => fails(ENOSPC),
+                        (Trouble::ReadOnly, Op::Grow | Op::Change) => fails(EROFS),
+                        (Trouble::Full | Trouble::ReadOnly, _) => Ok(false),
+                    };
                 }
                 _ => {}
             }
@@ -246,13 +278,13 @@ fn not_found() -> io::Error {
 impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let mut state = self.state();
-        state.step()?;
+        state.step(Op::Look)?;
         Ok(state.names(dir)?.0.keys().cloned().collect())
     }
 
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(Op::Grow)?;
         if state.find(dir).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -262,7 +294,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(Op::Sync)?;
         let node = state.find(dir)?;
         if let Node::Dir { live, durable, dirty } = &mut state.nodes[node] {
             durable.clone_from(live);
@@ -273,7 +305,12 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn Content>> {
         let mut state = self.state();
-        state.step()?;
+        let op = match (mode, state.find(path)) {
+            (Mode::Read, _) => Op::Look,
+            (Mode::Create, Err(_)) => Op::Grow,
+            _ => Op::Change,
+        };
+        state.step(op)?;
         let node = match state.find(path) {
             Ok(node) => node,
             Err(_) if mode == Mode::Create => {
@@ -287,7 +324,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(Op::Change)?;
         let node = state.find(from)?;
         assert_eq!(from.parent(), to.parent());
         state.change(from, &[(from, None), (to, Some(node))])
@@ -295,14 +332,14 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(Op::Change)?;
         state.find(path)?;
         state.change(path, &[(path, None)])
     }
 
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(Op::Change)?;
         if !state.names(dir)?.0.is_empty() {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
@@ -313,7 +350,8 @@ impl Disk for SimDisk {
 impl SimFile {
     fn change(&self, change: Change) -> io::Result<usize> {
         let mut state = self.disk.state();
-        let short = state.step();
+        let op = if matches!(change, Change::Write(..)) { Op::Grow } else { Op::Change };
+        let short = state.step(op);
         let power_goes = state.power_goes();
         let Node::File { live, dirty, .. } = &mut state.nodes[self.node] else {
             return Err(not_found());
@@ -341,7 +379,7 @@ impl SimFile {
 impl Content for SimFile {
     fn size(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
-        state.step()?;
+        state.step(Op::Look)?;
         match &state.nodes[self.node] {
             Node::File { live, .. } => Ok(live.len() as u64),
             Node::Dir { .. } => Err(not_found()),
@@ -350,7 +388,7 @@ impl Content for SimFile {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
-        state.step()?;
+        state.step(Op::Look)?;
         let Node::File { live, .. } = &state.nodes[self.node] else { return Err(not_found()) };
         let from = live.get(offset as usize..).unwrap_or_default();
         let n = from.len().min(bytes.len());
@@ -368,7 +406,7 @@ impl Content for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        let step = state.step();
+        let step = state.step(Op::Sync);
         let power_goes = state.power_goes();
         let State { nodes, random, .. } = &mut *state;
         let Node::File { durable, dirty, .. } = &mut nodes[self.node] else {
