@@ -7,7 +7,7 @@
 use std::{fs::File, io::Write, time::Instant};
 
 use ima_log::{Bank, RecordBuf};
-use imastage_store::{EpochId, Reader, Store, check};
+use imastage_store::{EpochId, Reader, Store, check, pack};
 
 const RECORDS: u32 = 1_000_000;
 
@@ -71,6 +71,11 @@ fn growth() {
     let mut store = Store::open(dir.path()).unwrap();
     store.begin_epoch(EpochId::default(), &[Bank::Sha1, Bank::Sha256]).unwrap();
     println!("\n{:>12}{:>16}{:>16}{:>16}", "records", "open", "find an index", "PCRs at an index");
+    let each = |find: &dyn Fn(u64)| {
+        let since = Instant::now();
+        (0..FINDS).for_each(find);
+        since.elapsed() / FINDS as u32
+    };
     let mut next = 0;
     for exponent in 3..=7 {
         let len = 10u32.pow(exponent);
@@ -84,16 +89,25 @@ fn growth() {
         let reader = Reader::open(dir.path()).unwrap();
         // Spread over the list, and nowhere a multiple of anything.
         let index = |i: u64| i * 7_919 * 1_000_003 % u64::from(len);
-        let each = |find: &dyn Fn(u64)| {
-            let since = Instant::now();
-            (0..FINDS).for_each(find);
-            since.elapsed() / FINDS as u32
-        };
         let open = each(&|_| drop(Reader::open(dir.path()).unwrap()));
         let find = each(&|i| drop(reader.records(index(i)).unwrap()));
         let pcrs = each(&|i| drop(reader.running_at(index(i)).unwrap()));
         println!("{len:>12}{open:>16.1?}{find:>16.1?}{pcrs:>16.1?}");
     }
+
+    store.begin_epoch(EpochId::default(), &[Bank::Sha256]).unwrap();
+    let since = Instant::now();
+    let packing = pack(dir.path()).unwrap().remove(0);
+    let ratio = packing.before as f64 / packing.after as f64;
+    let speed = packing.before as f64 / 1e6 / since.elapsed().as_secs_f64();
+    println!(
+        "packed, checked before and read back after: {ratio:.2} times smaller, {speed:.0} MB/s"
+    );
+    let reader = Reader::open_number(dir.path(), 1).unwrap();
+    let index = |i: u64| i * 7_919 * 1_000_003 % u64::from(next);
+    let find = each(&|i| drop(reader.records(index(i)).unwrap()));
+    let pcrs = each(&|i| drop(reader.running_at(index(i)).unwrap()));
+    println!("{:>12}{:>16}{find:>16.1?}{pcrs:>16.1?}", "packed", "");
 }
 
 fn record(i: u32) -> RecordBuf {
