@@ -3,7 +3,7 @@
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help run test lab fuzz lint bench deny-tool
+.PHONY: help run test lab fuzz lint bench deny-tool deb test-deb
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
@@ -12,6 +12,7 @@ help:
 	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
 	@echo "make bench  measure"
+	@echo "make deb    a Debian package in target/debian; make test-deb installs, runs and purges one"
 
 run:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
@@ -50,3 +51,10 @@ bench:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils
 	@scripts/install-keylime || echo "keylime cannot be installed: it is left out of the comparison" >&2
 	$(CARGO) bench --workspace --locked
+
+deb:
+	@scripts/build-deb release
+
+test-deb:
+	@scripts/install-missing swtpm=swtpm systemd-analyze=systemd
+	@scripts/test-deb
