@@ -73,6 +73,7 @@ impl Debian {
         Ok(())
     }
 
+    /// apt with our own directories.
     fn apt(&self, program: &str) -> Command {
         let mut apt = Command::new(program);
         let at = |name: &str| self.dir.join(name).display().to_string();
@@ -92,4 +93,27 @@ impl Debian {
         apt.env("LC_ALL", "C");
         apt
     }
+}
+
+/// A directory of the cache, filled if it is not there: as a whole or not at all, and by one of
+/// several at once, while the others wait.
+///
+/// # Errors
+/// [`LabError`].
+pub fn once(
+    dir: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), LabError>,
+) -> Result<PathBuf, LabError> {
+    let parent = dir.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).at(parent)?;
+    let lock = File::create(parent.join(".lock")).at(parent)?;
+    lock.lock().at(parent)?;
+    if !dir.exists() {
+        let work = tempfile::tempdir_in(parent).at(parent)?;
+        let filled = work.path().join("filled");
+        fs::create_dir(&filled).at(&filled)?;
+        fill(&filled)?;
+        fs::rename(&filled, dir).at(dir)?;
+    }
+    Ok(dir.to_owned())
 }

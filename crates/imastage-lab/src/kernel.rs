@@ -1,11 +1,11 @@
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use crate::{
-    debian::Debian,
+    debian::{Debian, once},
     error::{Doing, LabError},
     process::{find, run_for_bytes},
 };
@@ -56,13 +56,7 @@ impl Kernel {
             });
         };
         let dir = cache.join("kernels").join(name);
-        fs::create_dir_all(cache).at(cache)?;
-        // One of several at once downloads, the others find it done.
-        let lock = File::create(cache.join("lock")).at(cache)?;
-        lock.lock().at(cache)?;
-        if !dir.exists() {
-            download(cache, known, &dir)?;
-        }
+        once(&dir, |filled| download(cache, known, filled))?;
         Ok(Kernel {
             name: name.to_owned(),
             image: dir.join("vmlinuz"),
@@ -80,17 +74,15 @@ fn sorted_files(dir: &Path) -> Result<Vec<PathBuf>, LabError> {
     Ok(files)
 }
 
-fn download(cache: &Path, known: &KernelName, dir: &Path) -> Result<(), LabError> {
+fn download(cache: &Path, known: &KernelName, kept: &Path) -> Result<(), LabError> {
     let debian = Debian::update(&cache.join("apt"))?;
     let package = debian.image_of(known.meta)?;
-    let work = tempfile::tempdir_in(cache).at(cache)?;
-    let unpacked = work.path().join("unpacked");
-    debian.unpack(&package, &unpacked)?;
+    let unpacked = tempfile::tempdir_in(cache).at(cache)?;
+    debian.unpack(&package, unpacked.path())?;
 
-    let kept = work.path().join("kept");
     let modules = kept.join("modules");
     fs::create_dir_all(&modules).at(&modules)?;
-    for file in sorted_files(&unpacked.join("boot"))? {
+    for file in sorted_files(&unpacked.path().join("boot"))? {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         for wanted in ["vmlinuz", "config"] {
             if name.starts_with(wanted) {
@@ -98,9 +90,9 @@ fn download(cache: &Path, known: &KernelName, dir: &Path) -> Result<(), LabError
             }
         }
     }
-    fs::write(kept.join("package"), &package).at(&kept)?;
+    fs::write(kept.join("package"), &package).at(kept)?;
     let mut available = Vec::new();
-    module_files(&unpacked.join("lib/modules"), &mut available)?;
+    module_files(&unpacked.path().join("lib/modules"), &mut available)?;
     let mut order = Vec::new();
     for name in MODULES {
         with_dependencies(name, &available, &mut order)?;
@@ -109,10 +101,7 @@ fn download(cache: &Path, known: &KernelName, dir: &Path) -> Result<(), LabError
         let path = modules.join(format!("{place:02}-{name}.ko"));
         fs::write(&path, content).at(&path)?;
     }
-    let parent = cache.join("kernels");
-    fs::create_dir_all(&parent).at(&parent)?;
-    // There as a whole or not at all.
-    fs::rename(&kept, dir).at(dir)
+    Ok(())
 }
 
 fn module_files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), LabError> {

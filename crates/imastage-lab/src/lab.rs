@@ -1,7 +1,8 @@
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -73,10 +74,17 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The `imastage` of the same build, brought up to date: this crate cannot depend on a program.
+/// The `imastage` of the same build, brought up to date if need be: this crate cannot depend on a
+/// program.
 fn imastage(lab: &Path) -> Result<PathBuf, LabError> {
     let dir = lab.canonicalize().at(lab)?;
     let dir = dir.parent().unwrap_or(Path::new("/"));
+    let program = dir.join("imastage");
+    // `cargo test --workspace` has just built it, with features that a build of its own has not.
+    let built = program.metadata().and_then(|meta| meta.modified()).unwrap_or(UNIX_EPOCH);
+    if newest_source(&workspace().join("crates"))? < built {
+        return Ok(program);
+    }
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -86,5 +94,20 @@ fn imastage(lab: &Path) -> Result<PathBuf, LabError> {
         build.arg("--target-dir").arg(target);
     }
     run(&mut build)?;
-    Ok(dir.join("imastage"))
+    Ok(program)
+}
+
+/// When a source file of any crate but this one was last changed.
+fn newest_source(dir: &Path) -> Result<SystemTime, LabError> {
+    let mut newest = UNIX_EPOCH;
+    for entry in fs::read_dir(dir).at(dir)? {
+        let path = entry.at(dir)?.path();
+        let extension = path.extension().unwrap_or_default();
+        if path.is_dir() && !path.ends_with("imastage-lab") {
+            newest = newest.max(newest_source(&path)?);
+        } else if extension == "rs" || extension == "toml" {
+            newest = newest.max(path.metadata().and_then(|meta| meta.modified()).at(&path)?);
+        }
+    }
+    Ok(newest)
 }

@@ -3,7 +3,7 @@
 //! A [`Machine`] is one guest. Its first process is this crate's own program, which does what the host
 //! asks over a virtio-serial port ([`wire`]); so a [`scenario`] is ordinary code on the host, and
 //! verdicts are made where the evidence arrives, across the border of the machine.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod ask;
 mod cpio;

@@ -1,6 +1,5 @@
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::Command,
@@ -13,7 +12,7 @@ use crate::{
     guest::SHELL,
     initramfs::{self, Programs},
     kernel::Kernel,
-    process::{Running, find, tail},
+    process::{Running, bound, tail},
     wire::{self, Answer, Ask},
 };
 
@@ -69,7 +68,7 @@ pub struct Machine {
     console: PathBuf,
     release: String,
     // Removed last.
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// How a program in the guest ended.
@@ -112,13 +111,11 @@ impl Machine {
         qemu.arg(format!("socket,id=lab,path={}", socket.display()));
         qemu.args(["-device", &format!("virtserialport,chardev=lab,name={}", wire::PORT)]);
         let said = dir.path().join("qemu");
-        qemu.stdout(File::create(&said).at(&said)?);
-        qemu.stderr(File::options().append(true).open(&said).at(&said)?);
-        let mut qemu = Running::start(&mut qemu)?;
+        let mut qemu = Running::start(&mut qemu, &said)?;
 
         let link = accept(&listener, &mut qemu, &said)?;
         link.set_read_timeout(Some(LOOK)).at(&socket)?;
-        let mut machine = Machine { qemu, swtpm, link, console, release: String::new(), _dir: dir };
+        let mut machine = Machine { qemu, swtpm, link, console, release: String::new(), dir };
         machine.greeted()?;
         Ok(machine)
     }
@@ -132,6 +129,15 @@ impl Machine {
     pub fn console(&self) -> String {
         let bytes = fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The file system the guest began with.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn initramfs(&self) -> Result<Vec<u8>, LabError> {
+        let path = self.dir.path().join("initramfs");
+        fs::read(&path).at(&path)
     }
 
     /// Asks the guest, with bytes that go with the question.
@@ -226,7 +232,7 @@ fn qemu(
     tpm: Option<&Path>,
     word: &str,
 ) -> Result<Command, LabError> {
-    let mut qemu = Command::new(find("qemu-system-x86_64", "qemu-system-x86")?);
+    let mut qemu = bound("qemu-system-x86_64", "qemu-system-x86")?;
     // Hardware virtualisation may be there and hang.
     qemu.args(["-accel", "tcg", "-smp", "1", "-nodefaults", "-nic", "none", "-m"]);
     qemu.arg(plan.memory.to_string());
@@ -261,13 +267,11 @@ fn start_swtpm(dir: &Path, plan: &Plan) -> Result<(Option<Running>, Option<PathB
     let state = state.canonicalize().at(&state)?;
     let socket = dir.join("swtpm");
     let log = dir.join("swtpm.log");
-    let mut swtpm = Command::new(find("swtpm", "swtpm")?);
+    let mut swtpm = bound("swtpm", "swtpm")?;
     swtpm.args(["socket", "--tpm2", "--terminate", "--tpmstate"]);
     swtpm.arg(format!("dir={}", state.display()));
     swtpm.arg("--ctrl").arg(format!("type=unixio,path={}", socket.display()));
-    swtpm.stdout(File::create(&log).at(&log)?);
-    swtpm.stderr(File::options().append(true).open(&log).at(&log)?);
-    let mut running = Running::start(&mut swtpm)?;
+    let mut running = Running::start(&mut swtpm, &log)?;
     let since = Instant::now();
     while !socket.exists() {
         if running.ended().doing("swtpm")?.is_some() || since.elapsed() > PATIENCE {

@@ -1,5 +1,7 @@
 use std::{
+    fs::File,
     io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -51,25 +53,32 @@ pub fn run_for_bytes(command: &mut Command) -> Result<Vec<u8>, LabError> {
     Err(LabError::Program { program: line, status: output.status, said: tail(&said, 20) })
 }
 
-/// A program that runs as long as this lives, and dies with the thread that started it, however
-/// that ends.
+/// A command that dies with the thread that starts it, however that ends. Arguments may follow.
+///
+/// # Errors
+/// [`LabError::Missing`].
+pub fn bound(program: &str, package: &str) -> Result<Command, LabError> {
+    let mut bound = Command::new(find("setpriv", "util-linux")?);
+    bound.args(["--pdeathsig", "KILL", "--"]).arg(find(program, package)?);
+    Ok(bound)
+}
+
+/// A program that runs as long as this lives.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
 }
 
 impl Running {
-    /// Starts it in a process group of its own: Ctrl-C is for us.
+    /// Starts it in a process group of its own: Ctrl-C is for us. What it says goes into a file.
     ///
     /// # Errors
     /// [`LabError`].
-    pub fn start(command: &mut Command) -> Result<Running, LabError> {
-        use std::os::unix::process::CommandExt;
-
-        let mut bound = Command::new(find("setpriv", "util-linux")?);
-        bound.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program());
-        bound.args(command.get_args()).process_group(0).stdin(Stdio::null());
-        Ok(Running { child: bound.spawn().doing(line(command))? })
+    pub fn start(command: &mut Command, said: &Path) -> Result<Running, LabError> {
+        let out = File::create(said).at(said)?;
+        let err = out.try_clone().at(said)?;
+        command.process_group(0).stdin(Stdio::null()).stdout(out).stderr(err);
+        Ok(Running { child: command.spawn().doing(line(command))? })
     }
 
     /// How it ended, if it has.

@@ -65,6 +65,15 @@ pub enum Ask {
         /// The attribute's name.
         name: String,
     },
+    /// Tell the public halves of the TPM's endorsement and attestation keys: [`Answer::Identity`].
+    Identify,
+    /// Read a credential's secret with those keys: [`Answer::Bytes`].
+    Activate {
+        /// Contents of a TPM2B_ID_OBJECT.
+        blob: Vec<u8>,
+        /// Contents of a TPM2B_ENCRYPTED_SECRET.
+        seed: Vec<u8>,
+    },
     /// Mount a file system: [`Answer::Done`].
     Mount {
         /// The device.
@@ -73,6 +82,15 @@ pub enum Ask {
         target: String,
         /// Its kind.
         kind: String,
+    },
+    /// Load a kernel to be gone over to: [`Answer::Done`].
+    LoadKernel {
+        /// The kernel's file.
+        kernel: String,
+        /// Its first file system's.
+        initramfs: String,
+        /// Its command line.
+        command_line: String,
     },
     /// Write everything to the disks and turn the machine off. Not answered.
     PowerOff,
@@ -127,6 +145,13 @@ pub enum Answer {
         code: i32,
         /// How many of the bytes are standard output's.
         stdout: usize,
+    },
+    /// The TPM's keys, each a TPMT_PUBLIC.
+    Identity {
+        /// The endorsement key.
+        endorsement: Vec<u8>,
+        /// The attestation key.
+        attestation: Vec<u8>,
     },
     /// A program runs.
     Started {

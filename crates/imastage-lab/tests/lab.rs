@@ -42,6 +42,10 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    follow: "follow";
+    attest: "attest";
+    restart: "restart";
+    kexec: "kexec";
     awkward: "awkward";
     signed: "signed";
     templates: "templates";

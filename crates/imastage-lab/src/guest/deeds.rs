@@ -12,15 +12,16 @@ use std::{
     time::Instant,
 };
 
+use imastage_tpm::{AttestationKey, Credential, EndorsementKey, Endpoint, KeyKind, Tpm};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    guest::{measuring::Measuring, mount_at, named, read_all},
+    guest::{kexec::load_kernel, measuring::Measuring, mount_at, named, read_all},
     wire::{Answer, Ask, Program},
 };
 
 const LIST: &str = "/sys/kernel/security/ima";
-const TPM: &str = "/sys/class/tpm/tpm0";
+const PCRS: &str = "/sys/class/tpm/tpm0";
 
 /// Does what the host asks, and keeps what runs meanwhile.
 #[derive(Default)]
@@ -88,9 +89,25 @@ impl Deeds {
                 rustix::fs::setxattr(path, name, bytes, rustix::fs::XattrFlags::empty())?;
                 Ok((Answer::Done, Vec::new()))
             }
+            Ask::Identify => {
+                let (_, endorsement, attestation) = keys()?;
+                let endorsement = endorsement.public_area().to_bytes();
+                let attestation = attestation.public_area().to_bytes();
+                Ok((Answer::Identity { endorsement, attestation }, Vec::new()))
+            }
+            Ask::Activate { blob, seed } => {
+                let (mut tpm, endorsement, attestation) = keys()?;
+                let credential = Credential { blob, seed };
+                let secret = tpm.activate_credential(&endorsement, &attestation, &credential);
+                Ok((Answer::Bytes { micros: 0 }, secret.map_err(io::Error::other)?))
+            }
             Ask::Mount { source, target, kind } => {
                 fs::create_dir_all(&target)?;
                 mount_at(&source, &target, &kind)?;
+                Ok((Answer::Done, Vec::new()))
+            }
+            Ask::LoadKernel { kernel, initramfs, command_line } => {
+                load_kernel(Path::new(&kernel), Path::new(&initramfs), &command_line)?;
                 Ok((Answer::Done, Vec::new()))
             }
             Ask::PowerOff | Ask::Reboot | Ask::Kexec => Ok((Answer::Done, Vec::new())),
@@ -178,19 +195,28 @@ fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
 
 /// `BANK INDEX HEX` lines; `None` without a TPM.
 fn pcrs() -> io::Result<Option<String>> {
-    if !Path::new(TPM).exists() {
+    if !Path::new(PCRS).exists() {
         return Ok(None);
     }
     let mut lines = String::new();
     for bank in ["sha1", "sha256", "sha384", "sha512"] {
         for pcr in 0..24 {
-            let path = format!("{TPM}/pcr-{bank}/{pcr}");
+            let path = format!("{PCRS}/pcr-{bank}/{pcr}");
             let value =
                 fs::read_to_string(&path).map_err(|error| named(Path::new(&path), error))?;
             lines.push_str(&format!("{bank} {pcr} {}\n", value.trim().to_lowercase()));
         }
     }
     Ok(Some(lines))
+}
+
+/// The TPM's keys, those of the service; the kernel's resource manager removes them with the connection.
+fn keys() -> io::Result<(Tpm, EndorsementKey, AttestationKey)> {
+    let mut tpm =
+        Tpm::connect(&Endpoint::Device("/dev/tpmrm0".into())).map_err(io::Error::other)?;
+    let endorsement = tpm.endorsement_key(KeyKind::EccP256).map_err(io::Error::other)?;
+    let attestation = tpm.attestation_key(KeyKind::EccP256).map_err(io::Error::other)?;
+    Ok((tpm, endorsement, attestation))
 }
 
 fn micros(since: Instant) -> u64 {

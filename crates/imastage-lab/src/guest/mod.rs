@@ -1,6 +1,7 @@
 //! The first process of a guest: it makes the machine usable and does what the host asks.
 
 mod deeds;
+mod kexec;
 mod measuring;
 
 use std::{

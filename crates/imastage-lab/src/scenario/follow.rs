@@ -33,10 +33,6 @@ pub fn follow(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     report.saw("records", &status["records"]);
     report.saw("measured in the background", meanwhile.count);
 
-    for line in ["cat /run/view/ascii_runtime_measurements | wc -c", "cat /run/view/ascii_runtime_measurements | wc -c", "ls -la /run/view","cat /run/view/binary_runtime_measurements | wc -c","tail -2 /sys/kernel/security/ima/ascii_runtime_measurements", "dmesg | tail -3"] {
-        let ran = machine.run("/bin/busybox", &["sh", "-c", &line.replace("wc", "busybox wc").replace("tail", "busybox tail")])?;
-        eprintln!("{line}: {}{}", String::from_utf8_lossy(&ran.stdout), ran.stderr);
-    }
     let before = machine.snapshot()?;
     let seen = read_view(&mut machine, &before)?;
     let after = machine.snapshot()?;

@@ -1,7 +1,11 @@
 //! What is tried on real kernels, each with a verdict.
 
+mod attest;
 mod capture;
+mod follow;
 mod replays;
+mod restart;
+mod service;
 mod signed;
 mod templates;
 
@@ -29,7 +33,27 @@ pub struct Report {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 4] = [
+pub const SCENARIOS: [Scenario; 8] = [
+    Scenario {
+        name: "follow",
+        about: "the service follows a stock kernel: store and view are its list, byte for byte",
+        run: follow::follow,
+    },
+    Scenario {
+        name: "attest",
+        about: "evidence from the guest, verified on this side, anchored in the endorsement key",
+        run: attest::attest,
+    },
+    Scenario {
+        name: "restart",
+        about: "a reset begins an epoch and keeps the old one; the plug pulled at random moments",
+        run: restart::restart,
+    },
+    Scenario {
+        name: "kexec",
+        about: "kexec without IMA_KEXEC: the kernel forgets, the store can still attest",
+        run: restart::kexec,
+    },
     Scenario {
         name: "awkward",
         about: "violations, odd names, critical data: all files of the list, replayed to all banks",

@@ -87,6 +87,11 @@ pub struct Replayed {
 
 /// Replays the whole list to PCR 10 of every bank.
 pub fn replay(snapshot: &Snapshot) -> Result<Replayed, LabError> {
+    replay_list(snapshot.list(), snapshot)
+}
+
+/// Replays another list, to the end, to the PCR 10 of a snapshot.
+pub fn replay_list(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
     let targets = ima_pcrs(snapshot)?;
     let mut search = PrefixSearch::new(IMA_PCR);
     for target in &targets {
@@ -94,7 +99,7 @@ pub fn replay(snapshot: &Snapshot) -> Result<Replayed, LabError> {
     }
     let mut records = 0;
     let mut violations = 0;
-    for record in parsed(snapshot.list(), Bank::Sha1)? {
+    for record in parsed(list, Bank::Sha1)? {
         search.push(&record);
         records += 1;
         violations += u64::from(record.is_violation());
