@@ -21,6 +21,7 @@ use crate::{
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     several(target, note)?;
     copies(target, note)?;
+    lent(target, note)?;
     inherited(target, note)?;
     anew(target, note)?;
     killed(target, note)
@@ -64,6 +65,35 @@ fn copies(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     note.expect("a writer's one file was closed by another thread: O_RDONLY", "ok", got);
     let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::OtherProcess));
     note.expect("a writer's one file was closed by another thread: O_RDWR", "ok", got);
+    Ok(())
+}
+
+/// Who has the descriptor may use it, but is no writer for that.
+fn lent(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    target.empty()?;
+    target.at_least(3)?;
+    let requests: &[String] = &if target.dialect().stages() {
+        vec!["A\n".into(), "D\n".into()]
+    } else {
+        vec![target.number_request(0)?]
+    };
+    // Where a trimmed list is flushed, nothing is granted.
+    let granted = target.dialect().stages() || target.deletes_by_number();
+    let file = hold(target, target.writable(), OFlags::RDWR)?;
+    let (answers, opens) = thread::scope(|scope| {
+        let borrower = scope.spawn(|| {
+            let ask = |request: &String| Ok((&file).write(request.as_bytes())?);
+            let answers: Vec<Answer<usize>> = requests.iter().map(ask).collect();
+            (answers, target.open(target.writable(), OFlags::RDWR).map(drop))
+        });
+        borrower.join().map_err(|_| Trouble("a thread ended".into()))
+    })?;
+    for (request, answer) in requests.iter().zip(answers) {
+        let expected = if granted { "ok" } else { "EINVAL" };
+        let case = format!("another thread writes {request:?} through a writer's descriptor");
+        note.expect(case, expected, told(&answer));
+    }
+    note.expect("another thread that writes so opens O_RDWR", "EBUSY", told(&opens));
     Ok(())
 }
 

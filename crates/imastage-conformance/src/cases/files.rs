@@ -1,6 +1,9 @@
 //! Names, kinds and modes of the files.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+};
 
 use ima_log::Bank;
 use ima_securityfs::Dialect;
@@ -38,6 +41,13 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     note.expect(format!("{there}: kind, mode, size"), "file 660 0", kind(target, there));
     let found = fs::symlink_metadata(target.path(absent)).is_ok();
     note.expect(format!("there is no {absent}"), "none", if found { "one" } else { "none" });
+    if rustix::process::geteuid().is_root() {
+        for name in [CURRENT, there, COUNT, VIOLATIONS] {
+            let meta = fs::symlink_metadata(target.path(name));
+            let owner = meta.map(|meta| format!("{}:{}", meta.uid(), meta.gid()));
+            note.expect(format!("{name}: owner"), "0:0", owner.unwrap_or_default());
+        }
+    }
     unchanged(target, note)
 }
 

@@ -184,6 +184,11 @@ fn open_already(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble>
     let why = "another user writes to an open file";
     let got = as_nobody(NOBODY, CapabilitySet::empty(), || ask("x\n"))?;
     note.expect(format!("{why}: no request"), "EINVAL", told(&got));
+    if !trims {
+        target.add(1)?;
+        let got = as_nobody(NOBODY, CapabilitySet::empty(), || ask("A\n"))?;
+        note.expect(format!("{why}: a request"), "ok", told(&got));
+    }
     // Who lost the capability can close all the same.
     without(CapabilitySet::SYS_ADMIN, move || {
         drop::<File>(held);

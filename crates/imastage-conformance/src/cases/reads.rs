@@ -294,6 +294,15 @@ fn tails(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.must(STAGED, "A\n")?;
     let rest = before.get(part..first + second).unwrap_or_default();
     stale(note, "a record read in part, then \"A\\n\": the next read", rest, &read_on(&mut file)?);
+    target.add(5)?;
+    let seen = records(&read_on(&mut file)?)?;
+    let all = records(&read_anew(&mut file)?)?;
+    note.holds(
+        "and 5 new ones, without lseek: it goes on at the 3rd",
+        seen.len() >= 3 && all.get(2..).is_some_and(|rest| rest.starts_with(&seen)),
+        "the 3rd and those after it",
+        format!("{} of {} records, or others", seen.len(), all.len()),
+    );
     drop(file);
 
     // Another batch in the place of the one that was read in part.
