@@ -175,3 +175,82 @@ fn no_index() -> io::Error {
 fn damaged(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        disk::{Disk, Mode},
+        sim::SimDisk,
+    };
+
+    /// Bytes that can be packed a little, as records can.
+    fn content(size: usize) -> Vec<u8> {
+        (0..size as u64)
+            .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (56 + i % 5)) as u8)
+            .collect()
+    }
+
+    fn packed(content: &[u8]) -> (Arc<dyn Content>, u64) {
+        let disk = SimDisk::new(1);
+        let file = |name: &str| disk.open(Path::new(name), Mode::Create).unwrap();
+        let (plain, to) = (file("/plain"), file("/packed"));
+        plain.write_all(content, 0).unwrap();
+        let size = pack(plain.as_ref(), to.as_ref()).unwrap();
+        assert_eq!(size, to.size().unwrap());
+        (to, size)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn any_part_reads_as_it_was(
+            size in prop_oneof![0..9usize, BLOCK - 2..BLOCK + 2, 0..3 * BLOCK],
+            parts in prop::collection::vec((any::<prop::sample::Index>(), 0..2 * BLOCK), 1..6),
+        ) {
+            let content = content(size);
+            let packed = Packed::open(packed(&content).0).unwrap();
+            prop_assert_eq!(packed.size().unwrap(), size as u64);
+            let packed: &dyn Content = &packed;
+            for (from, len) in parts {
+                let from = from.index(size + 2);
+                let mut found = vec![0; len];
+                let read = packed.read_up_to(&mut found, from as u64).unwrap();
+                let expected = content.get(from..).unwrap_or_default();
+                prop_assert!(found[..read] == expected[..len.min(expected.len())]);
+            }
+        }
+
+        /// What was altered is refused, whoever made the index' CRC right again.
+        #[test]
+        fn what_is_altered_is_never_taken_for_the_segment(
+            at in any::<prop::sample::Index>(),
+            bit in 0..8u8,
+            in_index in any::<bool>(),
+        ) {
+            let content = content(BLOCK + 7_000);
+            let (file, size) = packed(&content);
+            let index = index_len(2);
+            let at = at.index(if in_index { index } else { size as usize });
+            let mut byte = [0];
+            file.read_at(&mut byte, at as u64).unwrap();
+            file.write_all(&[byte[0] ^ (1 << bit)], at as u64).unwrap();
+            let mut head = vec![0; index];
+            file.read_up_to(&mut head, 0).unwrap();
+            let crc = crc32fast::hash(&head[16..36]).to_le_bytes();
+            file.write_all(&crc, 36).unwrap();
+            let mut found = vec![0; content.len() + 1];
+            let read = Packed::open(file).and_then(|packed| {
+                let packed: &dyn Content = &packed;
+                packed.read_up_to(&mut found, 0)
+            });
+            // Bytes of a gzip header that mean nothing may be anything.
+            prop_assert!(read.is_err() || found[..content.len()] == content);
+        }
+    }
+}

@@ -203,6 +203,12 @@ fn damage(disk: &SimDisk) -> Vec<Damage> {
     damage
 }
 
+/// What is wrong with the checkpoints of the latest epoch; those of others nobody makes whole.
+fn stale(disk: &SimDisk) -> Vec<Damage> {
+    let latest = files::latest_epoch(disk, Path::new(STATE)).unwrap().unwrap();
+    check_epoch_on(disk, Path::new(STATE), latest).unwrap().checkpoints
+}
+
 /// What is held, as one can read it; each record has a name of its own, and a digest of that.
 fn names(held: &Held) -> String {
     let name = |record: &Vec<u8>| {
@@ -265,6 +271,7 @@ fn survives(disk: &SimDisk, life: &mut Life, what: &str) {
     }
     assert_eq!(names(&read(disk)), names(&life.held), "{what}, going on");
     assert_eq!(self::damage(disk), [], "{what}, going on");
+    assert_eq!(stale(disk), [], "{what}, going on");
 }
 
 /// Operations of a whole life on a disk that works.
@@ -435,6 +442,7 @@ fn outlives(trouble: Trouble, at: u64, count: u64) {
     disk.restart();
     drop(open(&disk).unwrap());
     assert_eq!(kept(&read(&disk)), kept(&life.held), "{what}, and a power cut");
+    assert_eq!(stale(&disk), [], "{what}, and a power cut");
 }
 
 #[test]
@@ -456,4 +464,30 @@ fn readers_do_not_see_what_a_failed_commit_left() {
         life.step(&disk, &Step::Batch(1)).unwrap();
         assert_eq!(read(&disk), life.held);
     }
+}
+
+#[test]
+fn a_checkpoint_that_could_not_be_written_is_written_with_the_next_commit() {
+    let mut passed_over = 0;
+    for at in 0.. {
+        let disk = SimDisk::new(at);
+        let mut life = Life::new();
+        for step in [Step::Open, Step::Epoch, Step::Batch(2)] {
+            life.step(&disk, &step).unwrap();
+        }
+        let begin = disk.operations();
+        let trouble = Trouble::Broken;
+        disk.set_faults(&[Fault::Trouble { at: begin + at, count: 1, trouble }]);
+        let committed = life.step(&disk, &Step::Batch(4));
+        if begin + at >= disk.operations() {
+            break;
+        }
+        disk.set_faults(&[]);
+        if committed.is_ok() {
+            passed_over += 1;
+            life.step(&disk, &Step::Batch(1)).unwrap();
+            assert_eq!(stale(&disk), [], "operation {at}");
+        }
+    }
+    assert!(passed_over >= 2);
 }
