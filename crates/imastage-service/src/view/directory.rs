@@ -4,14 +4,13 @@ use std::{
     collections::HashMap,
     ffi::OsStr,
     io,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fuser::{
-    FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen,
+    FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
 };
 use ima_log::Bank;
 use ima_securityfs::{Dialect, FileName, Kind, directory};
@@ -36,24 +35,47 @@ pub(super) struct Directory {
     tree: Arc<Tree>,
     listing: Arc<Listing>,
     waiting: mpsc::Sender<Waiting>,
-    /// What each open file that holds a number showed when it was last read from the start.
-    numbers: Arc<Mutex<HashMap<u64, String>>>,
-    next_handle: Mutex<u64>,
+    open: Arc<OpenFiles>,
 }
 
-/// A request that is answered after a drain.
+/// A request that one thread answers, so that the kernel hears of sizes in their order.
 pub(super) enum Waiting {
-    /// How large is it, and so on.
-    Attr(INodeNo, ReplyAttr),
-    /// The number in it.
-    Number(FileName, Numbers, u32, ReplyData),
+    /// What is this file? That needs no drain; all others do.
+    Entry(INodeNo, ReplyEntry),
+    /// How large is it, and so on; which open file was asked, if one was.
+    Attr(INodeNo, Option<u64>, ReplyAttr),
+    /// The number in it, at most so many bytes.
+    Number(FileName, u64, u32, ReplyData),
 }
 
-/// Where the answer to a read of a number is kept for the reads that follow.
-pub(super) struct Numbers {
-    kept: Arc<Mutex<HashMap<u64, String>>>,
-    handle: u64,
+/// What is remembered of open files, by their handles.
+#[derive(Default)]
+pub(super) struct OpenFiles(Mutex<Handles>);
+
+#[derive(Default)]
+struct Handles {
+    last: u64,
+    numbers: HashMap<u64, String>,
+    chases: HashMap<u64, Chase>,
 }
+
+/// One who reads on to the end, and finds that there is more each time.
+struct Chase {
+    /// The size that was told last, how much of it was new, when, and how many times in a row it had
+    /// grown.
+    size: u64,
+    new: u64,
+    told: Instant,
+    grown: u32,
+}
+
+/// While records come faster than drains go, a file would never end. Who saw it grow this often in a
+/// row, and asks again as soon as it can have read what was new, is still at the same reading: it has
+/// all that was there when it began, and is told so. A quote takes longer than this.
+const MOST_CHASED: u32 = 4;
+const AT_ONCE: Duration = Duration::from_millis(5);
+/// How long a slow reader takes for a byte.
+const BYTE: Duration = Duration::from_nanos(20);
 
 /// The inode of the first file; the directory's is 1.
 const FIRST_INODE: u64 = 2;
@@ -145,7 +167,12 @@ impl Directory {
         listing: Arc<Listing>,
         waiting: mpsc::Sender<Waiting>,
     ) -> Directory {
-        Directory { tree, listing, waiting, numbers: Arc::default(), next_handle: Mutex::new(1) }
+        Directory { tree, listing, waiting, open: Arc::default() }
+    }
+
+    /// What is remembered of open files.
+    pub(super) fn open_files(&self) -> Arc<OpenFiles> {
+        Arc::clone(&self.open)
     }
 
     fn queue(&self, request: Waiting) {
@@ -154,12 +181,37 @@ impl Directory {
     }
 }
 
-impl Numbers {
-    /// Answers a read from the start.
-    pub(super) fn answer(self, text: String, size: u32, reply: ReplyData) {
-        reply.data(&text.as_bytes()[..text.len().min(size as usize)]);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.insert(self.handle, text);
+impl OpenFiles {
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file's size was told after a drain.
+    pub(super) fn told_size(&self, handle: u64, size: u64) {
+        let mut handles = self.handles();
+        let chase = handles.chases.entry(handle).or_insert_with(|| Chase::new(size));
+        chase.grown = if size > chase.size { chase.grown + 1 } else { 0 };
+        chase.new = size.saturating_sub(chase.size);
+        (chase.size, chase.told) = (size, Instant::now());
+    }
+
+    /// Whether a file is at its end by now, as far as the one who reads it can tell.
+    fn has_caught_up(&self, handle: u64) -> bool {
+        self.handles().chases.get(&handle).is_some_and(|chase| {
+            let new = u32::try_from(chase.new).unwrap_or(u32::MAX);
+            chase.grown >= MOST_CHASED && chase.told.elapsed() < AT_ONCE + BYTE * new
+        })
+    }
+
+    /// A number was read from the start; reads that follow go on in the same text.
+    pub(super) fn told_number(&self, handle: u64, text: String) {
+        self.handles().numbers.insert(handle, text);
+    }
+}
+
+impl Chase {
+    fn new(size: u64) -> Chase {
+        Chase { size, new: 0, told: Instant::now(), grown: 0 }
     }
 }
 
@@ -180,18 +232,28 @@ impl Filesystem for Directory {
             }
             _ => None,
         };
-        match at.and_then(|at| self.tree.attr(INodeNo(FIRST_INODE + at as u64))) {
-            Some(attr) => reply.entry(&TTL, &attr, Generation(0)),
+        match at {
+            Some(at) => self.queue(Waiting::Entry(INodeNo(FIRST_INODE + at as u64), reply)),
             None => reply.error(fuser::Errno::ENOENT),
         }
     }
 
     /// The kernel asks before it says that a file ends, before a seek to the end, for `stat` and at
     /// `open`: in short, whenever someone is about to know how far the list goes.
-    fn getattr(&self, _: &fuser::Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        _: &fuser::Request,
+        inode: INodeNo,
+        handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let handle = handle.map(u64::from);
         match self.tree.file(inode) {
-            Some(file) if matches!(file.kind(), Kind::File) => {
-                self.queue(Waiting::Attr(inode, reply));
+            Some(file)
+                if matches!(file.kind(), Kind::File)
+                    && !handle.is_some_and(|handle| self.open.has_caught_up(handle)) =>
+            {
+                self.queue(Waiting::Attr(inode, handle, reply));
             }
             _ => match self.tree.attr(inode) {
                 Some(attr) => reply.attr(&TTL, &attr),
@@ -208,16 +270,14 @@ impl Filesystem for Directory {
     }
 
     fn open(&self, _: &fuser::Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.tree.file(inode).map(Shown::of) {
-            // No handle: what a file shows is the same for all who have it open.
-            Some(Some(_)) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-            Some(None) => {
-                let mut next = self.next_handle.lock().unwrap_or_else(PoisonError::into_inner);
-                reply.opened(FileHandle(*next), FopenFlags::FOPEN_DIRECT_IO);
-                *next += 1;
-            }
-            None => reply.error(fuser::Errno::ENOENT),
-        }
+        let flags = match self.tree.file(inode).map(Shown::of) {
+            Some(Some(_)) => FopenFlags::FOPEN_KEEP_CACHE,
+            Some(None) => FopenFlags::FOPEN_DIRECT_IO,
+            None => return reply.error(fuser::Errno::ENOENT),
+        };
+        let mut handles = self.open.handles();
+        handles.last += 1;
+        reply.opened(FileHandle(handles.last), flags);
     }
 
     fn read(
@@ -243,11 +303,10 @@ impl Filesystem for Directory {
         }
         let handle = u64::from(handle);
         if offset == 0 {
-            let numbers = Numbers { kept: Arc::clone(&self.numbers), handle };
-            return self.queue(Waiting::Number(file, numbers, size, reply));
+            return self.queue(Waiting::Number(file, handle, size, reply));
         }
-        let kept = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = kept.get(&handle).map_or(&[][..], |text| text.as_bytes());
+        let handles = self.open.handles();
+        let text = handles.numbers.get(&handle).map_or(&[][..], |text| text.as_bytes());
         let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..)).unwrap_or_default();
         reply.data(&rest[..rest.len().min(size as usize)]);
     }
@@ -262,8 +321,9 @@ impl Filesystem for Directory {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        numbers.remove(&u64::from(handle));
+        let mut handles = self.open.handles();
+        handles.numbers.remove(&u64::from(handle));
+        handles.chases.remove(&u64::from(handle));
         reply.ok();
     }
 

@@ -1,16 +1,14 @@
 //! How the view's files come to be longer: drain, look, tell the kernel, answer who waited.
 
 use std::{
-    io,
     sync::{Arc, mpsc},
     time::Duration,
 };
 
-use fuser::Notifier;
+use fuser::{Generation, Notifier};
 
 use super::{
-    directory::{Tree, Waiting},
-    index::Mark,
+    directory::{OpenFiles, Tree, Waiting},
     listing::Listing,
 };
 use crate::service::Shared;
@@ -19,6 +17,7 @@ use crate::service::Shared;
 pub(super) struct Growth {
     pub(super) tree: Arc<Tree>,
     pub(super) listing: Arc<Listing>,
+    pub(super) open: Arc<OpenFiles>,
     pub(super) shared: Arc<Shared>,
     pub(super) notifier: Notifier,
     /// Why the list could not be drained or looked at, as it was last logged.
@@ -40,7 +39,9 @@ impl Growth {
     pub(super) fn run(mut self, inbox: &mpsc::Receiver<Waiting>) {
         while let Ok(first) = inbox.recv() {
             let waiting: Vec<Waiting> = std::iter::once(first).chain(inbox.try_iter()).collect();
-            self.catch_up();
+            if !waiting.iter().all(|request| matches!(request, Waiting::Entry(..))) {
+                self.catch_up();
+            }
             for request in waiting {
                 self.answer(request);
             }
@@ -64,62 +65,53 @@ impl Growth {
         }
     }
 
-    /// Readers are told of growth by storing it in the kernel's cache, which makes files longer at
-    /// once. The answer to their own question how long a file is would come too late: the kernel
-    /// holds it to be older than the notice that the last page's cached content, with nothing behind
-    /// the old end, is not true any more. Reads that are under way are waited for; another thread
-    /// answers them.
+    /// Of what it has cached of a file, the last page is wrong now: there is nothing behind the old
+    /// end. So it is told to read that anew, and what it reads has the new records already. Then it
+    /// is told the new size, by storing the file's last byte: after being told to forget something,
+    /// it does not believe the answer to a question that it asked before. Reads that are under way
+    /// are waited for; another thread answers them.
     fn tell_kernel(&self, new_epoch: bool) {
         let (told, end) = (self.tree.told(), self.listing.end());
-        if new_epoch {
-            for (inode, _) in self.tree.lists() {
-                // A length of 0: all that is behind.
-                self.noted(self.notifier.inval_inode(inode, 0, 0));
-            }
-        } else if told == end {
+        if told == end && !new_epoch {
             return;
         }
-        let from = if new_epoch { Mark::default() } else { told };
-        self.store_growth(&from, &end);
-        self.tree.tell(end);
-        // Who looked a file up in between was told the old length, and the kernel with it.
-        self.store_growth(&from, &end);
-    }
-
-    /// Stores the end of what was the last page, and what is in the last page now; what is between
-    /// is in no cache.
-    fn store_growth(&self, told: &Mark, end: &Mark) {
         for (inode, shown) in self.tree.lists() {
-            let (old_end, new_end) = (told.offset(shown), end.offset(shown));
-            let page_end = old_end.next_multiple_of(PAGE).min(new_end);
-            let last = page_end.max(new_end.saturating_sub(1) / PAGE * PAGE);
-            for (from, to) in [(old_end, page_end), (last, new_end)] {
-                // No more than a page.
-                let size = usize::try_from(to.saturating_sub(from)).unwrap_or(0);
-                let store = |bytes: &[u8]| self.noted(self.notifier.store(inode, from, bytes));
-                if size > 0
-                    && let Err(error) = self.listing.read(shown, from, size, store)
-                {
-                    tracing::error!("the view cannot show what it grew by: {error}");
-                }
+            let old_end = if new_epoch { 0 } else { told.offset(shown) };
+            let page = old_end - old_end % PAGE;
+            // A length of 0: all that is behind.
+            let forgot = self.notifier.inval_inode(inode, i64::try_from(page).unwrap_or(0), 0);
+            let last = [end.last_byte(shown)];
+            let result = forgot.and_then(|()| match end.offset(shown).checked_sub(1) {
+                Some(at) => self.notifier.store(inode, at, &last),
+                None => Ok(()),
+            });
+            if let Err(error) = result {
+                tracing::warn!(%error, "the kernel does not take that a file of the view grew");
             }
         }
-    }
-
-    fn noted(&self, result: io::Result<()>) {
-        if let Err(error) = result {
-            tracing::warn!(%error, "the kernel does not take that a file of the view grew");
-        }
+        self.tree.tell(end);
     }
 
     fn answer(&self, request: Waiting) {
         match request {
-            Waiting::Attr(inode, reply) => match self.tree.attr(inode) {
-                Some(attr) => reply.attr(&TTL, &attr),
+            Waiting::Entry(inode, reply) => match self.tree.attr(inode) {
+                Some(attr) => reply.entry(&TTL, &attr, Generation(0)),
                 None => reply.error(fuser::Errno::ENOENT),
             },
-            Waiting::Number(file, numbers, size, reply) => {
-                numbers.answer(self.tree.number(file), size, reply);
+            Waiting::Attr(inode, handle, reply) => match self.tree.attr(inode) {
+                Some(attr) => {
+                    if let Some(handle) = handle {
+                        self.open.told_size(handle, attr.size);
+                    }
+                    reply.attr(&TTL, &attr);
+                }
+                None => reply.error(fuser::Errno::ENOENT),
+            },
+            Waiting::Number(file, handle, size, reply) => {
+                let text = self.tree.number(file);
+                // Kept first: whoever has the answer may read on at once.
+                self.open.told_number(handle, text.clone());
+                reply.data(&text.as_bytes()[..text.len().min(size as usize)]);
             }
         }
     }

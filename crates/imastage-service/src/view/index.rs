@@ -21,6 +21,8 @@ pub(super) struct Mark {
     binary: u64,
     /// Their bytes in the ASCII file of the sha1 bank.
     ascii: u64,
+    /// The byte before it in binary files.
+    last: u8,
 }
 
 /// Marks at regular distances, from the first record to the last, for all files at once: files of
@@ -65,6 +67,14 @@ impl Mark {
         }
     }
 
+    /// The byte before it in a file: a line of ASCII ends with a newline.
+    pub(super) fn last_byte(&self, shown: Shown) -> u8 {
+        match shown.form {
+            Form::Binary => self.last,
+            Form::Ascii => b'\n',
+        }
+    }
+
     /// Goes on to behind `record`. `line` is for use meanwhile.
     pub(super) fn pass(&mut self, record: &Record<'_>, line: &mut Vec<u8>) {
         line.clear();
@@ -73,6 +83,7 @@ impl Mark {
         self.violations += u64::from(record.is_violation());
         self.binary += record.as_bytes().len() as u64;
         self.ascii += line.len() as u64;
+        self.last = record.as_bytes().last().copied().unwrap_or_default();
     }
 }
 

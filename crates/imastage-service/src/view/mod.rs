@@ -81,11 +81,13 @@ impl View {
         let (waiting, inbox) = mpsc::channel();
         let directory = Directory::new(Arc::clone(&tree), Arc::clone(&listing), waiting);
 
+        let open = directory.open_files();
         let failed = |error| ViewError::Fuse { path: mount.to_owned(), error };
         let session = fuser::spawn_mount(directory, mount, &options()).map_err(failed)?;
         let notifier = session.notifier();
         let mut view = View { session: Some(session), growth: None, mount: mount.to_owned() };
-        let growth = Growth { tree, listing, shared: Arc::clone(shared), notifier, said: None };
+        let growth =
+            Growth { tree, listing, open, shared: Arc::clone(shared), notifier, said: None };
         let spawned = thread::Builder::new().name("view".into()).spawn(move || growth.run(&inbox));
         view.growth = Some(spawned.map_err(failed)?);
         Ok(view)
