@@ -260,68 +260,76 @@ fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
 /// A read that ends within a record leaves the rest of it for the next one, whatever becomes of
 /// the record.
 fn tails(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    let stale = |note: &mut Recorder, case: &str, expected: &[u8], got: &[u8]| {
-        note.holds(
-            case,
-            expected == got,
-            format!("the {} bytes that are left", expected.len()),
-            format!("{} bytes", got.len()),
-        );
-    };
-    // Staged, read in part, deleted.
-    target.empty()?;
-    target.add(3)?;
-    let mut file = open(target, STAGED, OFlags::RDWR)?;
-    ask(&mut file, "A\n")?;
-    let batch = read_anew(&mut file)?;
-    let (first, second) = match &*records(&batch)? {
+    let name = "a record read in part, then \"D\\n\": the next read";
+    note.quiet(name, "the rest of it, then nothing", || {
+        target.empty()?;
+        target.add(3)?;
+        let mut file = open(target, STAGED, OFlags::RDWR)?;
+        ask(&mut file, "A\n")?;
+        let rest = read_in_part(&mut file)?;
+        ask(&mut file, "D\n")?;
+        let got = read_on(&mut file)?;
+        Ok(is(got == rest, "the rest of it, then nothing", got.len()))
+    })?;
+    let name = "a record read in part, then \"A\\n\": the next read";
+    note.quiet(name, "the rest of it, then nothing", || {
+        target.empty()?;
+        target.add(3)?;
+        let mut file = open(target, CURRENT, OFlags::RDWR)?;
+        let rest = read_in_part(&mut file)?;
+        target.must(STAGED, "A\n")?;
+        let got = read_on(&mut file)?;
+        Ok(is(got == rest, "the rest of it, then nothing", got.len()))
+    })?;
+    let name = "a record read in part, then \"A\\n\" and 5 new ones: the next read";
+    note.quiet(name, "the rest of it, then from the 3rd on", || {
+        target.empty()?;
+        target.add(3)?;
+        let mut file = open(target, CURRENT, OFlags::RDWR)?;
+        let rest = read_in_part(&mut file)?;
+        target.must(STAGED, "A\n")?;
+        target.add(5)?;
+        let got = read_on(&mut file)?;
+        let expected = followed(rest, &read_anew(&mut file)?);
+        Ok(is(got == expected, "the rest of it, then from the 3rd on", got.len()))
+    })?;
+    let name = "a record read in part, then \"D\\n\" and another batch: the next read";
+    note.quiet(name, "the rest of it, then from the 3rd on", || {
+        target.empty()?;
+        target.add(3)?;
+        let mut file = open(target, STAGED, OFlags::RDWR)?;
+        ask(&mut file, "A\n")?;
+        let rest = read_in_part(&mut file)?;
+        ask(&mut file, "D\n")?;
+        target.add(6)?;
+        ask(&mut file, "A\n")?;
+        let got = read_on(&mut file)?;
+        let expected = followed(rest, &read_anew(&mut file)?);
+        Ok(is(got == expected, "the rest of it, then from the 3rd on", got.len()))
+    })
+}
+
+fn is(so: bool, what: &str, len: usize) -> String {
+    if so { what.to_owned() } else { format!("{len} other bytes") }
+}
+
+/// Reads the first record and half of the second; gives the rest of that.
+fn read_in_part(file: &mut File) -> Result<Vec<u8>, Trouble> {
+    let all = read_anew(file)?;
+    let (first, second) = match &*records(&all)? {
         [first, second, ..] => (first.len(), second.len()),
-        _ => return Err(Trouble("fewer than 2 of 3 records are staged".into())),
+        _ => return Err(Trouble("there are fewer than 2 of 3 records".into())),
     };
     let part = first + second / 2;
-    take(&mut file, part)?;
-    ask(&mut file, "D\n")?;
-    let rest = batch.get(part..first + second).unwrap_or_default();
-    stale(note, "a record read in part, then \"D\\n\": the next read", rest, &read_on(&mut file)?);
-    note.expect("and then: bytes", 0, read_on(&mut file)?.len());
+    take(file, part)?;
+    Ok(all.get(part..first + second).unwrap_or_default().to_vec())
+}
 
-    // Current, read in part, staged; the file goes on at the record after those it gave.
-    drop(file);
-    target.add(3)?;
-    let mut file = open(target, CURRENT, OFlags::RDWR)?;
-    let before = read_anew(&mut file)?;
-    take(&mut file, part)?;
-    target.must(STAGED, "A\n")?;
-    let rest = before.get(part..first + second).unwrap_or_default();
-    stale(note, "a record read in part, then \"A\\n\": the next read", rest, &read_on(&mut file)?);
-    target.add(5)?;
-    let seen = records(&read_on(&mut file)?)?;
-    let all = records(&read_anew(&mut file)?)?;
-    note.holds(
-        "and 5 new ones, without lseek: it goes on at the 3rd",
-        seen.len() >= 3 && all.get(2..).is_some_and(|rest| rest.starts_with(&seen)),
-        "the 3rd and those after it",
-        format!("{} of {} records, or others", seen.len(), all.len()),
-    );
-    drop(file);
-
-    // Another batch in the place of the one that was read in part.
-    target.empty()?;
-    target.add(3)?;
-    let mut file = open(target, STAGED, OFlags::RDWR)?;
-    ask(&mut file, "A\n")?;
-    let batch = read_anew(&mut file)?;
-    take(&mut file, part)?;
-    ask(&mut file, "D\n")?;
-    target.add(6)?;
-    ask(&mut file, "A\n")?;
-    let got = read_on(&mut file)?;
-    let other = read_anew(&mut file)?;
-    let skipped: usize = parse(&other).unwrap_or_default().iter().take(2).map(Vec::len).sum();
-    let mut expected = batch.get(part..first + second).unwrap_or_default().to_vec();
-    expected.extend_from_slice(other.get(skipped..).unwrap_or_default());
-    stale(note, "and another batch, without lseek: its 3rd record follows", &expected, &got);
-    ask(&mut file, "D\n")
+/// `rest`, and of another list what comes after its second record.
+fn followed(mut rest: Vec<u8>, list: &[u8]) -> Vec<u8> {
+    let skipped = parse(list).unwrap_or_default().iter().take(2).map(Vec::len).sum::<usize>();
+    rest.extend_from_slice(list.get(skipped..).unwrap_or_default());
+    rest
 }
 
 /// Reads so many bytes, by one read(2).
