@@ -50,4 +50,5 @@ scenarios! {
     signed: "signed";
     templates: "templates";
     no_tpm: "no-tpm";
+    doctor: "doctor";
 }

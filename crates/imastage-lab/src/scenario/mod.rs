@@ -2,6 +2,8 @@
 
 mod attest;
 mod capture;
+mod cost;
+mod doctor;
 mod follow;
 mod replays;
 mod restart;
@@ -33,7 +35,7 @@ pub struct Report {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 8] = [
+pub const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "follow",
         about: "the service follows a stock kernel: store and view are its list, byte for byte",
@@ -70,6 +72,16 @@ pub const SCENARIOS: [Scenario; 8] = [
         run: templates::variants,
     },
     Scenario { name: "no-tpm", about: "a machine without a TPM", run: templates::no_tpm },
+    Scenario {
+        name: "doctor",
+        about: "imastage doctor names what is true of the kernel, and what makes it unfit",
+        run: doctor::doctor,
+    },
+    Scenario {
+        name: "cost",
+        about: "figures: reading a long list, what the service costs the measuring path (minutes)",
+        run: cost::cost,
+    },
 ];
 
 impl Report {
