@@ -256,6 +256,12 @@ impl Writing {
         }
         let path = files::segment_path(&self.dir, segment);
         let file = self.disk.open(&path, Mode::Write);
+        let packed = files::packed_path(&self.dir, segment);
+        if file.is_err() && self.disk.open(&packed, Mode::Read).is_ok() {
+            let why = "the segment was packed because a later epoch was there, which is gone; to go \
+                       on with this one unpack its segments (gunzip)";
+            return Err(StoreError::Damaged { path: packed, offset: 0, why: why.to_owned() });
+        }
         let file = file.map_err(|error| files::unopened(path.clone(), error, records - 1))?;
         let size = file.size().at(&path, "look at")?;
         if size < segment_len {

@@ -166,3 +166,21 @@ fn a_policy_takes_the_oldest_and_never_the_open_epoch() {
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
+
+#[test]
+fn an_epoch_that_was_packed_and_is_the_latest_again_can_be_unpacked() {
+    let dir = tempdir().unwrap();
+    let (state, records) = large_epoch(&dir);
+    pack(&state).unwrap();
+    fs::remove_dir_all(state.join("epochs/0002")).unwrap();
+    let error = Store::open(&state).unwrap_err().to_string();
+    assert!(error.contains("gunzip"), "{error}");
+    for path in with_extension(&state.join("epochs/0001"), "gz") {
+        assert!(Command::new("gunzip").arg(path).status().unwrap().success());
+    }
+    let mut store = Store::open(&state).unwrap();
+    store.append(&record(7).record()).unwrap();
+    store.commit().unwrap();
+    assert_eq!(store.len(), records.len() as u64 + 1);
+    assert_eq!(check_epoch(&state, 1).unwrap().damage, []);
+}
