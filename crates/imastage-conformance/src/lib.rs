@@ -70,6 +70,8 @@ pub struct Options<'a> {
     pub machine: Option<&'a Machine<'a>>,
     /// Whether records that are in the list may be deleted: they are lost to every verifier.
     pub destructive: bool,
+    /// Whether the kernel should measure what it does itself: only that is tried then.
+    pub critical_data: bool,
     /// Whether to try also what leaves the files of Linux 7.2 locked until the next boot.
     pub hazards: bool,
     /// Runs the groups of one rule only, such as `1.4`.
@@ -170,9 +172,7 @@ pub fn run(options: &Options<'_>, each: &mut dyn FnMut(&Group)) -> Result<Counts
 }
 
 /// The groups of one rule, or all.
-fn groups(options: &Options<'_>) -> impl Iterator<Item = &'static cases::Part> {
-    let (rule, dialect) = (options.rule.map(str::to_owned), options.dialect);
-    let (flush, hazards) = (options.duplicates == Duplicates::Flush, options.hazards);
-    let parts = cases::PARTS.iter().filter(move |part| part.is_of(dialect, flush, hazards));
-    parts.filter(move |part| rule.as_ref().is_none_or(|rule| rule == part.rule))
+fn groups<'a>(options: &'a Options<'_>) -> impl Iterator<Item = &'static cases::Part> + 'a {
+    let of_rule = move |part: &&cases::Part| options.rule.is_none_or(|rule| rule == part.rule);
+    cases::PARTS.iter().filter(|part| part.is_of(options)).filter(of_rule)
 }

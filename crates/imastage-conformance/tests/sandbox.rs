@@ -29,6 +29,7 @@ struct Run {
     destructive: bool,
     hazards: Vec<Hazard>,
     try_hazards: bool,
+    critical_data: bool,
 }
 
 impl Run {
@@ -42,6 +43,7 @@ impl Run {
             destructive: true,
             hazards: Vec::new(),
             try_hazards: false,
+            critical_data: false,
         }
     }
 }
@@ -61,6 +63,9 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
         dialect: of.dialect,
         duplicates: of.duplicates,
         hazards: of.hazards.clone(),
+        critical_data: of.critical_data,
+        // Where all else is well, records of others come in between, as on any machine.
+        watch: of.fault.is_none(),
         ..Config::new(&mount, of.tpm.clone())
     };
     let sandbox = Sandbox::start_with(&config, of.fault).unwrap();
@@ -87,6 +92,7 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
         violate: Some(&violate),
         machine: Some(&machine),
         destructive: of.destructive,
+        critical_data: of.critical_data,
         hazards: of.try_hazards,
         rule: of.rule,
     };
@@ -125,6 +131,13 @@ fn the_sandbox_passes_however_duplicates_are_kept() {
         for (duplicates, least) in [(Duplicates::Flush, flushed), (Duplicates::Off, kept)] {
             passes(&Run { duplicates, ..Run::of(dialect) }, least);
         }
+    }
+}
+
+#[test]
+fn the_sandbox_passes_where_it_measures_its_own_doing() {
+    for (dialect, least) in [(Dialect::Linux72, 9), (Dialect::V4, 9), (Dialect::Trim, 15)] {
+        passes(&Run { critical_data: true, ..Run::of(dialect) }, least);
     }
 }
 
@@ -197,7 +210,14 @@ fn every_fault_is_caught_by_a_case_that_names_it() {
             Fault::FlushTakesN => Duplicates::Flush,
             _ => Duplicates::Detect,
         };
-        let of = Run { fault: Some(*fault), rule, duplicates, ..Run::of(fault.dialect()) };
+        let critical_data = *fault == Fault::TrimToldLate;
+        let of = Run {
+            fault: Some(*fault),
+            rule,
+            duplicates,
+            critical_data,
+            ..Run::of(fault.dialect())
+        };
         let Some(result) = conform(&of) else { return };
         let (counts, groups) = result.unwrap();
         let failures = failures(&groups);
@@ -383,6 +403,7 @@ fn case_of(fault: Fault) -> &'static str {
             "1.4 T one too large: N beyond all: expected ESTALE del=0, got ENOENT del=0"
         }
         Fault::DownTrims => "1.8 current records, suspended, measure: N=2: expected ESTALE, got ok",
+        Fault::TrimToldLate => "1.10 T:4 is measured last: expected after ",
         Fault::PositionIgnored => r#"1.3 "D\n" after a read: expected EINVAL, got ok:2"#,
         Fault::WriteMoves => r#"1.3 "D\n" right after A: expected ok:2, got EINVAL"#,
         Fault::OriginalTakesN => {

@@ -199,6 +199,8 @@ faults! {
     MissingFirst = "missing-first",
     /// Dialect trim: a machine that goes down trims.
     DownTrims = "down-trims",
+    /// Dialect trim: the record of a trim tells the total after it.
+    TrimToldLate = "trim-told-late",
     /// Dialect trim: the log takes A.
     TrimLogStages = "trim-log-stages",
 }
@@ -225,6 +227,7 @@ impl Fault {
             | Fault::TrimLogForAll
             | Fault::TrimNothingRefused
             | Fault::MissingFirst
+            | Fault::TrimToldLate
             | Fault::DownTrims
             | Fault::TrimLogStages => Dialect::Trim,
             _ => Dialect::Linux72,

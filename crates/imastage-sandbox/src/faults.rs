@@ -285,6 +285,11 @@ impl Faults {
         }
     }
 
+    /// The total that the record of a trim tells.
+    pub(crate) fn told_total(self, trimmed: u64, n: u64) -> u64 {
+        if self.has(Fault::TrimToldLate) { trimmed + n } else { trimmed }
+    }
+
     /// How many bytes of a granted request were written.
     pub(crate) fn written(self, len: u32) -> u32 {
         if self.has(Fault::ShortWrite) { 1 } else { len }

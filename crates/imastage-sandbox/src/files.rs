@@ -208,7 +208,7 @@ impl Files {
             Request::Trim { trimmed, n } => {
                 drop(list.trim(trimmed, n).map_err(refused_trim)?);
                 if n > 0 {
-                    self.machine.ima().note_trim(trimmed);
+                    self.machine.ima().note_trim(self.faults.told_total(trimmed, n));
                 }
                 Ok(())
             }

@@ -3,6 +3,7 @@
 mod calls;
 mod concurrent;
 mod counters;
+mod critical_data;
 mod descriptors;
 mod duplicates;
 mod files;
@@ -16,9 +17,11 @@ mod requests;
 mod trim;
 mod write;
 
+use ima_list::Duplicates;
 use ima_securityfs::Dialect;
 
 use crate::{
+    Options,
     report::Recorder,
     target::{Target, Trouble},
 };
@@ -44,6 +47,8 @@ enum Of {
     Staging,
     V4,
     Trim,
+    /// The kernel measures what it does itself.
+    Critical,
     /// Linux 7.2's lock keeps books that can go wrong.
     Hazards,
 }
@@ -66,6 +71,7 @@ pub(crate) const PARTS: &[Part] = &[
     part("1.6", "what the counters show", counters::cases, Of::Deleting),
     part("1.7", "what is measured twice", duplicates::cases, Of::Deleting),
     part("1.8", "a machine that goes down", going_down::cases, Of::Deleting),
+    part("1.10", "what a kernel measures of its own doing", critical_data::cases, Of::Critical),
     part("1.9", "two descriptors of a writer", hazards::cases, Of::Hazards),
 ];
 
@@ -74,15 +80,21 @@ const fn part(rule: &'static str, title: &'static str, cases: Cases, of: Of) -> 
 }
 
 impl Part {
-    pub(crate) fn is_of(&self, dialect: Dialect, flush: bool, hazards: bool) -> bool {
-        let trims = dialect == Dialect::Trim;
+    pub(crate) fn is_of(&self, options: &Options<'_>) -> bool {
+        let (dialect, trims) = (options.dialect, options.dialect == Dialect::Trim);
+        let flush = options.duplicates == Duplicates::Flush;
+        if options.critical_data {
+            // A list is never empty where trimming it adds a record.
+            return matches!(self.of, Of::Critical) && !(trims && flush);
+        }
         match self.of {
             Of::Every => true,
             Of::Deleting => !(trims && flush),
             Of::Staging => dialect.stages(),
             Of::V4 => dialect == Dialect::V4,
             Of::Trim => trims && !flush,
-            Of::Hazards => hazards && dialect == Dialect::Linux72,
+            Of::Critical => false,
+            Of::Hazards => options.hazards && dialect == Dialect::Linux72,
         }
     }
 }

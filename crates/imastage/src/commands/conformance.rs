@@ -46,13 +46,18 @@ pub struct Args {
     /// machine again before it is rebooted.
     #[arg(long)]
     destructive: bool,
+    /// Expect that the kernel measures kexec and trimming, as with a policy rule for CRITICAL_DATA.
+    /// Runs only the cases of that (1.10).
+    #[arg(long)]
+    critical_data: bool,
     /// Try also what goes wrong in Linux 7.2 when a writer has two descriptors: the list is locked
     /// against writers afterwards, until the machine boots again.
     #[arg(long)]
     hazards: bool,
     /// Run only the cases of one rule, by its number in all dialects: 1.1 files and system calls,
     /// 1.2 who may open what when, 1.3 what a write may say, 1.4 requests in every state, 1.5 reads,
-    /// 1.6 counters, 1.7 duplicates, 1.8 a machine that goes down, 1.9 hazards.
+    /// 1.6 counters, 1.7 duplicates, 1.8 a machine that goes down, 1.9 hazards, 1.10 what a
+    /// kernel measures of its own doing.
     #[arg(long)]
     rule: Option<String>,
     /// A shell command that has one file measured, with {} for its path. Without it a sandbox is
@@ -89,6 +94,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         violate: is_sandbox.then_some(&*violate),
         machine: is_sandbox.then_some(&*machine),
         destructive: args.destructive,
+        critical_data: args.critical_data,
         hazards: args.hazards,
         rule: args.rule.as_deref(),
     };
