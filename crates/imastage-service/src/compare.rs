@@ -20,6 +20,8 @@ pub struct Comparison {
     boundary: u64,
     /// The first `boot_aggregate` but the epoch's own, of the records of this drain.
     rebooted: Option<u64>,
+    /// Where the kernel's own count tells that others deleted records, and how many.
+    gap: Option<(u64, u64)>,
     is_asked: bool,
 }
 
@@ -28,8 +30,8 @@ pub struct Comparison {
 pub struct Circumstances {
     /// Nobody can delete records of this list.
     pub nobody_deletes: bool,
-    /// How many records others deleted since the last drain, where that is known.
-    pub deleted_by_others: Option<u64>,
+    /// Others who delete records are noticed by more than the PCR: see [`Comparison::gap`].
+    pub gaps_are_seen: bool,
     /// Who has the list's files open, in words; empty if nobody is seen.
     pub holders: String,
 }
@@ -45,6 +47,7 @@ impl Comparison {
             in_step,
             boundary: 0,
             rebooted: None,
+            gap: None,
             is_asked: false,
         }
     }
@@ -82,7 +85,8 @@ impl Comparison {
     /// Whether a drain that ended now would find that store and TPM part.
     pub fn is_apart(&self) -> bool {
         let agrees = |records| self.banks.apart(records).is_empty();
-        self.is_asked && !self.has_parted() && !self.banks.agreed().is_some_and(agrees)
+        let is_apart = self.is_asked && !self.banks.agreed().is_some_and(agrees);
+        !self.has_parted() && (self.gap.is_some() || is_apart)
     }
 
     /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
@@ -102,6 +106,11 @@ impl Comparison {
         self.boundary = self.banks.records();
     }
 
+    /// Says that others deleted `count` records that would have come next.
+    pub fn gap(&mut self, count: u64) {
+        self.gap = self.gap.or(Some((self.banks.records(), count)));
+    }
+
     /// Takes records that were stored.
     pub fn push(&mut self, records: &[Record<'_>]) {
         for (at, record) in (self.banks.records()..).zip(records) {
@@ -119,6 +128,10 @@ impl Comparison {
         circumstances: &Circumstances,
         now: impl FnOnce() -> Result<Option<Vec<Digest>>, E>,
     ) -> Result<Option<Parting>, E> {
+        if self.gap.is_some() && !self.has_parted() {
+            // Sooner or later the PCR will show it.
+            return Ok(Some(self.part(Vec::new(), circumstances)));
+        }
         if !self.is_asked || self.has_parted() {
             // Once something is missing, no later PCR of this epoch can be reached.
             return Ok(None);
@@ -165,22 +178,21 @@ impl Comparison {
         // that were taken together follow what was stored, or where earlier ones did since the
         // TPM last agreed.
         let (boundary, end) = (self.boundary, self.banks.records());
-        let Circumstances { nobody_deletes, deleted_by_others, holders } = circumstances;
+        let Circumstances { nobody_deletes, gaps_are_seen, holders } = circumstances;
         let unlogged = "PCR 10 was extended here and no record tells with what";
         let missing = "records are missing here: someone else deleted them";
-        let (cause, before, mut text) = match (self.rebooted, deleted_by_others) {
+        let (cause, before, mut text) = match (self.gap, self.rebooted) {
+            (Some((at, count)), _) => (Cause::Missing, at, format!("{missing} ({count} records)")),
             // One bank alone has nothing to do with records.
             _ if !apart.is_empty() => (Cause::UnloggedExtend, end, unlogged.to_owned()),
             // A kernel that gets no list, or not all of it, begins its own behind what it got.
-            (Some(boot), _) => {
+            (None, Some(boot)) => {
                 let text = "records are missing here: another kernel was started, by kexec, and it \
                             did not get them";
                 (Cause::LostAtKexec, boot, text.to_owned())
             }
-            (None, Some(0)) => (Cause::UnloggedExtend, end, unlogged.to_owned()),
-            (None, _) if *nobody_deletes => (Cause::UnloggedExtend, end, unlogged.to_owned()),
-            (None, Some(n)) => {
-                (Cause::Missing, boundary, format!("{missing} ({n} since the last drain)"))
+            (None, None) if *nobody_deletes || *gaps_are_seen => {
+                (Cause::UnloggedExtend, end, unlogged.to_owned())
             }
             (None, None) => {
                 let text = format!(
@@ -190,6 +202,10 @@ impl Comparison {
                 (Cause::MissingOrUnloggedExtend, boundary, text)
             }
         };
+        let after = match self.gap {
+            Some((at, _)) => at,
+            None => self.in_step,
+        };
         if !apart.is_empty() {
             let names: Vec<String> = apart.iter().map(ToString::to_string).collect();
             text += &format!(" (bank {} alone)", names.join(", "));
@@ -197,8 +213,7 @@ impl Comparison {
         if !holders.is_empty() {
             text += &format!("; the list's files are open in {holders}");
         }
-        let parting =
-            Parting { after: self.in_step.checked_sub(1), before, cause, time: now(), text };
+        let parting = Parting { after: after.checked_sub(1), before, cause, time: now(), text };
         self.verdict = Verdict::Parted(parting.clone());
         parting
     }

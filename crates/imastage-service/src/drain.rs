@@ -27,9 +27,11 @@ pub struct Drainer {
     tpm_error: Option<String>,
     /// How many of the list's first records are stored already; `None` until that is known.
     stored_in_list: Option<u64>,
-    /// How many records were deleted from the list when this was last looked at, by anybody, and
-    /// since then by this.
-    deletions: Option<(u64, u64)>,
+    /// How many records the list's kernel had up to the last one that was taken, where it tells.
+    position: Option<u64>,
+    /// Whether that is known since store and TPM were last in step: then nobody can have deleted
+    /// anything unnoticed.
+    counts_since_step: bool,
     /// How many current records there were when everything in the list was copied, if that was the
     /// last thing that was done.
     copied: Option<u64>,
@@ -93,7 +95,8 @@ impl Drainer {
             read_pcrs,
             tpm_error: None,
             stored_in_list: None,
-            deletions: None,
+            position: None,
+            counts_since_step: false,
             copied: None,
         }
     }
@@ -196,6 +199,9 @@ impl Drainer {
         comparison.push(new);
         round.stored += new.len() as u64;
         self.copied = Some(waiting);
+        // What is stored now may be deleted by anybody.
+        self.position = None;
+        self.counts_since_step = false;
         self.judge()
     }
 
@@ -208,7 +214,7 @@ impl Drainer {
         let mut bytes = Vec::new();
         let batch = source.take(&mut |chunk| bytes.extend_from_slice(chunk))?;
         let Some(batch) = batch else { return Ok(false) };
-        let was_pending = batch.was_pending();
+        let (was_pending, position) = (batch.was_pending(), batch.position());
         let records = parse(&bytes)?;
         let Some(count) = NonZeroU64::new(records.len() as u64) else { return Ok(false) };
 
@@ -222,7 +228,15 @@ impl Drainer {
                 return Err(DrainError::Moved);
             }
         }
+        // Before the first record of an epoch there is nothing that a kernel could have deleted.
+        let taken = self.position.or(store.is_empty().then_some(0));
         keep(store, new)?;
+        if let (Some(taken), Some(found)) = (taken, position)
+            && found > taken
+        {
+            comparison.gap(found - taken);
+        }
+        self.position = position.map(|position| position + count.get());
         let deleted = batch.delete(count);
         round.holds.push(since.elapsed());
         // Nobody waits for this, so it comes last.
@@ -237,7 +251,6 @@ impl Drainer {
         if is_freed {
             round.deleted += count.get();
             round.deleted_bytes += bytes.len() as u64;
-            self.deletions = self.deletions.map(|(seen, own)| (seen, own + count.get()));
         }
         self.stored_in_list = Some(stored - skip);
         Ok(was_pending)
@@ -259,15 +272,17 @@ impl Drainer {
     }
 
     fn judge(&mut self) -> Result<(), DrainError> {
-        let trimmed = self.source.trimmed()?;
-        let deleted_by_others = match (trimmed, self.deletions) {
-            (Some(now), Some((seen, own))) => Some(now.saturating_sub(seen + own)),
-            _ => None,
-        };
-        self.deletions = trimmed.map(|now| (now, 0));
+        let deleted = self.source.trimmed()?;
+        // Where nothing is left, no batch tells.
+        if let (Some(taken), Some(deleted)) = (self.position, deleted)
+            && deleted > taken
+        {
+            self.comparison.gap(deleted - taken);
+            self.position = Some(deleted);
+        }
         let circumstances = Circumstances {
             nobody_deletes: self.source.dialect() == Dialect::Follow,
-            deleted_by_others,
+            gaps_are_seen: self.counts_since_step,
             holders: self.others(),
         };
         let Drainer { read_pcrs, comparison, store, .. } = self;
@@ -289,6 +304,7 @@ impl Drainer {
                 text: parting.text,
             })?;
         }
+        self.counts_since_step = self.position.is_some();
         Ok(())
     }
 

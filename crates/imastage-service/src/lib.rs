@@ -19,6 +19,8 @@ mod holds;
 mod memory;
 mod place;
 mod service;
+#[cfg(test)]
+mod survival;
 mod view;
 pub mod wire;
 

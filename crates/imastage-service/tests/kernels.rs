@@ -271,7 +271,7 @@ fn what_others_delete_is_missing_between_these_indexes() {
             let before = if cause == Cause::UnloggedExtend { BOOT + 6 } else { BOOT + 4 };
             assert_eq!(parting.before, before, "{dialect}");
             if cause == Cause::Missing {
-                assert!(parting.text.contains("(3 since"), "{}", parting.text);
+                assert!(parting.text.contains("(3 records)"), "{}", parting.text);
             }
             // It is the same after a restart, and nothing else is lost or doubled.
             let kept = machine.kept();

@@ -64,7 +64,7 @@ pub trait Source: Send {
     /// How it is talked to.
     fn dialect(&self) -> Dialect;
 
-    /// How many records were ever deleted from it, whoever did it, where the dialect tells
+    /// How many records its kernel has deleted, whoever asked for it, where the dialect tells
     /// ([`Dialect::Trim`]).
     ///
     /// # Errors
@@ -95,6 +95,12 @@ pub trait Batch {
     /// Whether someone had staged them before: then there may be newer ones, which are not in this
     /// batch, from before it was taken.
     fn was_pending(&self) -> bool;
+
+    /// How many records its kernel had before the first one of the batch, where the dialect tells
+    /// ([`Dialect::Trim`]): if that is more than had been taken, others deleted the rest.
+    fn position(&self) -> Option<u64> {
+        None
+    }
 
     /// Deletes the records, of which there are `records`, and no others.
     ///

@@ -117,6 +117,10 @@ impl Batch for TrimBatch<'_> {
         false
     }
 
+    fn position(&self) -> Option<u64> {
+        Some(self.total + u64::from(self.trim.left.is_some()))
+    }
+
     fn delete(self: Box<Self>, records: NonZeroU64) -> Result<(), SourceError> {
         let TrimBatch { trim, total, bytes } = *self;
         let left = trim.left.take();
