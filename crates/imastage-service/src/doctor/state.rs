@@ -84,6 +84,10 @@ pub(super) fn examine_growth(
     const YEAR: u64 = 365;
     let check = "state.space";
     let (Some(list), Ok(space)) = (list, rustix::fs::statvfs(existing(state))) else { return };
+    if space.f_blocks == 0 {
+        // It has no size: ramfs, of which is said enough already.
+        return;
+    }
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let in_list = list.bytes;
     if free < in_list.saturating_mul(2) {
