@@ -3,11 +3,12 @@
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help run test lab fuzz lint bench deny-tool deb test-deb
+.PHONY: help run test soak lab fuzz lint bench deny-tool deb test-deb
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
 	@echo "make test   run every test"
+	@echo "make soak   ten million records through the service: memory and cost stay flat (minutes)"
 	@echo "make lab    every scenario on real kernels, in QEMU"
 	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
@@ -27,6 +28,10 @@ test:
 	$(CARGO) test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-corpus --locked
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p ima-list --test loom --release --target-dir target/loom --locked
 	$(CARGO) build --manifest-path tests/no-std/Cargo.toml --target-dir target/no-std --locked
+
+# IMASTAGE_SOAK_RECORDS says how many.
+soak:
+	$(CARGO) test --release -p imastage-service --test soak --locked -- --ignored --nocapture
 
 # Kernels are downloaded once, into target/lab. KERNEL=6.12 for another one.
 lab:

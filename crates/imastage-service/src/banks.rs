@@ -31,18 +31,22 @@ const RECENT: usize = 64;
 impl Banks {
     /// PCRs as a TPM reset leaves them.
     pub fn new(banks: &[Bank]) -> Banks {
-        let banks = banks.iter().map(|bank| BankReplay {
-            bank: *bank,
-            // In the sha1 bank the two are the same.
-            replays: match bank {
-                Bank::Sha1 => vec![Replay::new(*bank, Extend::Own)],
-                _ => [Extend::Own, Extend::Sha1Padded].map(|e| Replay::new(*bank, e)).to_vec(),
-            },
-            recent: VecDeque::new(),
-            target: None,
-            found: None,
+        let replays = banks.iter().map(|bank| match bank {
+            // The two are the same.
+            Bank::Sha1 => vec![Replay::new(*bank, Extend::Own)],
+            _ => [Extend::Own, Extend::Sha1Padded].map(|e| Replay::new(*bank, e)).to_vec(),
         });
-        Banks { banks: banks.collect(), records: 0 }
+        Banks::resume(replays.collect(), 0)
+    }
+
+    /// PCRs after `records` records: for each bank the ways to extend it that are possible.
+    pub fn resume(banks: Vec<Vec<Replay>>, records: u64) -> Banks {
+        let banks = banks.into_iter().filter_map(|replays| {
+            let bank = replays.first()?.value().bank();
+            let recent = VecDeque::new();
+            Some(BankReplay { bank, replays, recent, target: None, found: None })
+        });
+        Banks { banks: banks.collect(), records }
     }
 
     /// How many records were replayed.

@@ -128,6 +128,10 @@ impl Comparison {
         circumstances: &Circumstances,
         now: impl FnOnce() -> Result<Option<Vec<Digest>>, E>,
     ) -> Result<Option<Parting>, E> {
+        if matches!(self.verdict, Verdict::Altered { .. }) {
+            // This time it was read as it was measured.
+            self.verdict = Verdict::Unchecked;
+        }
         if self.gap.is_some() && !self.has_parted() {
             // Sooner or later the PCR will show it.
             return Ok(Some(self.part(Vec::new(), circumstances)));

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ima_log::Bank;
+use ima_log::{Bank, Extend, Replay};
 use imastage_source::Source;
 use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
@@ -114,7 +114,7 @@ impl Service {
         let damage = damage(&config.state)?;
         let parted = parted(&config.state)?;
         let banks = match &attester {
-            Some(attester) => replay(&config.state, attester.banks())?,
+            Some(attester) => replayed(&config.state, &store, attester.banks()),
             None => Banks::new(&[]),
         };
 
@@ -286,14 +286,25 @@ fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<u64, St
     Ok(store.epoch().map_or(0, |epoch| epoch.number))
 }
 
-/// Replays what is stored in every bank of the TPM. Linear in the records.
-fn replay(state: &Path, banks: &[Bank]) -> Result<Banks, StoreError> {
-    let mut banks = Banks::new(banks);
-    let mut cursor = Reader::open(state)?.records(0)?;
-    while let Some(record) = cursor.next_record()? {
-        banks.push(&[record]);
-    }
-    Ok(banks)
+/// Replays what is stored in every bank of the TPM. Linear in the records. If they cannot be read
+/// any more, as many banks are known as the store keeps.
+fn replayed(state: &Path, store: &Store, banks: &[Bank]) -> Banks {
+    let all = || -> Result<Banks, StoreError> {
+        let mut replays = Banks::new(banks);
+        let mut cursor = Reader::open(state)?.records(0)?;
+        while let Some(record) = cursor.next_record()? {
+            replays.push(&[record]);
+        }
+        Ok(replays)
+    };
+    all().unwrap_or_else(|error| {
+        tracing::error!("not all banks of the TPM can be compared: {error}");
+        let kept = banks.iter().filter_map(|bank| {
+            let value = store.running(*bank)?;
+            Some(vec![Replay::resume(value, Extend::Own)])
+        });
+        Banks::resume(kept.collect(), store.len())
+    })
 }
 
 /// Reads everything that is stored again, and says in words what is damaged.

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::{
+    fs::File,
+    io::Write,
     num::NonZeroU64,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -191,11 +194,15 @@ fn what_cannot_be_read_is_neither_stored_nor_deleted() {
             assert_eq!(left, 5, "{flavour:?}");
             let status = service.status();
             assert!(status.since_start.last_error.unwrap().contains(said));
+            // The one that was altered stays so until it was read well.
+            let is_altered = matches!(status.verdict, Verdict::Altered { index: 9, .. });
+            assert!(is_altered, "{flavour:?}: {:?}", status.verdict);
         }
         // When the list is well again it goes on by itself.
         service.drain().unwrap();
         scene.assert_complete();
         assert_eq!(service.status().since_start.last_error, None);
+        assert_eq!(service.status().verdict, Verdict::Unchecked);
     }
 }
 
@@ -225,6 +232,65 @@ fn a_deletion_that_fails_doubles_nothing_whether_it_was_done_or_not() {
             assert_eq!(activity.already_stored, if done { 0 } else { 3 }, "{flavour:?}");
         }
     }
+}
+
+/// A small file system for the state directory.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None`, loudly, where it cannot be had.
+    fn mount(at: &Path) -> Option<SmallDisk> {
+        std::fs::create_dir_all(at).unwrap();
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(at).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk(at.to_owned())),
+            other => {
+                eprintln!("SKIPPED: a tmpfs cannot be mounted (as root it can): {other:?}");
+                None
+            }
+        }
+    }
+
+    fn remount(&self, options: &str) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,{options}")]).arg(&self.0);
+        assert!(mount.status().unwrap().success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_stops_deleting_and_when_it_does_again_it_goes_on() {
+    let mut scene = Scene::new();
+    let Some(disk) = SmallDisk::mount(&scene.state()) else { return };
+    let service = scene.start(Flavour::Stage);
+    scene.add(100);
+    service.drain().unwrap();
+    // All the room there is.
+    let mut stuffing = File::create(scene.state().join("stuffing")).unwrap();
+    while stuffing.write(&[0; 4096]).is_ok_and(|n| n > 0) {}
+    scene.add(2000);
+    for _ in 0..3 {
+        let error = service.drain().unwrap_err();
+        assert!(error.contains("nothing was deleted"), "{error}");
+        let status = service.status();
+        assert_eq!(status.since_start.last_error, Some(error));
+        assert_eq!(status.records, 100);
+        assert_eq!(scene.list.count(Part::Current) + scene.list.count(Part::Staged), 2000);
+        // What was stored can be read.
+        assert_eq!(stored(&scene.state()), scene.added[..100]);
+    }
+    disk.remount("size=8m");
+    scene.add(5);
+    service.drain().unwrap();
+    scene.assert_complete();
+    assert_eq!(service.status().since_start.last_error, None);
 }
 
 #[test]
