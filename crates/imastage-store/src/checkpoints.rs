@@ -99,7 +99,11 @@ impl Checkpoints {
             }
         }
         if missing < due {
-            checkpoints.make(&reader, missing, due)?;
+            match checkpoints.make(&reader, missing, due) {
+                // Where records are damaged there are none, and behind that the next ones are due.
+                Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. }) => {}
+                made => made?,
+            }
         }
         Ok(checkpoints)
     }
@@ -282,5 +286,26 @@ mod tests {
             let whole = !matches!(harm, Harm::Foreign) || (count as u64) < distance;
             prop_assert_eq!(report.checkpoints.is_empty(), whole);
         }
+    }
+
+    #[test]
+    fn behind_damage_there_are_checkpoints_again() {
+        let disk = SimDisk::new(1);
+        let layout = Layout { segment_size: 10_000, distance: 4 };
+        drop(filled(&disk, layout, &[20], 0));
+        let dir = files::epoch_dir(Path::new(STATE), 1);
+        disk.remove(&dir.join(CHECKPOINTS)).unwrap();
+        let segment = disk.open(&files::segment_path(&dir, 0), Mode::Write).unwrap();
+        // The length of the first record's template name.
+        segment.write_all(&[0xff; 4], 24).unwrap();
+        let mut store = Store::open_on(Arc::new(disk.clone()), Path::new(STATE), layout).unwrap();
+        for n in 20..40 {
+            store.append(&record(n).record()).unwrap();
+        }
+        store.commit().unwrap();
+        let reader = Reader::open_epoch(Arc::new(disk.clone()), &dir).unwrap();
+        let start = reader.start(39).unwrap();
+        assert_eq!(start.records, 36);
+        assert!(reader.running_at(39).is_ok() && reader.running_at(3).is_err());
     }
 }

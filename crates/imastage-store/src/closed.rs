@@ -83,7 +83,7 @@ pub fn epochs(state: &Path) -> Result<Vec<EpochSummary>, StoreError> {
 /// May run beside a service, and beside readers; those that have a segment open go on reading it.
 ///
 /// # Errors
-/// [`StoreError::Locked`] if another process packs or prunes, [`StoreError::NotAStore`],
+/// [`StoreError::Busy`] if another process packs, prunes or repairs, [`StoreError::NotAStore`],
 /// [`StoreError::Io`].
 pub fn pack(state: &Path) -> Result<Vec<Packing>, StoreError> {
     files::require(&SystemDisk, state)?;
@@ -114,9 +114,7 @@ pub(crate) fn lock_closed(state: &Path) -> Result<File, StoreError> {
     let dir = File::open(&path).at(&path, "open")?;
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(dir),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(StoreError::Locked { path, holder: "that packs, prunes or repairs".to_owned() })
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Busy { path }),
         Err(error) => Err(io::Error::from(error)).at(&path, "lock"),
     }
 }

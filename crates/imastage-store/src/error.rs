@@ -32,6 +32,12 @@ pub enum StoreError {
         /// Its process id, as far as known.
         holder: String,
     },
+    /// Another process packs, prunes or repairs.
+    #[error("{}: another process packs, prunes or repairs; try again when it is done", path.display())]
+    Busy {
+        /// The directory of the epochs.
+        path: PathBuf,
+    },
     /// Nothing was stored yet.
     #[error("{}: no records were stored yet", path.display())]
     Empty {

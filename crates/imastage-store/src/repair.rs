@@ -52,8 +52,8 @@ const MOST_ROUNDS: usize = 8;
 /// seen before the first repair. Linear in the store's bytes.
 ///
 /// # Errors
-/// [`StoreError::Locked`] while a service runs, or another process packs, prunes or repairs;
-/// [`StoreError::NotAStore`], [`StoreError::Io`].
+/// [`StoreError::Locked`] while a service runs, [`StoreError::Busy`] if another process packs, prunes
+/// or repairs, [`StoreError::NotAStore`], [`StoreError::Io`].
 pub fn repair(state: &Path, dry_run: bool) -> Result<Vec<RepairReport>, StoreError> {
     files::require(&SystemDisk, state)?;
     let _locks = (lock(state)?, lock_closed(state)?);

@@ -184,3 +184,16 @@ fn an_epoch_that_was_packed_and_is_the_latest_again_can_be_unpacked() {
     assert_eq!(store.len(), records.len() as u64 + 1);
     assert_eq!(check_epoch(&state, 1).unwrap().damage, []);
 }
+
+#[test]
+fn two_do_not_pack_or_prune_at_once() {
+    let dir = tempdir().unwrap();
+    let (state, _) = three_commits(&dir);
+    let other = fs::File::open(state.join("epochs")).unwrap();
+    other.lock().unwrap();
+    assert!(matches!(pack(&state), Err(StoreError::Busy { .. })));
+    let error = prune(&state, &Retention::default(), true).unwrap_err();
+    assert!(error.to_string().contains("another process"), "{error}");
+    drop(other);
+    assert_eq!(pack(&state).unwrap(), []);
+}

@@ -110,7 +110,9 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
 fn failure(error: StoreError) -> Failure {
     let result: Result<(), StoreError> = Err(error);
     let failed = match &result {
-        Err(StoreError::Io { .. } | StoreError::Locked { .. }) => result.environment("store"),
+        Err(StoreError::Io { .. } | StoreError::Locked { .. } | StoreError::Busy { .. }) => {
+            result.environment("store")
+        }
         _ => result.input("store"),
     };
     failed.err().unwrap_or_else(|| Failure::environment("store"))
