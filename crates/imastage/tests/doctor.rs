@@ -401,6 +401,27 @@ fn a_list_goes_on_behind_what_is_stored() {
     says(findings(&report, "state.store")[0], "severity", "problem");
 }
 
+#[test]
+fn the_service_itself_is_no_holder() {
+    let tree = Tree::debian_6_1();
+    tree.list("runtime_measurements_count", "461\n", 0o440);
+    let (source, state) = (tree.path("sys/kernel/security/ima"), tree.path("state"));
+    let (source, state) = (source.to_str().unwrap(), state.to_str().unwrap());
+    let run = ["--json", "run", "--tpm", "none", "--source", source, "--state", state];
+    let service = Running::start(&run);
+    let status = || imastage(&["--json", "status", "--state", state]).json();
+    while status()["records"] != 461 {
+        std::thread::yield_now();
+    }
+    let pid = format!("pid {}", status()["pid"]);
+    let report = imastage(&["--json", "doctor", "--source", source, "--state", state]).json();
+    says(finding(&report, "state.service", "ok"), "found", &pid);
+    // Other lists on the same device may well be open.
+    let holders = findings(&report, "agents.holders")[0]["found"].to_string();
+    assert!(!holders.contains(&pid), "{holders}");
+    assert_eq!(service.stop(), 0);
+}
+
 /// Someone who may not look is told what is missing, and gets the exit code for that.
 #[test]
 fn without_permission_it_says_which() {

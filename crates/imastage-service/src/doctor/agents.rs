@@ -11,11 +11,12 @@ use std::{
 use imastage_source::{Holder, Holders};
 
 use super::{
-    Finding,
+    Examination, Finding,
     Severity::{self, Note, Ok as Fine, Problem},
     kernel::Kernel,
     keylime,
     machine::{Machine, entries, read_text},
+    state,
 };
 
 /// What every path of the kernel's lists has in it, by either of its names.
@@ -25,11 +26,14 @@ const LIST: &str = "_runtime_measurements";
 pub(super) fn examine(
     machine: &Machine,
     kernel: &Kernel,
-    view: &Path,
+    Examination { state, view, .. }: &Examination,
     findings: &mut Vec<Finding>,
 ) {
     let severity = if kernel.can_delete { Problem } else { Note };
-    let holders = lasting_holders(&machine.source);
+    let mut holders = lasting_holders(&machine.source);
+    // It keeps the file of a list that it can only follow.
+    let service = state::service(state).and_then(|status| status.pid);
+    holders.0.retain(|holder| Some(holder.pid) != service);
     findings.push(holding(&holders, severity));
     if machine.is_kernel {
         keylime::examine(machine, severity, view, findings);

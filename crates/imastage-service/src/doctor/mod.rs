@@ -85,7 +85,7 @@ pub fn examine(examination: &Examination) -> Vec<Finding> {
         let list = list::examine(&machine, tpm, &examination.state, &mut findings);
         policy::examine(&machine, kernel, list.as_ref(), &mut findings);
         state::examine_growth(&examination.state, &machine, list.as_ref(), &mut findings);
-        agents::examine(&machine, kernel, &examination.view, &mut findings);
+        agents::examine(&machine, kernel, examination, &mut findings);
     }
     findings.sort_by_key(|finding| finding.severity);
     findings

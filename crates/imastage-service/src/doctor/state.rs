@@ -9,7 +9,7 @@ use std::{
 use imastage_store::{Reader, StoreError};
 use rustix::fs::{Access, StatVfsMountFlags};
 
-use crate::Client;
+use crate::{Client, wire::Status};
 
 use super::{
     Finding,
@@ -174,8 +174,7 @@ const ELSEWHERE: &str = "records count as stored once fsync returns; over a netw
 fn store(state: &Path, findings: &mut Vec<Finding>) {
     const MOST: usize = 5;
     let check = "state.store";
-    let status = Client::of_state(state).ok().and_then(|client| client.status().ok());
-    if let Some(status) = status {
+    if let Some(status) = service(state) {
         let pid = status.pid.unwrap_or_default();
         let found =
             format!("a service runs (pid {pid}), {} stored", count(status.records, "record"));
@@ -213,6 +212,11 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
             findings.push(finding);
         }
     }
+}
+
+/// What the service says that runs with this directory; `None` if none does.
+pub(super) fn service(state: &Path) -> Option<Status> {
+    Client::of_state(state).ok()?.status().ok()
 }
 
 /// The directory, or the nearest one above it that is there.
