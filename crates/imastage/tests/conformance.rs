@@ -109,3 +109,32 @@ fn a_fault_is_an_exit_code_and_a_line() {
     let case = &json["groups"][0]["cases"][5];
     assert_eq!((&case["verdict"], &case["expected"]), (&"failed".into(), &"agreed".into()));
 }
+
+#[test]
+fn the_dialect_is_found_out_by_looking() {
+    if !has_fuse() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("ima");
+    let _sandbox = Sandbox::start(&mount, &["--dialect", "trim", "--flush-htable"]);
+    let run = |more: &[&str]| conformance(&mount, &[&["--destructive", "--json"], more].concat());
+    let (code, out, error) = run(&["--rule", "1.3", "--flush-htable"]);
+    assert_eq!(code, 0, "{out}{error}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&json["dialect"], &json["counts"]["failed"]), (&"trim".into(), &0.into()), "{out}");
+    // Not every configuration is what it should be.
+    let (code, _, _) = run(&["--rule", "1.3"]);
+    assert_eq!(code, 1);
+    let (code, _, error) = run(&["--dialect", "v4"]);
+    assert_eq!(code, 3, "{error}");
+    let (code, _, error) = run(&["--dialect", "trim", "--rule", "2.2"]);
+    assert_eq!((code, error.contains("1.3, 1.4")), (2, true), "{error}");
+    let (code, _, error) = run(&["--dialect", "7.3"]);
+    assert_eq!(code, 2, "{error}");
+
+    let empty = tempfile::tempdir().unwrap();
+    std::fs::write(empty.path().join("binary_runtime_measurements_sha1"), b"").unwrap();
+    let (code, _, error) = conformance(empty.path(), &[]);
+    assert_eq!((code, error.contains("CONFIG_IMA_STAGING")), (3, true), "{error}");
+}
