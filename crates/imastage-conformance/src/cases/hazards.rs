@@ -2,7 +2,14 @@
 //! closed. The cases expect what should be: one that fails shows that the hazard is there. The list
 //! may stay locked against writers then until the machine boots again.
 
-use std::{fs::File, sync::mpsc, thread};
+use std::{
+    fs::{self, File},
+    io::Read,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use rustix::fs::OFlags;
 
@@ -18,11 +25,15 @@ use crate::{
 /// writer's was: 39 were seen.
 const THREADS: usize = 200;
 
+/// How often it is looked whether a process that ends has ended.
+const CLOSING: usize = 100;
+
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let done = one_by_another_thread(target, note)
         .and_then(|()| writer_gone(target, note))
-        // The one that leaves it locked comes last.
-        .and_then(|()| both_by_another_thread(target, note));
+        // Those that leave it locked come last.
+        .and_then(|()| both_by_another_thread(target, note))
+        .and_then(|()| both_by_a_child(target, note));
     done.and(target.step(Step::Restart))
 }
 
@@ -53,7 +64,47 @@ fn both_by_another_thread(target: &Target<'_>, note: &mut Recorder) -> Result<()
         let case = format!("two files closed by another thread: {access}");
         note.expect(case, "ok", told(&got));
     }
-    Ok(())
+    target.step(Step::Restart)
+}
+
+/// The child of a writer has its files longest, such as a program that a shell runs in the
+/// background.
+fn both_by_a_child(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let name = "two files of a shell, closed last by its child: O_RDWR";
+    if target.try_open(STAGED, OFlags::RDWR, Opener::SameThread).is_err() {
+        note.skip(name, "the list is locked already");
+        return Ok(());
+    }
+    let trouble = |error: std::io::Error| Trouble(format!("a shell with a child: {error}"));
+    let mut shell = Command::new("/bin/sh")
+        .args(["-c", "exec 3<>\"$1\" 4>\"$2\" 5<&0; cat <&5 & echo $!", "sh"])
+        .args([target.path(STAGED), target.path(CURRENT)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(trouble)?;
+    let input = shell.stdin.take();
+    shell.wait().map_err(trouble)?;
+    let got = told(&target.try_open(CURRENT, OFlags::RDONLY, Opener::SameThread));
+    note.expect("two files of a shell, its child has them: O_RDONLY", "EBUSY", got);
+    drop(input);
+    // The child ends when its input does, and its output then.
+    let mut output = Vec::new();
+    if let Some(mut stdout) = shell.stdout.take() {
+        stdout.read_to_end(&mut output).map_err(trouble)?;
+    }
+    let child = String::from_utf8_lossy(&output).trim().to_owned();
+    for _ in 0..CLOSING {
+        // A zombie has closed its files.
+        match fs::read_to_string(format!("/proc/{child}/stat")) {
+            Ok(stat) if !stat.contains(") Z ") => thread::sleep(Duration::from_millis(5)),
+            _ => break,
+        }
+    }
+    let got = target.try_open(STAGED, OFlags::RDWR, Opener::SameThread);
+    note.expect(name, "ok", told(&got));
+    target.step(Step::Restart)
 }
 
 /// The kernel remembers where the writer's thread was in memory.
