@@ -10,6 +10,7 @@ use ima_securityfs::Dialect;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::OFlags,
+    pipe::SpliceFlags,
 };
 
 use crate::{
@@ -101,25 +102,34 @@ fn ready(file: &File) -> Result<&'static str, Trouble> {
     Ok(if file.revents().contains(PollFlags::IN | PollFlags::OUT) { "ready" } else { "not ready" })
 }
 
-/// Records can be had by read(2) only.
+/// Records can be had by read(2) only, and nothing is asked but by write(2).
 fn copying(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    let names = ["sendfile", "copy_file_range to another file system"];
+    let names = ["sendfile", "copy_file_range to another file system", "splice from the list"];
     if target.is_fuse() {
-        for name in names {
-            note.skip(name, "FUSE makes reads of it");
+        for name in names.into_iter().chain(["splice into a file"]) {
+            note.skip(name, "FUSE makes reads and writes of it");
         }
         return Ok(());
     }
-    let sink = tempfile::tempfile();
-    let sink = sink.map_err(|error| Trouble(format!("a file to copy to: {error}")))?;
+    let trouble = |what: &str, error: &dyn std::fmt::Display| Trouble(format!("{what}: {error}"));
+    let sink = tempfile::tempfile().map_err(|error| trouble("a file to copy to", &error))?;
+    let (read, write) = rustix::pipe::pipe().map_err(|error| trouble("a pipe", &error))?;
+    let flags = SpliceFlags::empty();
     let file = opened(target, CURRENT, OFlags::RDONLY)?;
     let done = [
         ("EINVAL", rustix::fs::sendfile(&sink, &file, None, 100)),
         ("EXDEV", rustix::fs::copy_file_range(&file, None, &sink, None, 100)),
+        ("EINVAL", rustix::pipe::splice(&file, None, &write, None, 100, flags)),
     ];
     for (name, (expected, done)) in names.into_iter().zip(done) {
         note.expect(name, expected, told(&done.map_err(Errno::from)));
     }
+    drop(file);
+    let file = opened(target, target.writable(), OFlags::WRONLY)?;
+    let filled = rustix::io::write(&write, b"A\n");
+    filled.map_err(|error| trouble("a pipe", &error))?;
+    let done = rustix::pipe::splice(&read, None, &file, None, 2, flags);
+    note.expect("splice into a file", "EINVAL", told(&done.map_err(Errno::from)));
     Ok(())
 }
 
