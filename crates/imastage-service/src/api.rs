@@ -27,7 +27,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    ServiceError,
+    ServiceError, metrics,
     service::Shared,
     wire::{QuoteReply, QuoteRequest, Refusal, Status},
 };
@@ -56,6 +56,7 @@ pub(crate) fn serve(shared: Arc<Shared>) -> Result<Running, ServiceError> {
         .route("/v1/status", get(status))
         .route("/v1/quote", post(quote))
         .route("/v1/records", get(records))
+        .route("/metrics", get(metrics::show))
         .layer(DefaultBodyLimit::max(LONGEST_REQUEST))
         .with_state(shared);
     let (stop, stopped) = oneshot::channel::<()>();

@@ -50,6 +50,8 @@ pub struct Round {
     pub deleted_bytes: u64,
     /// How long the list's files were held, each time.
     pub holds: Vec<Duration>,
+    /// How long all of it took.
+    pub took: Duration,
 }
 
 /// Why a drain failed. Unless it says otherwise nothing was deleted, and the next drain begins
@@ -107,8 +109,11 @@ impl Drainer {
     /// # Errors
     /// [`DrainError`]; what was not stored is still in the list.
     pub fn drain(&mut self) -> Result<Round, DrainError> {
+        let since = Instant::now();
         let mut round = Round::default();
-        match self.try_drain(&mut round) {
+        let result = self.try_drain(&mut round);
+        round.took = since.elapsed();
+        match result {
             Ok(()) => {
                 self.copied = None;
                 Ok(round)
@@ -127,8 +132,11 @@ impl Drainer {
     /// # Errors
     /// [`DrainError`].
     pub fn copy(&mut self) -> Result<Round, DrainError> {
+        let since = Instant::now();
         let mut round = Round::default();
-        match self.try_copy(&mut round) {
+        let result = self.try_copy(&mut round);
+        round.took = since.elapsed();
+        match result {
             Ok(()) => Ok(round),
             Err(error) => {
                 self.give_up(&error);

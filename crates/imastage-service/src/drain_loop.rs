@@ -16,7 +16,6 @@ use crate::{
     Config,
     alert::Alert,
     drain::{DrainError, Drainer, Round},
-    holds::Holds,
     memory::Memory,
     service::Shared,
     wire::{self, BankStatus, ExtendedWith, Status},
@@ -26,6 +25,8 @@ use crate::{
 pub(crate) enum Request {
     /// Drain what is in the list now, then answer.
     Drain(mpsc::SyncSender<Result<(), String>>),
+    /// Go on as this says.
+    Adjust(Box<Config>),
     /// Drain once more and end.
     Stop,
 }
@@ -38,7 +39,6 @@ pub(crate) struct DrainLoop {
     drain_at: u64,
     memory: Memory,
     alert: Option<Alert>,
-    holds: Holds,
     /// The error that was logged last.
     said: Option<String>,
     /// How long to wait before it is tried again, while records cannot be deleted.
@@ -56,8 +56,7 @@ impl DrainLoop {
         let Config { every, drain_at, .. } = *config;
         let verdict = drainer.comparison().verdict();
         let alert = config.alert.clone().map(|command| Alert::new(command, verdict));
-        let (holds, said, pause) = (Holds::new(), None, None);
-        DrainLoop { shared, drainer, every, drain_at, memory, alert, holds, said, pause }
+        DrainLoop { shared, drainer, every, drain_at, memory, alert, said: None, pause: None }
     }
 
     /// Runs until it is told to stop.
@@ -65,15 +64,16 @@ impl DrainLoop {
         let mut waiting = Vec::new();
         let mut stop = false;
         while !stop {
-            match self.wait(inbox) {
-                Ok(Request::Drain(answer)) => waiting.push(answer),
-                Ok(Request::Stop) | Err(RecvTimeoutError::Disconnected) => stop = true,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
+            let first = match self.wait(inbox) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Request::Stop),
+            };
             // Whoever has asked by now is served by the drain that begins now.
-            while let Ok(request) = inbox.try_recv() {
+            for request in first.into_iter().chain(inbox.try_iter()) {
                 match request {
                     Request::Drain(answer) => waiting.push(answer),
+                    Request::Adjust(config) => self.adjust(*config),
                     Request::Stop => stop = true,
                 }
             }
@@ -91,12 +91,13 @@ impl DrainLoop {
         const COUNT: Duration = Duration::from_millis(20);
         let until = Instant::now() + self.pause.unwrap_or(self.every);
         loop {
+            self.shared.pulse.beat();
             let left = until.saturating_duration_since(Instant::now());
             match inbox.recv_timeout(left.min(COUNT)) {
                 Err(RecvTimeoutError::Timeout) if left > COUNT => {
                     // If it cannot be counted, the next drain will say why.
                     let is_enough = |waiting| waiting >= self.drain_at;
-                    if self.pause.is_some() || !self.drainer.waiting().is_ok_and(is_enough) {
+                    if !self.drainer.waiting().is_ok_and(is_enough) || self.pause.is_some() {
                         continue;
                     }
                     return Err(RecvTimeoutError::Timeout);
@@ -116,6 +117,7 @@ impl DrainLoop {
         let since = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
+            self.shared.pulse.beat();
             let error = match self.drainer.drain() {
                 Ok(round) => {
                     self.pause = None;
@@ -171,6 +173,13 @@ impl DrainLoop {
         }
     }
 
+    fn adjust(&mut self, config: Config) {
+        let Config { every, drain_at, alert, .. } = config;
+        (self.every, self.drain_at) = (every, drain_at);
+        let verdict = self.drainer.comparison().verdict();
+        self.alert = alert.map(|command| Alert::new(command, verdict));
+    }
+
     fn count_busy(&self, error: &DrainError) {
         if let DrainError::Source(SourceError::Busy { holders, .. }) = error {
             let mut status = self.shared.status();
@@ -185,7 +194,7 @@ impl DrainLoop {
         if round.deleted > 0 {
             tracing::debug!(?round, "drained");
         }
-        round.holds.iter().for_each(|held| self.holds.add(*held));
+        let [half, most, longest] = self.shared.metrics.drained(round, error.is_some());
         let mut status = self.shared.status();
         let activity = &mut status.since_start;
         activity.drains += u64::from(round.stored > 0);
@@ -193,9 +202,9 @@ impl DrainLoop {
         activity.already_stored += round.already_stored;
         activity.deleted += round.deleted;
         activity.deleted_bytes += round.deleted_bytes;
-        activity.hold_p50_us = self.holds.percentile_us(50);
-        activity.hold_p99_us = self.holds.percentile_us(99);
-        activity.longest_hold_us = self.holds.longest_us();
+        activity.hold_p50_us = half;
+        activity.hold_p99_us = most;
+        activity.longest_hold_us = longest;
         activity.last_error = error.map(ToString::to_string);
         if error.is_none() {
             activity.holders.clear();

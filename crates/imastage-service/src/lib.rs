@@ -15,9 +15,11 @@ mod compare;
 pub mod doctor;
 mod drain;
 mod drain_loop;
-mod holds;
+mod durations;
 mod memory;
+mod metrics;
 mod place;
+mod pulse;
 mod service;
 #[cfg(test)]
 mod survival;

@@ -23,6 +23,8 @@ use crate::{
     drain::{Drainer, ReadPcrs},
     drain_loop::{DrainLoop, Request, describe},
     memory::Memory,
+    metrics::Metrics,
+    pulse::{Pulse, Watched},
     view::{View, ViewError},
     wire::{Activity, BankStatus, Cause, Parting, Status, Verdict},
 };
@@ -94,6 +96,8 @@ pub enum ServiceError {
 pub(crate) struct Shared {
     pub(crate) state: PathBuf,
     pub(crate) attester: Option<Attester>,
+    pub(crate) metrics: Metrics,
+    pub(crate) pulse: Pulse,
     status: Mutex<Status>,
     requests: mpsc::Sender<Request>,
 }
@@ -136,6 +140,8 @@ impl Service {
             },
         };
         let comparison = Comparison::new(banks, parted, memory.in_step);
+        let pulse = Pulse::default();
+        let source = Box::new(Watched::new(source, pulse.clone()));
         let drainer = Drainer::new(source, store, read_pcrs, comparison);
         describe(&mut status, &drainer);
 
@@ -143,6 +149,8 @@ impl Service {
         let shared = Arc::new(Shared {
             state: config.state.clone(),
             attester,
+            metrics: Metrics::default(),
+            pulse,
             status: Mutex::new(status),
             requests,
         });
@@ -166,6 +174,18 @@ impl Service {
     /// Why it could not be drained, in words.
     pub fn drain(&self) -> Result<(), String> {
         self.shared.drain()
+    }
+
+    /// Takes over [`Config::every`], [`Config::drain_at`] and [`Config::alert`], and drains; all else
+    /// stays as it was when the service was started.
+    pub fn adjust(&self, config: Config) {
+        // If the loop has ended there is nothing to adjust.
+        let _ = self.shared.requests.send(Request::Adjust(Box::new(config)));
+    }
+
+    /// Grows as long as the drain loop lives, whatever it is doing: for a watchdog.
+    pub fn beats(&self) -> u64 {
+        self.shared.pulse.beats()
     }
 
     /// Shows what is stored as files in `dir`, for root and `group` to read, until the view is

@@ -104,6 +104,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All names there are.
+    pub const NAMES: [&str; 5] = ["unchecked", "in-step", "behind", "parted", "altered"];
+
     /// Its name, as in JSON.
     pub fn name(&self) -> &'static str {
         match self {

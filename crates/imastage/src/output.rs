@@ -62,6 +62,15 @@ impl Output {
         writeln!(stdout, "{line}").and_then(|()| stdout.flush()).environment("standard output")
     }
 
+    /// Begins on an empty screen, if it is a terminal's and the answer is for people.
+    pub fn clear(&self) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        if self.json || !stdout.is_terminal() {
+            return Ok(());
+        }
+        stdout.write_all(b"\x1b[H\x1b[2J").environment("standard output")
+    }
+
     /// A word in colour, on a terminal.
     pub fn paint(&self, tone: Tone, word: impl fmt::Display) -> String {
         if !self.colour {

@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    io::Read,
+    io::{BufRead, BufReader, Read, Write},
     os::{
         fd::AsFd,
         unix::net::{UnixDatagram, UnixStream},
@@ -62,7 +62,7 @@ fn a_service_manager_is_told_how_it_goes() {
     let mut manager = Manager::listen(&notify);
     let (mut log, stderr) = UnixStream::pair().unwrap();
     let mut command = command(&["--json", "run", "--config", config.to_str().unwrap()]);
-    command.env("NOTIFY_SOCKET", &notify).env("RUST_LOG", "info");
+    command.env("NOTIFY_SOCKET", &notify).env("RUST_LOG", "info").env("WATCHDOG_USEC", "400000");
     command.env("JOURNAL_STREAM", journal_stream(&stderr));
     command.stderr(std::os::fd::OwnedFd::from(stderr));
     let service = Running::of(&mut command);
@@ -72,11 +72,22 @@ fn a_service_manager_is_told_how_it_goes() {
     let message = manager.wait_for("READY=1");
     assert!(message.contains("STATUS=0 records stored; not compared with a TPM"), "{message}");
 
+    // As long as it lives, again and again.
+    manager.wait_for("WATCHDOG=1");
+    manager.wait_for("WATCHDOG=1");
+    let metrics = get(&state.join("api.sock"), "/metrics");
+    assert!(metrics.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{metrics}");
+    assert!(metrics.contains("\nimastage_verdict{verdict=\"unchecked\"} 1\n"), "{metrics}");
+
     // A key that a running service cannot change, and one that is wrong.
     std::fs::write(&config, text(100, "flavour = 'delete-n'")).unwrap();
     service.signal(Signal::HUP);
     let message = manager.wait_for("RELOADING=1");
     assert!(message.contains("MONOTONIC_USEC="), "{message}");
+    manager.wait_for("READY=1");
+    std::fs::write(&config, text(3_600_000, "drain-at = 1000000\nalert = 'true'")).unwrap();
+    service.signal(Signal::HUP);
+    manager.wait_for("RELOADING=1");
     manager.wait_for("READY=1");
     std::fs::write(&config, text(100, "evry = 1")).unwrap();
     service.signal(Signal::HUP);
@@ -92,9 +103,22 @@ fn a_service_manager_is_told_how_it_goes() {
     let has =
         |line: &str| assert!(text.lines().any(|said| said.starts_with(line)), "{line}: {text}");
     has("<4>flavour takes its new value when the service is started again");
+    has("<6>every has a new value");
+    has("<6>drain-at has a new value");
+    has("<6>alert has a new value");
     has("<3>the configuration is not reloaded, the old one stays: ");
     assert!(text.contains("evry: there is no such key; the nearest is every"), "{text}");
     assert!(text.lines().all(|line| line.starts_with('<')), "{text}");
+}
+
+/// A request by hand, as any client may make it.
+fn get(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// What systemd sets where standard error leads to the journal.
@@ -157,4 +181,25 @@ fn every_subcommand_has_its_page_and_its_completions() {
     assert!(run.contains("\\-\\-every"), "{run}");
     assert!(dir.path().join("imastage.1").exists());
     assert!(!dir.path().join("imastage-generate.1").exists());
+}
+
+#[test]
+fn status_is_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let state = state.to_str().unwrap();
+    let service =
+        Running::start(&["run", "--source", "in-process", "--tpm", "none", "--state", state]);
+    let mut watching = command(&["--json", "status", "--state", state, "--watch", "1"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let answers = BufReader::new(watching.stdout.take().unwrap()).lines().take(2);
+    for answer in answers {
+        let status: serde_json::Value = serde_json::from_str(&answer.unwrap()).unwrap();
+        assert_eq!(status["verdict"]["state"], "unchecked");
+    }
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    assert_eq!(service.stop(), 0);
 }

@@ -80,13 +80,25 @@ enum FlavourName {
 }
 
 /// The keys of the configuration whose change takes effect at once.
-pub const RELOADED: &[&str] = &[];
+pub const RELOADED: &[&str] = &["alert", "drain-at", "every"];
+
+impl Args {
+    fn config(&self, state: PathBuf, tpm: Option<Endpoint>) -> Config {
+        Config {
+            every: Duration::from_millis(self.every),
+            drain_at: self.drain_at,
+            alert: self.alert.clone(),
+            tpm,
+            ..Config::new(state)
+        }
+    }
+}
 
 /// Runs `imastage run`.
 pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
     let supervisor = Supervisor::start()?;
     let settings = args.config.is_some().then_some(settings);
-    let state = state_dir(args.state)?;
+    let state = state_dir(args.state.clone())?;
     let flavour = args.flavour.map(|flavour| match flavour {
         FlavourName::Stage => Flavour::Stage,
         FlavourName::DeleteN => Flavour::DeleteN,
@@ -96,14 +108,7 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
         Some("none") => Some(None),
         Some(tpm) => Some(Some(tpm.parse::<Endpoint>().input("--tpm")?)),
     };
-    let every = Duration::from_millis(args.every);
-    let config = |tpm: Option<Endpoint>| Config {
-        every,
-        drain_at: args.drain_at,
-        alert: args.alert.clone(),
-        tpm,
-        ..Config::new(state.clone())
-    };
+    let config = |tpm: Option<Endpoint>| args.config(state.clone(), tpm);
 
     // The records are for their owner's eyes, whoever makes the directory first.
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);

@@ -1,4 +1,9 @@
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use imastage_service::{
     Client, ClientError, status_at_rest,
@@ -21,11 +26,20 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Ask the running service again and again, every so many seconds, until interrupted.
+    #[arg(
+        long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    watch: Option<u64>,
 }
 
 /// Runs `imastage status`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let state = state_dir(args.state)?;
+    if let Some(seconds) = args.watch {
+        return watch(&state, Duration::from_secs(seconds), out);
+    }
     let status = match Client::of_state(&state).environment("runtime")?.status() {
         Ok(status) => status,
         Err(ClientError::Unreachable { .. }) => status_at_rest(&state).input(state.display())?,
@@ -39,6 +53,21 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     match last_error.as_ref().or(tpm_error.as_ref()) {
         Some(error) => Err(Failure::environment(error)),
         None => Ok(Outcome::Fine),
+    }
+}
+
+/// Never returns but for an output that is closed.
+fn watch(state: &Path, pause: Duration, out: &Output) -> Result<Outcome, Failure> {
+    let client = Client::of_state(state).environment("runtime")?;
+    loop {
+        let status = client.status();
+        out.clear()?;
+        match status {
+            Ok(status) => out.answer(&status, text(&status, out))?,
+            // It may be starting again.
+            Err(error) => out.error(&error.to_string()),
+        }
+        thread::sleep(pause);
     }
 }
 

@@ -2,6 +2,7 @@
 //! (sd_notify(3)).
 
 use std::{
+    path::PathBuf,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::Duration,
@@ -16,6 +17,7 @@ use signal_hook::{
 
 use super::RELOADED;
 use crate::{
+    Command,
     commands::status::verdict_text,
     config::{self, Settings},
     exit::{Fail, Failure},
@@ -51,6 +53,10 @@ impl Supervisor {
         let mut settings = settings;
         let mut told = String::new();
         let mut is_ready = false;
+        let watchdog = sd_notify::watchdog_enabled();
+        // Several times before it barks.
+        let tick = watchdog.map_or(TICK, |patience| (patience / 4).min(TICK));
+        let mut beats = service.beats();
         loop {
             let status = service.status();
             let text = format!(
@@ -65,15 +71,21 @@ impl Supervisor {
                 tell(&[NotifyState::Status(&text)]);
             }
             told = text;
-            match self.signals.recv_timeout(TICK) {
-                Err(RecvTimeoutError::Timeout) => {}
+            match self.signals.recv_timeout(tick) {
+                Err(RecvTimeoutError::Timeout) => {
+                    let now = service.beats();
+                    if watchdog.is_some() && now != beats {
+                        tell(&[NotifyState::Watchdog]);
+                    }
+                    beats = now;
+                }
                 Ok(SIGHUP) => {
                     let Some(settings) = &mut settings else { break };
                     match NotifyState::monotonic_usec_now() {
                         Ok(now) => tell(&[NotifyState::Reloading, now]),
                         Err(_) => tell(&[NotifyState::Reloading]),
                     }
-                    reload(settings);
+                    reload(settings, service);
                     is_ready = false;
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
@@ -87,9 +99,9 @@ impl Supervisor {
 const TICK: Duration = Duration::from_secs(1);
 
 /// Takes over what a service can change while it runs.
-fn reload(settings: &mut Settings) {
-    let new = match config::load(std::env::args_os().collect()) {
-        Ok((_, new)) => new,
+fn reload(settings: &mut Settings, service: &Service) {
+    let (cli, new) = match config::load(std::env::args_os().collect()) {
+        Ok(loaded) => loaded,
         Err(error) => {
             tracing::error!("the configuration is not reloaded, the old one stays: {error}");
             return;
@@ -103,6 +115,10 @@ fn reload(settings: &mut Settings) {
         }
     }
     settings.adopt(&new, RELOADED);
+    if let Command::Run(args) = cli.command {
+        // The state directory and the TPM are not looked at again.
+        service.adjust(args.config(PathBuf::new(), None));
+    }
     tracing::info!("the configuration was read again");
 }
 

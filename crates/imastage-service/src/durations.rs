@@ -1,31 +1,53 @@
-//! How long the kernel's files were held.
+//! How long things took.
 
 use std::time::Duration;
 
 /// Counts durations, by their logarithm: any number of them in the same memory, each known to a
 /// sixteenth of itself.
 #[derive(Clone, Debug)]
-pub struct Holds {
+pub struct Durations {
     counts: Vec<u64>,
     total: u64,
+    sum: Duration,
     longest: u64,
 }
 
 /// Buckets for each doubling.
 const STEPS: u64 = 16;
 
-impl Holds {
+impl Default for Durations {
     /// None so far.
-    pub fn new() -> Holds {
-        Holds { counts: vec![0; bucket(u64::MAX) + 1], total: 0, longest: 0 }
+    fn default() -> Durations {
+        let counts = vec![0; bucket(u64::MAX) + 1];
+        Durations { counts, total: 0, sum: Duration::ZERO, longest: 0 }
     }
+}
 
+impl Durations {
     /// Counts one.
-    pub fn add(&mut self, held: Duration) {
-        let us = u64::try_from(held.as_micros()).unwrap_or(u64::MAX);
+    pub fn add(&mut self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.counts[bucket(us)] += 1;
         self.total += 1;
+        self.sum = self.sum.saturating_add(took);
         self.longest = self.longest.max(us);
+    }
+
+    /// How many.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// All together.
+    pub fn sum(&self) -> Duration {
+        self.sum
+    }
+
+    /// How many were shorter than 2 to the power of `exponent` microseconds, which is at least
+    /// [`STEPS`] and where a bucket ends.
+    pub fn shorter_than_power_of_two_us(&self, exponent: u32) -> u64 {
+        let end = bucket(1 << exponent);
+        self.counts.iter().take(end).sum()
     }
 
     /// The longest, in microseconds; 0 if there was none.
@@ -79,21 +101,25 @@ mod tests {
             mut all in proptest::collection::vec(0u64..10_000_000, 1..200),
             percent in 1u64..=100,
         ) {
-            let mut holds = Holds::new();
-            all.iter().for_each(|us| holds.add(Duration::from_micros(*us)));
+            let mut durations = Durations::default();
+            all.iter().for_each(|us| durations.add(Duration::from_micros(*us)));
             all.sort_unstable();
             let right = all[(all.len() as u64 * percent).div_ceil(100) as usize - 1];
-            let told = holds.percentile_us(percent);
+            let told = durations.percentile_us(percent);
             prop_assert!(told >= right && told <= right + right / 16, "{} for {}", told, right);
-            prop_assert_eq!(holds.longest_us(), *all.last().unwrap());
+            prop_assert_eq!(durations.longest_us(), *all.last().unwrap());
+            for exponent in 4..25 {
+                let right = all.iter().filter(|us| **us < 1 << exponent).count() as u64;
+                prop_assert_eq!(durations.shorter_than_power_of_two_us(exponent), right);
+            }
         }
     }
 
     #[test]
     fn none_and_the_longest_there_can_be() {
-        let mut holds = Holds::new();
-        assert_eq!(holds.percentile_us(99), 0);
-        holds.add(Duration::MAX);
-        assert_eq!(holds.percentile_us(50), u64::MAX);
+        let mut durations = Durations::default();
+        assert_eq!(durations.percentile_us(99), 0);
+        durations.add(Duration::MAX);
+        assert_eq!(durations.percentile_us(50), u64::MAX);
     }
 }
