@@ -196,6 +196,8 @@ fn every_fault_is_caught_by_a_case_that_names_it() {
             Fault::BusyBeforePermission,
             Fault::CapabilityIgnored,
             Fault::CapabilityToRead,
+            Fault::CapabilityToAsk,
+            Fault::GroupKept,
             Fault::TrimLogForAll,
             // Nor goes past a mode.
             Fault::OriginalTakesN,
@@ -369,6 +371,14 @@ fn case_of(fault: Fault) -> &'static str {
         }
         Fault::UnlinkTaken => "1.1 unlink: expected EPERM, got ok",
         Fault::ModeKept => "1.1 the mode after chmod 0600: expected 600, got 660",
+        Fault::GroupKept => {
+            "1.2 a user of the file's group: binary_runtime_measurements_sha1_staged O_RDONLY: \
+             expected ok, got EACCES"
+        }
+        Fault::CapabilityToAsk => {
+            "1.2 root without CAP_SYS_ADMIN writes to an open file: the first request: expected ok, \
+             got EPERM"
+        }
         Fault::SyncTaken => "1.1 fsync: expected EINVAL, got ok",
         Fault::ProcessWrites => {
             "1.2 this thread has binary_runtime_measurements_sha1_staged open O_RDWR: \

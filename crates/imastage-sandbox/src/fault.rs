@@ -65,6 +65,8 @@ faults! {
     CapabilityIgnored = "capability-ignored",
     /// The capability is asked for even of readers.
     CapabilityToRead = "capability-to-read",
+    /// The capability is asked for with every request.
+    CapabilityToAsk = "capability-to-ask",
     /// `+5` is no number.
     PlusRefused = "plus-refused",
     /// `a` and `d` are requests.
@@ -137,6 +139,8 @@ faults! {
     UnlinkTaken = "unlink-taken",
     /// Files keep the mode they have.
     ModeKept = "mode-kept",
+    /// Files keep the group they have.
+    GroupKept = "group-kept",
     /// There is nothing fsync would refuse.
     SyncTaken = "sync-taken",
     /// A writer is known by its process, not by its thread.

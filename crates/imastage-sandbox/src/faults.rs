@@ -31,6 +31,16 @@ impl Faults {
         if self.has(Fault::ModeKept) { old } else { new }
     }
 
+    /// The group that a file gets instead of `old`.
+    pub(crate) fn changed_group(self, old: u32, new: u32) -> u32 {
+        if self.has(Fault::GroupKept) { old } else { new }
+    }
+
+    /// Whether the capability is asked for with every request.
+    pub(crate) fn asks_again(self) -> bool {
+        self.has(Fault::CapabilityToAsk)
+    }
+
     /// What becomes of a file that is to be removed.
     pub(crate) fn unlink(self) -> Result<(), Errno> {
         if self.has(Fault::UnlinkTaken) { Ok(()) } else { Err(Errno::EPERM) }

@@ -175,10 +175,10 @@ impl Filesystem for Directory {
         reply: ReplyAttr,
     ) {
         if let Some((at, _)) = self.file(inode) {
+            let faults = self.faults;
             let access = &mut self.access()[at];
             access.0 = uid.unwrap_or(access.0);
-            access.1 = gid.unwrap_or(access.1);
-            let faults = self.faults;
+            access.1 = gid.map_or(access.1, |gid| faults.changed_group(access.1, gid));
             access.2 =
                 mode.map_or(access.2, |mode| faults.changed_mode(access.2, (mode & 0o7777) as u16));
         }
@@ -232,7 +232,7 @@ impl Filesystem for Directory {
 
     fn write(
         &self,
-        _: &fuser::Request,
+        request: &fuser::Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -242,6 +242,9 @@ impl Filesystem for Directory {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if self.faults.asks_again() && !self.caller(request).admin {
+            return reply.error(errno(Errno::EPERM));
+        }
         match self.files.write(u64::from(handle), offset, data) {
             Ok(len) => reply.written(len),
             Err(refused) => reply.error(refusal(refused)),
