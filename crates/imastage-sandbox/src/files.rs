@@ -35,6 +35,8 @@ struct State {
     /// Which boot these doors are of.
     boot: u64,
     open: HashMap<u64, OpenFile>,
+    /// A thread that passes for a writer's, which has ended.
+    in_place_of: Option<(u64, u64)>,
     next_handle: u64,
 }
 
@@ -60,6 +62,7 @@ impl Files {
             doors: doors(&machine),
             boot: machine.boots(),
             open: HashMap::new(),
+            in_place_of: None,
             next_handle: 1,
         };
         Files { machine, faults, grammar, state: Mutex::new(state) }
@@ -74,7 +77,10 @@ impl Files {
     ) -> Result<u64, Errno> {
         let mut state = self.state();
         let state = &mut *state;
-        let caller = Caller { thread: self.taken_for(state, caller.thread), ..caller };
+        let caller = match access {
+            Access::Write => Caller { thread: self.taken_for(state, caller.thread), ..caller },
+            Access::Read => caller,
+        };
         let door = match file.door() {
             Some(_) => self.faults.open(&mut state.doors, file, access, caller)?,
             None => {
@@ -144,6 +150,10 @@ impl Files {
     pub(crate) fn close(&self, handle: u64, thread: u64) {
         let mut state = self.state();
         let state = &mut *state;
+        let thread = match state.in_place_of {
+            Some((stand_in, writer)) if stand_in == thread => writer,
+            _ => thread,
+        };
         let Some(file) = state.open.get_mut(&handle) else { return };
         file.closer = thread;
         if self.faults.copy_frees()
@@ -174,12 +184,19 @@ impl Files {
     }
 
     /// The thread that the kernel takes this one for. It remembers where the writer's thread was in
-    /// memory, and there another one may be by now.
-    fn taken_for(&self, state: &State, thread: u64) -> u64 {
-        let gone = |writer| u32::try_from(writer).is_ok_and(|writer| !caller::exists(writer));
-        match state.doors.writer() {
-            Some(writer) if self.machine.has(Hazard::LockBooks) && gone(writer) => writer,
-            _ => thread,
+    /// memory, and there another one may be by now: the first that opens, until it ends as well.
+    fn taken_for(&self, state: &mut State, thread: u64) -> u64 {
+        let gone = |thread| u32::try_from(thread).is_ok_and(|thread| !caller::exists(thread));
+        let Some(writer) = state.doors.writer() else { return thread };
+        if !self.machine.has(Hazard::LockBooks) || !gone(writer) {
+            return thread;
+        }
+        match state.in_place_of {
+            Some((stand_in, of)) if of == writer && !gone(stand_in) && stand_in != thread => thread,
+            _ => {
+                state.in_place_of = Some((thread, writer));
+                writer
+            }
         }
     }
 
