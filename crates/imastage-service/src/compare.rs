@@ -224,7 +224,7 @@ impl Comparison {
 }
 
 /// Whether a kernel began with this record (the second name is that of Linux 7.3).
-fn is_boot_aggregate(record: &Record<'_>) -> bool {
+pub(crate) fn is_boot_aggregate(record: &Record<'_>) -> bool {
     matches!(record.event_name(), Some(b"boot_aggregate" | b"boot_aggregate_late"))
 }
 

@@ -16,6 +16,7 @@ pub mod doctor;
 mod drain;
 mod drain_loop;
 mod durations;
+mod epoch;
 mod memory;
 mod metrics;
 mod place;

@@ -20,8 +20,9 @@ use crate::{
     attester::Attester,
     banks::Banks,
     compare::Comparison,
-    drain::{Drainer, ReadPcrs},
+    drain::{DrainError, Drainer, ReadPcrs},
     drain_loop::{DrainLoop, Request, describe},
+    epoch,
     memory::Memory,
     metrics::Metrics,
     pulse::{Pulse, Watched},
@@ -76,6 +77,9 @@ pub enum ServiceError {
     /// The store cannot be used.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// The list cannot be looked at, and only that would tell to which epoch it belongs.
+    #[error("{0}")]
+    List(#[from] DrainError),
     /// The TPM cannot be used.
     #[error("{0}")]
     Tpm(#[from] TpmError),
@@ -108,11 +112,12 @@ impl Service {
     /// # Errors
     /// [`ServiceError`] if the state directory, the TPM or the socket cannot be used. That the list
     /// cannot be drained at the moment is no error: it is tried again.
-    pub fn start(config: Config, source: Box<dyn Source>) -> Result<Service, ServiceError> {
+    pub fn start(config: Config, mut source: Box<dyn Source>) -> Result<Service, ServiceError> {
         let mut store = Store::open(&config.state)?;
         report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
-        let epoch = enter_epoch(&mut store, attester.as_ref())?;
+        let notes = imastage_store::notes(&config.state)?;
+        let epoch = epoch::enter(&mut store, epoch_id(attester.as_ref()), &notes, source.as_mut())?;
         let known = Memory::load(&config.state, epoch, store.len());
         let memory = known.unwrap_or(Memory { epoch, in_step: 0 });
         let damage = damage(&config.state)?;
@@ -287,10 +292,9 @@ fn report(recovery: &Recovery) {
     }
 }
 
-/// Goes on with the epoch that is stored if it is the TPM's (without a TPM: this boot's), and begins
-/// a new one if not. Gives its number.
-fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<u64, StoreError> {
-    let id = EpochId {
+/// What tells the epoch of this boot from others.
+fn epoch_id(attester: Option<&Attester>) -> EpochId {
+    EpochId {
         tpm: attester
             .map(|attester| Bank::Sha256.hash(&[attester.public_pem().as_bytes()]).to_string()),
         reset_count: attester.map(|attester| attester.clock().reset_count),
@@ -298,12 +302,7 @@ fn enter_epoch(store: &mut Store, attester: Option<&Attester>) -> Result<u64, St
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map(|id| id.trim().to_owned())
             .unwrap_or_default(),
-    };
-    match store.epoch() {
-        Some(epoch) if epoch.id.is_same(&id) => {}
-        _ => store.begin_epoch(id, &[Bank::Sha1, Bank::Sha256])?,
     }
-    Ok(store.epoch().map_or(0, |epoch| epoch.number))
 }
 
 /// Replays what is stored in every bank of the TPM. Linear in the records. If they cannot be read

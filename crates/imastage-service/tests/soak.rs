@@ -59,6 +59,8 @@ fn ten_million_records_cost_what_the_first_did() {
     };
     let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
     let service = Service::start(config, Box::new(source)).unwrap();
+    // When this returns the thread is there, and has its name.
+    service.drain().unwrap();
     let mut account = Replay::new(Bank::Sha256, Extend::Own);
     let mut stretches: Vec<Stretch> = Vec::new();
     let mut next = 0;
