@@ -175,6 +175,7 @@ impl DrainLoop {
 
     fn adjust(&mut self, config: Config) {
         let Config { every, drain_at, alert, .. } = config;
+        tracing::info!(?every, drain_at, ?alert, "goes on as it is told");
         (self.every, self.drain_at) = (every, drain_at);
         let verdict = self.drainer.comparison().verdict();
         self.alert = alert.map(|command| Alert::new(command, verdict));

@@ -94,9 +94,10 @@ fn render(status: &Status, counted: &Counted, pulse: &Pulse) -> String {
         status.bytes,
     );
     text.gauge(
-        "imastage_waiting_records",
-        "Records in the list that were not stored when they were last counted: the lag.",
-        pulse.waiting(),
+        "imastage_list_records",
+        "Records in the list when they were last counted: the lag, or while drains fail, all that \
+         cannot be deleted.",
+        pulse.records(),
     );
     text.counter("imastage_drains_total", "Drains that found records.", activity.drains);
     text.counter(

@@ -14,7 +14,7 @@ pub(crate) struct Pulse(Arc<Seen>);
 #[derive(Debug, Default)]
 struct Seen {
     beats: AtomicU64,
-    waiting: AtomicU64,
+    records: AtomicU64,
 }
 
 impl Pulse {
@@ -26,9 +26,9 @@ impl Pulse {
         self.0.beats.load(Relaxed)
     }
 
-    /// How many records waited in the list when they were counted last.
-    pub(crate) fn waiting(&self) -> u64 {
-        self.0.waiting.load(Relaxed)
+    /// How many records were in the list when they were counted last.
+    pub(crate) fn records(&self) -> u64 {
+        self.0.records.load(Relaxed)
     }
 }
 
@@ -55,8 +55,8 @@ impl Source for Watched {
             pulse.beat();
             sink(chunk);
         })?;
-        // What was waiting is on its way.
-        pulse.0.waiting.store(0, Relaxed);
+        // They are on their way.
+        pulse.0.records.store(0, Relaxed);
         Ok(taken)
     }
 
@@ -66,7 +66,7 @@ impl Source for Watched {
 
     fn count(&mut self) -> Result<u64, SourceError> {
         let count = self.source.count()?;
-        self.pulse.0.waiting.store(count, Relaxed);
+        self.pulse.0.records.store(count, Relaxed);
         Ok(count)
     }
 

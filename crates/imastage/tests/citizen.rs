@@ -14,8 +14,11 @@ use std::{
     time::Duration,
 };
 
-use common::{Running, command, imastage};
+use common::{Machine, Running, command, imastage};
 use rustix::process::Signal;
+
+/// Only a service that says nothing at all is waited for so long.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a service manager is told.
 struct Manager {
@@ -26,8 +29,7 @@ struct Manager {
 impl Manager {
     fn listen(path: &Path) -> Manager {
         let socket = UnixDatagram::bind(path).unwrap();
-        // Only a service that says nothing at all is waited for so long.
-        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        socket.set_read_timeout(Some(LONGEST)).unwrap();
         Manager { socket, heard: Vec::new() }
     }
 
@@ -44,6 +46,18 @@ impl Manager {
                 return message;
             }
         }
+    }
+}
+
+impl Manager {
+    /// Waits until nothing is said for a while, which lasts several of the pauses there are between
+    /// these lines.
+    fn wait_for_silence(&mut self, line: &str) {
+        self.socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut message = [0; 4096];
+        let said = (0..200).take_while(|_| self.socket.recv(&mut message).is_ok()).count();
+        assert!(said < 200, "{line} is said again and again");
+        self.socket.set_read_timeout(Some(LONGEST)).unwrap();
     }
 }
 
@@ -106,6 +120,7 @@ fn a_service_manager_is_told_how_it_goes() {
     has("<6>every has a new value");
     has("<6>drain-at has a new value");
     has("<6>alert has a new value");
+    has("<6>goes on as it is told every=3600s drain_at=1000000 alert=Some(\"true\")");
     has("<3>the configuration is not reloaded, the old one stays: ");
     assert!(text.contains("evry: there is no such key; the nearest is every"), "{text}");
     assert!(text.lines().all(|line| line.starts_with('<')), "{text}");
@@ -201,5 +216,41 @@ fn status_is_watched() {
     }
     watching.kill().unwrap();
     watching.wait().unwrap();
+    assert_eq!(service.stop(), 0);
+}
+
+/// A process that does nothing until this is dropped.
+struct Frozen<'a>(&'a Running);
+
+impl<'a> Frozen<'a> {
+    fn new(process: &'a Running) -> Frozen<'a> {
+        process.signal(Signal::STOP);
+        Frozen(process)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
+    }
+}
+
+/// A kernel that does not answer any more is no life: the process is there, and its other threads go
+/// on, but nothing is drained.
+#[test]
+fn a_watchdog_is_fed_only_while_the_list_answers() {
+    let Some(machine) = Machine::start() else { return };
+    let notify = machine.dir.path().join("notify");
+    let mut manager = Manager::listen(&notify);
+    let (mount, state) = (machine.mount(), machine.state());
+    let mut command = command(&["run", "--source", &mount, "--state", &state]);
+    command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "100000");
+    let service = Running::of(&mut command);
+    manager.wait_for("WATCHDOG=1");
+
+    let frozen = Frozen::new(&machine.sandbox);
+    manager.wait_for_silence("WATCHDOG=1");
+    drop(frozen);
+    manager.wait_for("WATCHDOG=1");
     assert_eq!(service.stop(), 0);
 }
