@@ -3,7 +3,7 @@
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help run test soak lab fuzz lint bench deny-tool deb test-deb
+.PHONY: help run test soak lab lab-kernel fuzz lint bench deny-tool deb test-deb
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
@@ -38,6 +38,13 @@ lab:
 	@scripts/install-missing swtpm=swtpm evmctl=ima-evm-utils qemu-system-x86_64=qemu-system-x86 \
 		busybox=busybox-static xz=xz-utils
 	$(CARGO) run --locked -p imastage-lab -- run all $(if $(KERNEL),--kernel $(KERNEL))
+
+# A kernel with IMA_KEXEC from Debian's source, for `imastage-lab run kexec --kernel 6.12-lab`; once.
+lab-kernel:
+	@scripts/install-missing swtpm=swtpm qemu-system-x86_64=qemu-system-x86 busybox=busybox-static \
+		flex=flex bison=bison bc=bc
+	@test -e /usr/include/libelf.h || scripts/install-missing no-such-command=libelf-dev
+	$(CARGO) run --locked -p imastage-lab -- build-kernel
 
 # A few seconds for each target; `scripts/fuzz 600 binary` for longer.
 fuzz:

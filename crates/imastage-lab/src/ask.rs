@@ -62,6 +62,18 @@ impl Machine {
         }
     }
 
+    /// The names in a directory, sorted.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn names(&mut self, dir: &str) -> Result<Vec<String>, LabError> {
+        let ask = Ask::Names { dir: dir.to_owned() };
+        match self.ask(&ask, &[])? {
+            (Answer::Names(names), _) => Ok(names),
+            (other, _) => Err(unexpected(&ask, &other)),
+        }
+    }
+
     /// Writes a file, with its directory.
     ///
     /// # Errors

@@ -15,17 +15,21 @@ use crate::{
 pub struct KernelName {
     /// What it is called here.
     pub name: &'static str,
-    /// The Debian package that stands for its newest version.
-    meta: &'static str,
+    /// The Debian package that stands for its newest version; `None` if the lab builds it.
+    meta: Option<&'static str>,
 }
 
-/// Debian's kernels, those that tests run on first.
-pub const KERNELS: [KernelName; 4] = [
-    KernelName { name: "6.1-cloud", meta: "linux-image-cloud-amd64" },
-    KernelName { name: "6.12-cloud", meta: "linux-image-6.12-cloud-amd64" },
-    KernelName { name: "6.1", meta: "linux-image-amd64" },
-    KernelName { name: "6.12", meta: "linux-image-6.12-amd64" },
+/// All of them: Debian's, those that tests run on first, and the lab's own.
+pub const KERNELS: [KernelName; 5] = [
+    KernelName { name: "6.1-cloud", meta: Some("linux-image-cloud-amd64") },
+    KernelName { name: "6.12-cloud", meta: Some("linux-image-6.12-cloud-amd64") },
+    KernelName { name: "6.1", meta: Some("linux-image-amd64") },
+    KernelName { name: "6.12", meta: Some("linux-image-6.12-amd64") },
+    KernelName { name: OWN, meta: None },
 ];
+
+/// The kernel that the lab builds: with IMA_KEXEC.
+pub const OWN: &str = "6.12-lab";
 
 /// What the guest needs of a kernel, if it is not built in: modules by name, in any order.
 const MODULES: [&str; 6] =
@@ -36,6 +40,8 @@ const MODULES: [&str; 6] =
 pub struct Kernel {
     /// What it is called here.
     pub name: String,
+    /// Whether it hands its list over at kexec.
+    pub carries_list: bool,
     /// The kernel itself.
     pub image: PathBuf,
     /// Modules to load, in this order.
@@ -56,9 +62,19 @@ impl Kernel {
             });
         };
         let dir = cache.join("kernels").join(name);
-        once(&dir, |filled| download(cache, known, filled))?;
+        match known.meta {
+            Some(meta) => once(&dir, |filled| download(cache, meta, filled)).map(drop)?,
+            None if dir.exists() => {}
+            None => {
+                return Err(LabError::Missing {
+                    what: format!("kernel {name}"),
+                    how: "make lab-kernel builds it, in some minutes".to_owned(),
+                });
+            }
+        }
         Ok(Kernel {
             name: name.to_owned(),
+            carries_list: known.meta.is_none(),
             image: dir.join("vmlinuz"),
             modules: sorted_files(&dir.join("modules"))?,
         })
@@ -74,9 +90,9 @@ fn sorted_files(dir: &Path) -> Result<Vec<PathBuf>, LabError> {
     Ok(files)
 }
 
-fn download(cache: &Path, known: &KernelName, kept: &Path) -> Result<(), LabError> {
+fn download(cache: &Path, meta: &str, kept: &Path) -> Result<(), LabError> {
     let debian = Debian::update(&cache.join("apt"))?;
-    let package = debian.image_of(known.meta)?;
+    let package = debian.image_of(meta)?;
     let unpacked = tempfile::tempdir_in(cache).at(cache)?;
     debian.unpack(&package, unpacked.path())?;
 

@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
-    Kernel, LabError, Machine, Plan, Programs,
+    Kernel, LabError, Machine, OWN, Plan, Programs,
     error::Doing,
+    own_kernel,
     process::{find, run},
 };
 
@@ -51,6 +52,14 @@ impl Lab {
     /// [`LabError`].
     pub fn kernel(&self, name: &str) -> Result<Kernel, LabError> {
         Kernel::get(&self.cache, name)
+    }
+
+    /// Builds the lab's own kernel, if it is not built.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn build_kernel(&self) -> Result<(), LabError> {
+        own_kernel::build(&self.cache, &self.cache.join("kernels").join(OWN))
     }
 
     /// Boots a machine.

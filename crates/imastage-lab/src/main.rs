@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use imastage_lab::{
-    INTERRUPTED, KERNELS, Lab, LabError, Plan, guest,
+    INTERRUPTED, KERNELS, Lab, LabError, OWN, Plan, guest,
     scenario::{self, Report, SCENARIOS},
 };
 use serde_json::json;
@@ -43,11 +43,12 @@ struct Cli {
 enum Command {
     /// What scenarios and kernels there are.
     List,
-    /// Run a scenario, or all.
+    /// Run a scenario, or all that fit a kernel.
     Run {
         /// Its name, or `all`.
         scenario: String,
-        /// A kernel; may be given more than once [default: 6.1-cloud and 6.12-cloud].
+        /// A kernel; may be given more than once [default: 6.1-cloud, 6.12-cloud, and the lab's own
+        /// if it was built].
         #[arg(long = "kernel", value_name = "K")]
         kernels: Vec<String>,
     },
@@ -62,6 +63,8 @@ enum Command {
         #[arg(long, value_name = "WORDS", default_value = "ima_policy=tcb")]
         append: String,
     },
+    /// Build the lab's own kernel, which hands its list over at kexec (minutes, once).
+    BuildKernel,
     /// A console in a guest; `poweroff -f` or Ctrl-A X ends it.
     Shell {
         /// The kernel.
@@ -117,6 +120,7 @@ fn obey(cli: Cli) -> anyhow::Result<ExitCode> {
             let plan = Plan { append, ..Plan::default() };
             scenario::capture(&lab, &lab.kernel(&kernel)?, &plan, &out)?;
         }
+        Command::BuildKernel => lab()?.build_kernel()?,
         Command::Shell { kernel, append } => {
             let lab = lab()?;
             let plan = Plan { append, ..Plan::default() };
@@ -148,7 +152,10 @@ fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Re
         return Ok(ExitCode::from(2));
     }
     let kernels = match kernels.is_empty() {
-        true => vec!["6.1-cloud".to_owned(), "6.12-cloud".to_owned()],
+        true => {
+            let own = lab.kernel(OWN).is_ok().then_some(OWN);
+            ["6.1-cloud", "6.12-cloud"].into_iter().chain(own).map(str::to_owned).collect()
+        }
         false => kernels,
     };
     let mut worst = 0;

@@ -19,6 +19,11 @@ pub enum Ask {
         /// Bytes a read asks for.
         step: usize,
     },
+    /// Tell the names in a directory: [`Answer::Names`].
+    Names {
+        /// The directory.
+        dir: String,
+    },
     /// Write the bytes that come with it into a new file: [`Answer::Done`].
     Write {
         /// Its path; any bytes.
@@ -165,6 +170,8 @@ pub enum Answer {
         /// How long that took, in microseconds.
         micros: u64,
     },
+    /// Names of files, sorted.
+    Names(Vec<String>),
     /// Names and sizes of files whose bytes come with it.
     Files(Vec<(String, usize)>),
     /// It could not be done.

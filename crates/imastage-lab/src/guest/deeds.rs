@@ -40,6 +40,11 @@ impl Deeds {
                 let bytes = read_all(path, step).map_err(|error| named(path, error))?;
                 Ok((Answer::Bytes { micros: micros(since) }, bytes))
             }
+            Ask::Names { dir } => {
+                let names =
+                    names(Path::new(&dir)).map_err(|error| named(Path::new(&dir), error))?;
+                Ok((Answer::Names(names), Vec::new()))
+            }
             Ask::Write { path, mode } => {
                 let path = Path::new(OsStr::from_bytes(&path));
                 write(path, mode, bytes).map_err(|error| named(path, error))?;
@@ -170,14 +175,11 @@ fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
         let before = pcrs()?;
         let mut files = Vec::new();
         let mut bytes = Vec::new();
-        let mut names: Vec<_> = fs::read_dir(LIST)?.collect::<io::Result<_>>()?;
-        names.sort_by_key(fs::DirEntry::file_name);
-        for entry in names {
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for name in names(Path::new(LIST))? {
+            let path = Path::new(LIST).join(&name);
             // The policy cannot be read on kernels without CONFIG_IMA_READ_POLICY.
             if name != "policy" {
-                let content = read_all(&entry.path(), STEP);
-                let content = content.map_err(|error| named(&entry.path(), error))?;
+                let content = read_all(&path, STEP).map_err(|error| named(&path, error))?;
                 files.push((name, content.len()));
                 bytes.extend(content);
             }
@@ -191,6 +193,15 @@ fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
         }
     }
     Err(io::Error::other(format!("PCRs changed each of {TRIES} times the list was read")))
+}
+
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// `BANK INDEX HEX` lines; `None` without a TPM.

@@ -53,7 +53,7 @@ pub const SCENARIOS: [Scenario; 10] = [
     },
     Scenario {
         name: "kexec",
-        about: "kexec without IMA_KEXEC: the kernel forgets, the store can still attest",
+        about: "kexec: stock kernels forget, the store can still attest; with IMA_KEXEC (6.12-lab) too",
         run: restart::kexec,
     },
     Scenario {

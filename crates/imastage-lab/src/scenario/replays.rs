@@ -77,9 +77,9 @@ pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
 /// What a list replays to.
 #[derive(Clone, Debug)]
 pub struct Replayed {
-    /// Its records.
+    /// Its records that lead to the PCR.
     pub records: u64,
-    /// Violations among them.
+    /// Violations in the whole list.
     pub violations: u64,
     /// How each bank is extended.
     pub banks: Vec<(Bank, Extend)>,
@@ -92,28 +92,41 @@ pub fn replay(snapshot: &Snapshot) -> Result<Replayed, LabError> {
 
 /// Replays another list, to the end, to the PCR 10 of a snapshot.
 pub fn replay_list(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
+    let all = parsed(list, Bank::Sha1)?.len() as u64;
+    let replayed = replay_prefix(list, snapshot)?;
+    must(replayed.records == all, || {
+        format!("the first {} of {all} records replay to PCR 10", replayed.records)
+    })?;
+    Ok(replayed)
+}
+
+/// Replays another list, up to where PCR 10 of a snapshot is reached in every bank.
+pub fn replay_prefix(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
     let targets = ima_pcrs(snapshot)?;
     let mut search = PrefixSearch::new(IMA_PCR);
     for target in &targets {
         search.add_bank(target.bank(), Some(*target));
     }
-    let mut records = 0;
     let mut violations = 0;
     for record in parsed(list, Bank::Sha1)? {
         search.push(&record);
-        records += 1;
         violations += u64::from(record.is_violation());
     }
-    let mut banks = Vec::new();
-    for bank in targets.iter().map(Digest::bank) {
-        let found = search.bank_match(bank);
-        let Some(found) = found.filter(|found| found.records == records) else {
-            return Err(LabError::Refuted(format!(
-                "{bank}: {records} records do not replay to PCR 10, match: {found:?}"
-            )));
-        };
-        banks.push((bank, found.extend));
-    }
+    let Some(records) = search.common_match() else {
+        let found: Vec<_> = targets
+            .iter()
+            .map(|target| format!("{} {:?}", target.bank(), search.bank_match(target.bank())))
+            .collect();
+        return Err(LabError::Refuted(format!(
+            "{} records do not replay to PCR 10: {}",
+            search.records(),
+            found.join(", ")
+        )));
+    };
+    let banks = targets
+        .iter()
+        .filter_map(|target| Some((target.bank(), search.bank_match(target.bank())?.extend)))
+        .collect();
     Ok(Replayed { records, violations, banks })
 }
 

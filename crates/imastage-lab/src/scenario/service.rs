@@ -85,9 +85,8 @@ impl Service {
 /// The records of an epoch as they lie in a state directory: all segments, one behind the other.
 pub fn stored(machine: &mut Machine, state: &str, epoch: u64) -> Result<Vec<u8>, LabError> {
     let dir = format!("{state}/epochs/{epoch:04}");
-    let names = machine.must_run("/bin/busybox", &["ls", &dir])?;
     let mut records = Vec::new();
-    for name in String::from_utf8_lossy(&names).lines().filter(|name| name.ends_with(".ima")) {
+    for name in machine.names(&dir)?.iter().filter(|name| name.ends_with(".ima")) {
         records.extend(machine.read(&format!("{dir}/{name}"))?);
     }
     Ok(records)
