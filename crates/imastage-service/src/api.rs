@@ -1,35 +1,41 @@
-//! HTTP on a Unix socket.
+//! HTTP on a Unix socket. `docs/openapi.yaml` describes it.
+
+mod records;
 
 use std::{
-    io,
-    os::unix::fs::PermissionsExt,
+    fs, io,
+    os::unix::{self, fs::PermissionsExt},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     thread::{self, JoinHandle},
 };
 
 use axum::{
     Json, Router,
-    body::Body,
-    extract::{DefaultBodyLimit, Query, State},
-    http::{StatusCode, header},
+    extract::{
+        DefaultBodyLimit, Query, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::Listener,
 };
-use bytes::Bytes;
-use ima_log::Bank;
+use ima_log::{Bank, Extend};
 use imastage_store::Reader;
 use serde::Deserialize;
 use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
 };
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     ServiceError, metrics,
     service::Shared,
-    wire::{QuoteReply, QuoteRequest, Refusal, Status},
+    wire::{ExtendedWith, Pcr, Pcrs, QuoteReply, QuoteRequest, Refusal, Status},
 };
 
 /// The API's socket in the state directory.
@@ -37,6 +43,9 @@ pub const SOCKET: &str = "api.sock";
 
 /// Requests are a nonce and a few names.
 const LONGEST_REQUEST: usize = 64 << 10;
+
+/// Connections that are served at once.
+const MOST_CONNECTIONS: usize = 64;
 
 /// The API's thread. Dropping this ends it.
 pub(crate) struct Running {
@@ -46,16 +55,17 @@ pub(crate) struct Running {
 }
 
 /// Serves the API of `shared`.
-pub(crate) fn serve(shared: Arc<Shared>) -> Result<Running, ServiceError> {
+pub(crate) fn serve(shared: Arc<Shared>, group: Option<u32>) -> Result<Running, ServiceError> {
     let socket = shared.state.join(SOCKET);
     let failed = |error| ServiceError::Socket { path: socket.clone(), error };
-    let listener = bind(&socket).map_err(failed)?;
+    let listener = bind(&socket, group).map_err(failed)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let app = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/quote", post(quote))
-        .route("/v1/records", get(records))
+        .route("/v1/records", get(records::records))
+        .route("/v1/pcrs", get(pcrs))
         .route("/metrics", get(metrics::show))
         .layer(DefaultBodyLimit::max(LONGEST_REQUEST))
         .with_state(shared);
@@ -66,6 +76,7 @@ pub(crate) fn serve(shared: Arc<Shared>) -> Result<Running, ServiceError> {
                 Ok(listener) => listener,
                 Err(error) => return tracing::error!(%error, "the API's socket cannot be served"),
             };
+            let listener = Listening { listener, room: Arc::new(Semaphore::new(MOST_CONNECTIONS)) };
             tokio::select! {
                 result = axum::serve(listener, app) => {
                     if let Err(error) = result {
@@ -89,19 +100,27 @@ impl Drop for Running {
             let _ = thread.join();
         }
         // If it is gone already, all the better.
-        let _ = std::fs::remove_file(&self.socket);
+        let _ = fs::remove_file(&self.socket);
     }
 }
 
-/// Binds the socket for its owner and group. The store's lock says that no other service lives in
+/// Binds the socket for its owner and a group. The store's lock says that no other service lives in
 /// this directory, so a socket that is there was left by one that died.
-fn bind(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    match std::fs::remove_file(socket) {
+fn bind(socket: &Path, group: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
+    match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = std::os::unix::net::UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    if let Some(group) = group {
+        unix::fs::chown(socket, None, Some(group))?;
+        // To reach the socket, and nothing else: all else is for its owner only.
+        if let Some(state) = socket.parent() {
+            unix::fs::chown(state, None, Some(group))?;
+            fs::set_permissions(state, fs::Permissions::from_mode(0o710))?;
+        }
+    }
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -125,8 +144,9 @@ async fn status(State(shared): State<Arc<Shared>>) -> Result<Json<Status>, Error
 /// Quotes first, then drains: so the list is never behind the quote.
 async fn quote(
     State(shared): State<Arc<Shared>>,
-    Json(request): Json<QuoteRequest>,
+    request: Result<Json<QuoteRequest>, JsonRejection>,
 ) -> Result<Json<QuoteReply>, Error> {
+    let Json(request) = request?;
     let made = tokio::task::spawn_blocking(move || make_quote(&shared, &request)).await;
     made.map_err(|_| Error::internal("the request was dropped"))?.map(Json)
 }
@@ -169,68 +189,93 @@ fn make_quote(shared: &Shared, request: &QuoteRequest) -> Result<QuoteReply, Err
 }
 
 #[derive(Deserialize)]
-struct Range {
-    /// The first record's index.
-    #[serde(default)]
-    from: u64,
-    /// The index behind the last record; all that are stored if missing.
-    to: Option<u64>,
+#[serde(deny_unknown_fields)]
+struct PcrParams {
+    /// After how many records; all that are stored if missing.
+    at: Option<u64>,
 }
 
-/// Streams records in the binary sha1 form.
-async fn records(
+/// PCR 10 as records replay. Constant time.
+async fn pcrs(
     State(shared): State<Arc<Shared>>,
-    Query(range): Query<Range>,
-) -> Result<Response, Error> {
-    /// Chunks on the way to a slow client.
-    const AHEAD: usize = 4;
-    let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(AHEAD);
-    let reader = Reader::open(&shared.state).map_err(Error::internal)?;
-    let to = range.to.unwrap_or(reader.len());
-    if range.from > to || to > reader.len() {
-        let error = format!(
-            "records {} to {to} were asked for, 0 to {} are stored",
-            range.from,
-            reader.len()
-        );
-        return Err(Error::new(StatusCode::RANGE_NOT_SATISFIABLE, error));
-    }
-    tokio::task::spawn_blocking(move || {
-        let result = read(&reader, range.from, to, &mut |chunk| {
-            sender.blocking_send(Ok(chunk)).map_err(|_| ())
-        });
-        if let Err(error) = result {
-            // If the client is gone it does not want to know.
-            let _ = sender.blocking_send(Err(io::Error::other(error)));
+    params: Result<Query<PcrParams>, QueryRejection>,
+) -> Result<Json<Pcrs>, Error> {
+    let Query(params) = params?;
+    let replayed = tokio::task::spawn_blocking(move || {
+        let reader = Reader::open(&shared.state).map_err(Error::internal)?;
+        let records = params.at.unwrap_or(reader.len());
+        if records > reader.len() {
+            let error = format!("at: {records} was asked for, {} are stored", reader.len());
+            return Err(Error::new(StatusCode::RANGE_NOT_SATISFIABLE, error));
         }
+        let replays = reader.running_at(records).map_err(Error::internal)?;
+        let pcrs = replays.into_iter().map(|replay| Pcr {
+            bank: replay.value().bank().to_string(),
+            extended_with: match replay.extend_kind() {
+                Extend::Own => ExtendedWith::Own,
+                Extend::Sha1Padded => ExtendedWith::Padded,
+            },
+            value: replay.value().to_string(),
+        });
+        Ok(Pcrs { epoch: reader.epoch().number, records, pcrs: pcrs.collect() })
     });
-    let body = Body::from_stream(ReceiverStream::new(receiver));
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
+    replayed.await.map_err(|_| Error::internal("the request was dropped"))?.map(Json)
 }
 
-/// Gives the records `from` to `to` in chunks until `sink` wants no more.
-fn read(
-    reader: &Reader,
-    from: u64,
-    to: u64,
-    sink: &mut dyn FnMut(Bytes) -> Result<(), ()>,
-) -> Result<(), String> {
-    const CHUNK: usize = 256 << 10;
-    let mut cursor = reader.records(from).map_err(|error| error.to_string())?;
-    let mut chunk = Vec::with_capacity(CHUNK);
-    for _ in from..to {
-        let record = cursor.next_record().map_err(|error| error.to_string())?;
-        let Some(record) = record else {
-            return Err(format!("the store ends before record {to}"));
-        };
-        chunk.extend_from_slice(record.as_bytes());
-        if chunk.len() >= CHUNK && sink(Bytes::from(std::mem::take(&mut chunk))).is_err() {
-            return Ok(());
-        }
+/// The socket, with no more connections at once than there is room for. Others wait.
+struct Listening {
+    listener: UnixListener,
+    room: Arc<Semaphore>,
+}
+
+/// A connection, and its place.
+struct Connection {
+    stream: UnixStream,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Listener for Listening {
+    type Io = Connection;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, Self::Addr) {
+        // Nobody closes it, so there is a place sooner or later.
+        let place = Arc::clone(&self.room).acquire_owned().await.ok();
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        (Connection { stream, _place: place }, address)
     }
-    // Nobody left to take the rest is no error.
-    let _ = sink(Bytes::from(chunk));
-    Ok(())
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Listener::local_addr(&self.listener)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 struct Error {
@@ -249,6 +294,18 @@ impl Error {
 
     fn internal(why: impl ToString) -> Error {
         Error::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+    }
+}
+
+impl From<QueryRejection> for Error {
+    fn from(rejection: QueryRejection) -> Error {
+        Error::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Error {
+    fn from(rejection: JsonRejection) -> Error {
+        Error::new(rejection.status(), rejection.body_text())
     }
 }
 

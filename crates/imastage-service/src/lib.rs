@@ -28,7 +28,7 @@ mod view;
 pub mod wire;
 
 pub use api::SOCKET;
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, RecordAnswer};
 pub use drain::{DrainError, Round};
 pub use service::{Config, Service, ServiceError, status_at_rest};
 pub use view::{View, ViewError};

@@ -43,6 +43,9 @@ pub struct Config {
     pub alert: Option<String>,
     /// The TPM whose PCR 10 the list extends. Without one nothing can be compared or quoted.
     pub tpm: Option<Endpoint>,
+    /// A group that may use the API besides the owner: it gets the socket, and may enter the state
+    /// directory to reach it.
+    pub group: Option<u32>,
 }
 
 impl Config {
@@ -54,6 +57,7 @@ impl Config {
             drain_at: Config::DRAIN_AT,
             alert: None,
             tpm: None,
+            group: None,
         }
     }
 
@@ -159,7 +163,7 @@ impl Service {
             status: Mutex::new(status),
             requests,
         });
-        let api = api::serve(Arc::clone(&shared))?;
+        let api = api::serve(Arc::clone(&shared), config.group)?;
         let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer, memory);
         let drainer = thread::Builder::new()
             .name("drain".into())

@@ -202,6 +202,62 @@ pub struct QuoteReply {
     pub key: String,
 }
 
+/// The form of the records in an answer to `GET /v1/records`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// As the kernel's binary file of a bank.
+    #[default]
+    Binary,
+    /// As the kernel's ASCII file of a bank.
+    Ascii,
+    /// JSON lines (`docs/records-json.md`).
+    Jsonl,
+    /// A TCG Canonical Event Log in JSON.
+    Cel,
+}
+
+impl Form {
+    /// Its media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Form::Binary => "application/octet-stream",
+            Form::Ascii => "text/plain",
+            Form::Jsonl => "application/x-ndjson",
+            Form::Cel => "application/json",
+        }
+    }
+}
+
+/// The header of `GET /v1/records` that tells the number of the epoch.
+pub const EPOCH_HEADER: &str = "imastage-epoch";
+/// The header that tells the index of the answer's first record.
+pub const FROM_HEADER: &str = "imastage-from";
+/// The header that tells the index behind the answer's last record: where the next answer begins.
+pub const TO_HEADER: &str = "imastage-to";
+
+/// `GET /v1/pcrs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pcrs {
+    /// The epoch's number in the state directory.
+    pub epoch: u64,
+    /// After how many records.
+    pub records: u64,
+    /// PCR 10 of each bank that is kept, as these records replay.
+    pub pcrs: Vec<Pcr>,
+}
+
+/// PCR 10 of one bank, as records replay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pcr {
+    /// The bank.
+    pub bank: String,
+    /// What it is taken to be extended with.
+    pub extended_with: ExtendedWith,
+    /// Its value, hex.
+    pub value: String,
+}
+
 /// Any refusal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal {

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod diff;
 pub mod doctor;
 pub mod generate;
+pub mod log;
 pub mod replay;
 pub mod run;
 pub mod sandbox;

@@ -69,6 +69,10 @@ pub struct Args {
     /// Who may read the view besides root: a group's name or number [default: our own group].
     #[arg(long, value_name = "GROUP", requires = "view", value_parser = group)]
     view_group: Option<u32>,
+    /// Who may ask the service besides its owner, through the socket in the state directory: a
+    /// group's name or number.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    group: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -89,6 +93,7 @@ impl Args {
             drain_at: self.drain_at,
             alert: self.alert.clone(),
             tpm,
+            group: self.group,
             ..Config::new(state)
         }
     }

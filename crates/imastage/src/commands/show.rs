@@ -19,6 +19,15 @@ use crate::{
 /// Show records: byte for byte as the kernel's file of a bank holds them, or in other forms.
 #[derive(clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    shape: Shape,
+    /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.
+    list: PathBuf,
+}
+
+/// Which records are shown, and how.
+#[derive(clap::Args)]
+pub struct Shape {
     /// The form [default: ascii; json with --json].
     #[arg(long = "as", value_name = "FORM")]
     form: Option<Form>,
@@ -28,8 +37,6 @@ pub struct Args {
     banks: Vec<Bank>,
     #[command(flatten)]
     filter: filter::Filter,
-    /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.
-    list: PathBuf,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,21 +72,36 @@ enum Writer {
 
 /// Runs `imastage show`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
-    let form = args.form.unwrap_or(if out.is_json() { Form::Json } else { Form::Ascii });
-    let stdout = io::stdout();
-    if matches!(form, Form::Binary | Form::CelCbor) && stdout.is_terminal() {
-        return Err(Failure::input("binary records are not for a terminal; redirect the output"));
+    args.shape.show(|| List::open(&args.list), out)
+}
+
+impl Shape {
+    /// Writes the records of a list that are to be shown to standard output.
+    pub fn show(
+        self,
+        open: impl FnOnce() -> Result<List, Failure>,
+        out: &Output,
+    ) -> Result<Outcome, Failure> {
+        let form = self.form.unwrap_or(if out.is_json() { Form::Json } else { Form::Ascii });
+        let stdout = io::stdout();
+        if matches!(form, Form::Binary | Form::CelCbor) && stdout.is_terminal() {
+            let why = "binary records are not for a terminal; redirect the output";
+            return Err(Failure::input(why));
+        }
+        let list = open()?;
+        let follows = list.follows();
+        let mut stdout = io::BufWriter::with_capacity(256 << 10, stdout.lock());
+        let mut writer = Writer::begin(form, &self.banks, &mut stdout)?;
+        let mut buffer = Vec::new();
+        self.filter.each(list, |index, record| {
+            buffer.clear();
+            writer.record(index, record, &mut buffer, &mut stdout).environment("output")?;
+            // Whoever waits for records wants to see them when they come.
+            if follows { stdout.flush().environment("output") } else { Ok(()) }
+        })?;
+        writer.end(&mut stdout).and_then(|()| stdout.flush()).environment("output")?;
+        Ok(Outcome::Fine)
     }
-    let list = List::open(&args.list)?;
-    let mut stdout = io::BufWriter::with_capacity(256 << 10, stdout.lock());
-    let mut writer = Writer::begin(form, &args.banks, &mut stdout)?;
-    let mut buffer = Vec::new();
-    args.filter.each(list, |index, record| {
-        buffer.clear();
-        writer.record(index, record, &mut buffer, &mut stdout).environment("output")
-    })?;
-    writer.end(&mut stdout).and_then(|()| stdout.flush()).environment("output")?;
-    Ok(Outcome::Fine)
 }
 
 impl Writer {
