@@ -11,6 +11,7 @@ mod api;
 mod attester;
 mod banks;
 mod client;
+mod closed;
 mod compare;
 pub mod doctor;
 mod drain;
@@ -28,7 +29,9 @@ mod view;
 pub mod wire;
 
 pub use api::SOCKET;
+pub use client::{Client, ClientError};
 pub use client::{Client, ClientError, RecordAnswer};
+pub use closed::ClosedEpochs;
 pub use drain::{DrainError, Round};
 pub use service::{Config, Service, ServiceError, status_at_rest};
 pub use view::{View, ViewError};

@@ -19,6 +19,7 @@ use crate::{
     api,
     attester::Attester,
     banks::Banks,
+    closed::{self, ClosedEpochs},
     compare::Comparison,
     drain::{DrainError, Drainer, ReadPcrs},
     drain_loop::{DrainLoop, Request, describe},
@@ -41,6 +42,8 @@ pub struct Config {
     pub drain_at: u64,
     /// A command for `sh -c` that is run on each change of verdict.
     pub alert: Option<String>,
+    /// What becomes of earlier epochs.
+    pub closed: ClosedEpochs,
     /// The TPM whose PCR 10 the list extends. Without one nothing can be compared or quoted.
     pub tpm: Option<Endpoint>,
     /// A group that may use the API besides the owner: it gets the socket, and may enter the state
@@ -56,6 +59,7 @@ impl Config {
             every: Duration::from_millis(Config::EVERY_MS),
             drain_at: Config::DRAIN_AT,
             alert: None,
+            closed: ClosedEpochs::default(),
             tpm: None,
             group: None,
         }
@@ -169,6 +173,7 @@ impl Service {
             .name("drain".into())
             .spawn(move || looping.run(&inbox))
             .map_err(ServiceError::Thread)?;
+        closed::tend(config.state, config.closed).map_err(ServiceError::Thread)?;
         Ok(Service { shared, drainer: Some(drainer), api: Some(api) })
     }
 

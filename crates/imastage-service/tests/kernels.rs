@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -16,10 +17,11 @@ use imastage_sandbox::{
     control::{Answer, Command as Ask, ask},
 };
 use imastage_service::{
-    Config, Service,
+    ClosedEpochs, Config, Service,
     wire::{Cause, Parting, Status, Verdict},
 };
 use imastage_source::Flavour;
+use imastage_store::Retention;
 use tempfile::TempDir;
 
 #[allow(dead_code)]
@@ -395,6 +397,34 @@ fn a_reboot_begins_a_new_epoch() {
     let status = service.status();
     assert_in_step(&status);
     assert_eq!((status.epoch, status.records), (2, BOOT + 2));
+}
+
+#[test]
+fn closed_epochs_are_packed_and_the_oldest_removed() {
+    let Some(mut machine) = Machine::start(|_| {}) else { return };
+    for _ in 0..3 {
+        let service = machine.service();
+        machine.measure(5);
+        service.stop();
+        machine.ask(&Ask::Reboot);
+    }
+    let kept = Retention { epochs: Some(1), ..Retention::default() };
+    let closed = ClosedEpochs { pack: true, kept };
+    let service = machine.service_with(None, |config| config.closed = closed);
+    machine.measure(1);
+    service.drain().unwrap();
+    assert_in_step(&service.status());
+    let found = || -> Vec<(u64, bool)> {
+        let epochs = imastage_store::epochs(&machine.state()).unwrap();
+        epochs.iter().map(|epoch| (epoch.number, epoch.packed)).collect()
+    };
+    for _ in 0..500 {
+        if found() == [(3, true), (4, false)] {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{:?}", found());
 }
 
 #[test]

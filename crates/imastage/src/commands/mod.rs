@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod generate;
 pub mod log;
 pub mod replay;
+mod retention;
 pub mod run;
 pub mod sandbox;
 pub mod show;

@@ -7,12 +7,12 @@ use std::{
 
 use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
-use imastage_service::{Config, Service};
+use imastage_service::{ClosedEpochs, Config, Service};
 use imastage_source::{Flavour, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
-    commands::{state_dir, status::verdict_text},
+    commands::{retention::RetentionArgs, state_dir, status::verdict_text},
     config::Settings,
     exit::{Fail, Failure, Outcome},
     output::Output,
@@ -57,6 +57,11 @@ pub struct Args {
     /// Drain as soon as so many records are in the list.
     #[arg(long, value_name = "RECORDS", default_value_t = Config::DRAIN_AT, value_parser = clap::value_parser!(u64).range(1..))]
     drain_at: u64,
+    /// Compress closed epochs when the service starts, which is when one is closed.
+    #[arg(long)]
+    pack: bool,
+    #[command(flatten)]
+    kept: RetentionArgs,
     /// Run this command (with `sh -c`) once on each change of verdict. It finds the verdict in
     /// $IMASTAGE_VERDICT: in-step, behind, parted or altered, and all of `imastage --json status` in
     /// $IMASTAGE_STATUS.
@@ -92,6 +97,7 @@ impl Args {
             every: Duration::from_millis(self.every),
             drain_at: self.drain_at,
             alert: self.alert.clone(),
+            closed: ClosedEpochs { pack: self.pack, kept: self.kept.clone().into() },
             tpm,
             group: self.group,
             ..Config::new(state)

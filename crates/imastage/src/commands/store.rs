@@ -1,16 +1,16 @@
 mod export;
 
-use std::{fmt::Write as _, path::PathBuf, time::Duration};
+use std::{fmt::Write as _, path::PathBuf};
 
 use clap::ArgGroup;
 use imastage_store::{
-    CheckReport, Damage, EpochSummary, Packing, RepairReport, Retention, StoreError, check_epoch,
-    epochs, pack, prune, repair,
+    CheckReport, Damage, EpochSummary, Packing, RepairReport, StoreError, check_epoch, epochs,
+    pack, prune, repair,
 };
 use serde_json::{Value, json};
 
 use crate::{
-    commands::state_dir,
+    commands::{retention::RetentionArgs, state_dir},
     exit::{Fail, Failure, Outcome},
     output::{Output, Tone},
 };
@@ -61,15 +61,8 @@ enum Command {
     "max_age",
 ])))]
 struct PruneArgs {
-    /// Keep at most so many closed epochs.
-    #[arg(long, value_name = "N")]
-    keep_epochs: Option<u64>,
-    /// Keep at most so many bytes of all epochs; K, M and G may follow.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    max_bytes: Option<u64>,
-    /// Keep epochs that were closed at most so long ago: a number and h, d or w (hours, days, weeks).
-    #[arg(long, value_name = "AGE", value_parser = age)]
-    max_age: Option<Duration>,
+    #[command(flatten)]
+    kept: RetentionArgs,
     /// Only say what would be removed.
     #[arg(long)]
     dry_run: bool,
@@ -99,9 +92,8 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         Command::Export(args) => export::run(args, &state, out),
         Command::Pack => tell_pack(&pack(&state).map_err(failure)?, out),
         Command::Prune(args) => {
-            let PruneArgs { keep_epochs: epochs, max_bytes: bytes, max_age: age, dry_run } = args;
-            let retention = Retention { epochs, bytes, age };
-            tell_prune(&prune(&state, &retention, dry_run).map_err(failure)?, dry_run, out)
+            let PruneArgs { kept, dry_run } = args;
+            tell_prune(&prune(&state, &kept.into(), dry_run).map_err(failure)?, dry_run, out)
         }
     }
 }
@@ -249,52 +241,4 @@ fn damage_value(damage: &Damage) -> Value {
         "what": what,
         "remedy": remedy.to_string(),
     })
-}
-
-/// Bytes, with a unit or without.
-fn size(text: &str) -> Result<u64, String> {
-    let shift = match text.chars().last() {
-        Some('K') => 10,
-        Some('M') => 20,
-        Some('G') => 30,
-        _ => 0,
-    };
-    let number = text.trim_end_matches(['K', 'M', 'G']);
-    let number: Option<u64> = number.parse().ok().filter(|_| text.len() <= number.len() + 1);
-    number
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| "expected bytes, as 500M (K, M or G may follow)".to_owned())
-}
-
-fn age(text: &str) -> Result<Duration, String> {
-    let hours = match text.chars().last() {
-        Some('h') => 1,
-        Some('d') => 24,
-        Some('w') => 7 * 24,
-        _ => 0,
-    };
-    let number = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
-    let number: Option<u64> = number.parse().ok().filter(|_| hours > 0);
-    number
-        .and_then(|number| number.checked_mul(hours * 3_600))
-        .map(Duration::from_secs)
-        .ok_or_else(|| "expected a number and h, d or w, as 90d".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_ages_have_units() {
-        assert_eq!((size("7"), size("3K"), size("2G")), (Ok(7), Ok(3 << 10), Ok(2 << 30)));
-        for wrong in ["", "K", "1KK", "-1", "1T", "99999999999999999G", "1,5M"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(age("36h"), Ok(Duration::from_secs(36 * 3_600)));
-        assert_eq!(age("2w"), Ok(Duration::from_secs(14 * 86_400)));
-        for wrong in ["", "d", "7", "7m", "7dd", "-1d", "99999999999999999w", "é"] {
-            assert!(age(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -1,0 +1,57 @@
+//! What becomes of the epochs that are closed.
+
+use std::{io, path::PathBuf, thread};
+
+use imastage_store::{Retention, StoreError, pack, prune};
+
+/// What is done with closed epochs when a service starts: that is when one is closed. Nothing, by
+/// default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClosedEpochs {
+    /// Whether they are compressed.
+    pub pack: bool,
+    /// Which are kept.
+    pub kept: Retention,
+}
+
+/// Does it in a thread of its own: nothing waits for it, and it can be broken off at any moment.
+///
+/// # Errors
+/// [`io::Error`] if there is no thread to be had.
+pub(crate) fn tend(state: PathBuf, closed: ClosedEpochs) -> io::Result<()> {
+    if closed == ClosedEpochs::default() {
+        return Ok(());
+    }
+    let tend = move || {
+        if let Err(error) = closed.apply(&state) {
+            tracing::error!("closed epochs were left as they are: {error}");
+        }
+    };
+    thread::Builder::new().name("closed-epochs".into()).spawn(tend).map(drop)
+}
+
+impl ClosedEpochs {
+    fn apply(&self, state: &std::path::Path) -> Result<(), StoreError> {
+        if self.kept != Retention::default() {
+            for epoch in prune(state, &self.kept, false)? {
+                tracing::info!("removed epoch {}: {} records", epoch.number, epoch.records);
+            }
+        }
+        if self.pack {
+            for packed in pack(state)? {
+                match packed.damage {
+                    None => tracing::info!(
+                        "packed epoch {}: {} bytes, {} before",
+                        packed.number,
+                        packed.after,
+                        packed.before
+                    ),
+                    Some(damage) => {
+                        tracing::error!("epoch {} was not packed: {damage}", packed.number);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
