@@ -29,7 +29,6 @@ mod view;
 pub mod wire;
 
 pub use api::SOCKET;
-pub use client::{Client, ClientError};
 pub use client::{Client, ClientError, RecordAnswer};
 pub use closed::ClosedEpochs;
 pub use drain::{DrainError, Round};
