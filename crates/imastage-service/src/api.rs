@@ -130,10 +130,16 @@ async fn status(State(shared): State<Arc<Shared>>) -> Result<Json<Status>, Error
     let asked = tokio::task::spawn_blocking(move || {
         let mut status = shared.status().clone();
         if let Some(attester) = &shared.attester {
-            for pcr in attester.pcrs().map_err(Error::internal)? {
-                if let Some(bank) = status.banks.get_mut(&pcr.bank().to_string()) {
-                    bank.tpm = Some(pcr.to_string());
+            match attester.pcrs() {
+                Ok(pcrs) => {
+                    for pcr in pcrs {
+                        if let Some(bank) = status.banks.get_mut(&pcr.bank().to_string()) {
+                            bank.tpm = Some(pcr.to_string());
+                        }
+                    }
                 }
+                // All else can be told.
+                Err(error) => status.since_start.tpm_error = Some(error.to_string()),
             }
         }
         Ok(status)

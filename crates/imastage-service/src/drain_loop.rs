@@ -43,6 +43,8 @@ pub(crate) struct DrainLoop {
     said: Option<String>,
     /// How long to wait before it is tried again, while records cannot be deleted.
     pause: Option<Duration>,
+    /// When the list was last drained, unless that failed.
+    drained: Option<Instant>,
 }
 
 impl DrainLoop {
@@ -56,7 +58,8 @@ impl DrainLoop {
         let Config { every, drain_at, .. } = *config;
         let verdict = drainer.comparison().verdict();
         let alert = config.alert.clone().map(|command| Alert::new(command, verdict));
-        DrainLoop { shared, drainer, every, drain_at, memory, alert, said: None, pause: None }
+        let (said, pause, drained) = (None, None, None);
+        DrainLoop { shared, drainer, every, drain_at, memory, alert, said, pause, drained }
     }
 
     /// Runs until it is told to stop.
@@ -89,7 +92,7 @@ impl DrainLoop {
     fn wait(&mut self, inbox: &mpsc::Receiver<Request>) -> Result<Request, RecvTimeoutError> {
         /// How often to count. The kernel answers that at once, whatever the list's length.
         const COUNT: Duration = Duration::from_millis(20);
-        let until = Instant::now() + self.pause.unwrap_or(self.every);
+        let mut until = Instant::now() + self.pause.unwrap_or(self.every);
         loop {
             self.shared.pulse.beat();
             let left = until.saturating_duration_since(Instant::now());
@@ -102,9 +105,19 @@ impl DrainLoop {
                     }
                     return Err(RecvTimeoutError::Timeout);
                 }
+                Err(RecvTimeoutError::Timeout) if self.is_idle() => until += self.every,
                 result => return result,
             }
         }
+    }
+
+    /// Whether a drain could be spared: it reads the TPM twice, which others want to use, too. What
+    /// the count does not tell (somebody staged, the PCR was extended without a record) can wait a
+    /// little.
+    fn is_idle(&mut self) -> bool {
+        const LONGEST: Duration = Duration::from_secs(5);
+        let is_new = |drained: Instant| drained.elapsed() < LONGEST.max(self.every);
+        self.drained.is_some_and(is_new) && self.drainer.waiting().is_ok_and(|waiting| waiting == 0)
     }
 
     /// Drains; while others use the list, tries again for a while. Records that cannot be deleted
@@ -122,17 +135,19 @@ impl DrainLoop {
                 Ok(round) => {
                     self.pause = None;
                     self.said = None;
+                    self.drained = Some(Instant::now());
                     self.publish(&round, None);
                     return Ok(());
                 }
                 Err(error) => error,
             };
+            self.drained = None;
             self.count_busy(&error);
             // Those who stood there the last time are not waited for again.
             let is_patient = self.pause.is_none();
             let waited = since.elapsed() + pause;
-            let may_go_away = is_transient(&error) && is_patient;
-            if !(may_go_away && waited < PATIENCE_WITH_READERS) && may_be_copied(&error) {
+            let is_over_soon = is_transient(&error) && is_patient && waited < PATIENCE_WITH_READERS;
+            if !is_over_soon && may_be_copied(&error) {
                 match self.drainer.copy() {
                     Ok(round) => {
                         self.give_up(&error, "its records are stored, and stay in the list");
@@ -146,7 +161,7 @@ impl DrainLoop {
                     }
                 }
             }
-            if !(may_go_away && waited < PATIENCE) {
+            if !(is_transient(&error) && waited < PATIENCE) {
                 return self.fail(error);
             }
             thread::sleep(jitter(pause));
