@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -71,8 +71,7 @@ impl Settings {
 /// [`LoadError`].
 pub fn load(mut argv: Vec<OsString>) -> Result<(Cli, Settings), LoadError> {
     if let Some((path, given)) = named_file(&argv) {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| LoadError::Read { path: path.clone(), error })?;
+        let text = read(&path).map_err(|error| LoadError::Read { path: path.clone(), error })?;
         argv.extend(File { path: &path, text: &text }.arguments(&given)?);
     }
     let matches = Cli::command().try_get_matches_from(argv)?;
@@ -86,8 +85,6 @@ pub fn load(mut argv: Vec<OsString>) -> Result<(Cli, Settings), LoadError> {
 const RUN: &str = "run";
 /// The option that names the file.
 const CONFIG: &str = "config";
-/// No key is read from a larger file.
-const LONGEST: usize = 1 << 20;
 
 /// The file that `imastage run` is given, and what else it is given. Whether all of that can be
 /// used is not asked yet: an option may need one that is in the file.
@@ -99,6 +96,18 @@ fn named_file(argv: &[OsString]) -> Option<(PathBuf, ArgMatches)> {
     }
     let path = run.try_get_one::<PathBuf>(CONFIG).ok().flatten().cloned()?;
     Some((path, run))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    const LONGEST: u64 = 1 << 20;
+    let mut text = String::new();
+    // A device has no length that could be looked at before.
+    let length = std::fs::File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
+    if length as u64 > LONGEST {
+        let error = format!("a configuration has at most {LONGEST} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
+    }
+    Ok(text)
 }
 
 /// The options that are keys, too.
@@ -125,9 +134,6 @@ struct File<'a> {
 impl File<'_> {
     /// The file's keys as arguments, without those that are `given` on the command line.
     fn arguments(&self, given: &ArgMatches) -> Result<Vec<OsString>, LoadError> {
-        if self.text.len() > LONGEST {
-            return Err(self.line(0, format!("a configuration has at most {LONGEST} bytes")));
-        }
         let table = DeTable::parse(self.text).map_err(|error| {
             self.line(error.span().map_or(0, |span| span.start), error.message().to_owned())
         })?;
@@ -296,6 +302,12 @@ mod tests {
             ),
             ("every = true\n", "FILE:1: every: expected a string or a number, found true or false"),
             ("[run]\nevery = 1\n", "FILE:1: run: there is no such key"),
+            ("'' = 1\n", "FILE:1: : there is no such key"),
+            ("'-' = 1\n", "FILE:1: -: there is no such key"),
+            ("'every=1' = 1\n", "FILE:1: every=1: there is no such key"),
+            ("\"\\u0000\" = 1\n", "FILE:1: \0: there is no such key"),
+            ("every = [1]\n", "FILE:1: every: expected a string or a number, found an array"),
+            ("every = '''a\nb'''\n", "FILE:1: every: invalid value 'a b' for '--every <MS>': "),
             ("every = 1\nevery = 2\n", "FILE:2: duplicate key"),
             ("every = 1\nstate = \n", "FILE:2: "),
             (
@@ -313,10 +325,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
+    fn a_file_that_is_not_there_or_has_no_end_is_named() {
         let argv = ["imastage", "run", "--config", "/nowhere/x.toml"].map(OsString::from);
         let error = load(argv.into()).err().unwrap().to_string();
         assert!(error.starts_with("/nowhere/x.toml: "), "{error}");
+        let argv = ["imastage", "run", "--config", "/dev/zero"].map(OsString::from);
+        let error = load(argv.into()).err().unwrap().to_string();
+        assert_eq!(error, "/dev/zero: a configuration has at most 1048576 bytes");
     }
 
     #[test]
