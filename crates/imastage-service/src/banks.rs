@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use ima_log::{Bank, Digest, Extend, IMA_PCR, Record, Replay};
 
+use crate::compare::is_boot_aggregate;
+
 /// Replays records in every bank of the TPM. What the kernel extends a bank with, its own hash or
 /// SHA-1 padded with zeros, is found out by comparing.
 #[derive(Clone, Debug)]
@@ -18,11 +20,12 @@ pub struct BankReplay {
     bank: Bank,
     /// The ways to extend it that are not ruled out.
     replays: Vec<Replay>,
-    /// The values after the last records, oldest first: the TPM may be a little behind the list.
-    recent: VecDeque<(u64, Digest, Extend)>,
-    /// What is looked for, and how many records lead to it.
+    /// The values after the last records, oldest first, and which of `replays` had them: the TPM
+    /// may be a little behind the list.
+    recent: VecDeque<(u64, Digest, Option<usize>)>,
+    /// What is looked for, and how many records lead to it in which of `replays`.
     target: Option<Digest>,
-    found: Option<(u64, Extend)>,
+    found: Option<(u64, Option<usize>)>,
 }
 
 /// More records than can be between list and PCR at one moment.
@@ -74,9 +77,13 @@ impl Banks {
             return;
         }
         for (at, record) in records.iter().enumerate() {
+            let begins_kernel = self.records > 0 && is_boot_aggregate(record);
             self.records += 1;
             let is_recent = records.len() - at <= RECENT;
             for bank in &mut self.banks {
+                if begins_kernel {
+                    bank.reopen();
+                }
                 bank.push(record, self.records, is_recent);
             }
         }
@@ -98,16 +105,7 @@ impl Banks {
 
     /// Rules out the ways to extend banks that do not agree with the TPM.
     pub fn settle(&mut self) {
-        for bank in &mut self.banks {
-            if let Some((records, way)) = bank.found
-                && records > 0
-                && bank.replays.len() > 1
-                && bank.tells_apart()
-            {
-                bank.replays.retain(|replay| replay.extend_kind() == way);
-                bank.recent.retain(|(_, _, extend)| *extend == way);
-            }
-        }
+        self.banks.iter_mut().for_each(BankReplay::settle);
     }
 
     /// Each bank's replays: the one whose hash is strongest for its cost first.
@@ -142,30 +140,55 @@ impl BankReplay {
     }
 
     fn push(&mut self, record: &Record<'_>, records: u64, is_recent: bool) {
-        for replay in &mut self.replays {
+        for (at, replay) in self.replays.iter_mut().enumerate() {
             if record.pcr() == IMA_PCR {
                 replay.extend(record);
             }
-            let (value, extend) = (replay.value(), replay.extend_kind());
+            let value = replay.value();
             if self.target == Some(value) {
-                self.found = Some((records, extend));
+                self.found = Some((records, Some(at)));
             }
             if is_recent {
                 if self.recent.len() == RECENT {
                     self.recent.pop_front();
                 }
-                self.recent.push_back((records, value, extend));
+                self.recent.push_back((records, value, Some(at)));
             }
         }
     }
 
-    fn recently(&self, records: u64, target: Digest) -> Option<(u64, Extend)> {
-        let now = self.replays.iter().find(|replay| replay.value() == target);
-        if let Some(replay) = now {
-            return Some((records, replay.extend_kind()));
+    fn recently(&self, records: u64, target: Digest) -> Option<(u64, Option<usize>)> {
+        if let Some(at) = self.replays.iter().position(|replay| replay.value() == target) {
+            return Some((records, Some(at)));
         }
         let mut recent = self.recent.iter().rev();
-        recent.find(|(_, value, _)| *value == target).map(|(records, _, way)| (*records, *way))
+        recent.find(|(_, value, _)| *value == target).map(|(records, _, at)| (*records, *at))
+    }
+
+    /// Keeps the replay that was found, once it can be told from the others.
+    fn settle(&mut self) {
+        let Some((records @ 1.., Some(at))) = self.found else { return };
+        if self.replays.len() == 1 || !self.tells_apart() {
+            return;
+        }
+        self.replays = self.replays.get(at).copied().into_iter().collect();
+        self.recent.retain_mut(|(_, _, of)| of.replace(0) == Some(at));
+        self.found = Some((records, Some(0)));
+    }
+
+    /// Another kernel begins, by kexec: it may have other hashes.
+    fn reopen(&mut self) {
+        /// After many kernels, between which nobody compared, ways to begin are not multiplied.
+        const MOST: usize = 4;
+        if self.bank == Bank::Sha1 || self.replays.len() > MOST {
+            return;
+        }
+        let ways = |replay: &Replay| {
+            [Extend::Own, Extend::Sha1Padded].map(|way| Replay::resume(replay.value(), way))
+        };
+        self.replays = self.replays.iter().flat_map(ways).collect();
+        self.recent.iter_mut().for_each(|(_, _, of)| *of = None);
+        self.found = self.found.map(|(records, _)| (records, None));
     }
 
     /// Whether its replays have different values by now.
@@ -231,6 +254,48 @@ mod tests {
         let strange: Vec<Digest> =
             values.iter().map(|value| value.extended_with(&Digest::zero(value.bank()))).collect();
         assert_eq!(banks(&list, &strange).agreed(), None);
+    }
+
+    #[test]
+    fn another_kernel_may_have_other_hashes() {
+        let boot = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), b"boot_aggregate");
+        let mut list = vec![boot.clone()];
+        list.extend(records(3));
+        let mut values = pcrs(&list);
+        let mut banks = banks(&list, &values);
+        banks.settle();
+        // Twice: to a kernel that has SHA-384, and back, with nobody comparing in between.
+        let mut more = Vec::new();
+        for way in [Extend::Own, Extend::Sha1Padded] {
+            let new = [vec![boot.clone()], records(2)].concat();
+            for value in &mut values {
+                let way = if value.bank() == Bank::Sha384 { way } else { Extend::Own };
+                let mut replay = Replay::resume(*value, way);
+                new.iter().for_each(|record| replay.extend(&record.record()));
+                *value = replay.value();
+            }
+            more.extend(new);
+        }
+        banks.look_for(&values);
+        banks.push(&more.iter().map(RecordBuf::record).collect::<Vec<_>>());
+        assert_eq!((banks.agreed(), banks.apart(10)), (Some(10), vec![]));
+        banks.settle();
+        let sha384 = banks.iter().find(|bank| bank.bank() == Bank::Sha384).unwrap();
+        assert_eq!(sha384.extend(), Some(Extend::Sha1Padded));
+        let again = [record("/after")];
+        let replays = |value: &Digest| {
+            let way = if value.bank() == Bank::Sha384 { Extend::Sha1Padded } else { Extend::Own };
+            let mut replay = Replay::resume(*value, way);
+            replay.extend(&again[0].record());
+            replay.value()
+        };
+        banks.look_for(&values.iter().map(replays).collect::<Vec<_>>());
+        banks.push(&[again[0].record()]);
+        assert_eq!((banks.agreed(), banks.apart(11)), (Some(11), vec![]));
+    }
+
+    fn record(name: &str) -> RecordBuf {
+        RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), name.as_bytes())
     }
 
     #[test]
