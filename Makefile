@@ -2,8 +2,9 @@
 
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
+CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help run test soak lab lab-kernel fuzz lint bench deny-tool deb test-deb
+.PHONY: help run test soak lab lab-kernel fuzz lint bench deny-tool deb test-deb deb-tool
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
@@ -64,9 +65,12 @@ bench:
 	@scripts/install-keylime || echo "keylime cannot be installed: it is left out of the comparison" >&2
 	$(CARGO) bench --workspace --locked
 
-deb:
+deb: deb-tool
 	@scripts/build-deb release
 
-test-deb:
+test-deb: deb-tool
 	@scripts/install-missing swtpm=swtpm systemd-analyze=systemd
 	@scripts/test-deb
+
+deb-tool:
+	@$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install cargo-deb --locked --version $(CARGO_DEB_VERSION)
