@@ -18,14 +18,20 @@ fn on(kernel: &str, scenario: &str) {
     result.unwrap_or_else(|error| panic!("{} on {}: {error}", scenario.name, kernel.name));
 }
 
-fn lab_with(kernel: &str) -> Option<(Lab, Kernel)> {
-    let lab = Lab::new(Path::new(env!("CARGO_BIN_EXE_imastage-lab")), None);
-    match lab.and_then(|lab| lab.kernel(kernel).map(|kernel| (lab, kernel))) {
-        Ok(both) => Some(both),
-        Err(error @ (LabError::Missing { .. } | LabError::Program { .. })) => {
-            eprintln!("SKIPPED: no scenario was run on kernel {kernel}: {error}");
-            None
-        }
+fn lab_with(name: &str) -> Option<(Lab, Kernel)> {
+    let skipped = |error: LabError| {
+        eprintln!("SKIPPED: no scenario was run on kernel {name}: {error}");
+        None
+    };
+    let lab = match Lab::new(Path::new(env!("CARGO_BIN_EXE_imastage-lab")), None) {
+        Ok(lab) => lab,
+        Err(error @ LabError::Missing { .. }) => return skipped(error),
+        Err(error) => panic!("{error}"),
+    };
+    match lab.kernel(name) {
+        Ok(kernel) => Some((lab, kernel)),
+        // No archive can be reached.
+        Err(error @ (LabError::Missing { .. } | LabError::Program { .. })) => skipped(error),
         Err(error) => panic!("{error}"),
     }
 }
