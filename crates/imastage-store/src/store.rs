@@ -3,7 +3,8 @@ use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ima_log::{Bank, Digest, Extend, Record};
@@ -257,7 +258,7 @@ impl Store {
 pub(crate) fn lock(state: &Path) -> Result<File, StoreError> {
     let path = state.join(LOCK);
     let mut file = disk::open(&path, Mode::Create).at(&path, "open")?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match lock_soon(&file) {
         Ok(()) => {
             file.set_len(0).at(&path, "empty")?;
             writeln!(file, "{}", std::process::id()).at(&path, "write")?;
@@ -274,5 +275,20 @@ pub(crate) fn lock(state: &Path) -> Result<File, StoreError> {
             Err(StoreError::Locked { path: state.to_owned(), holder })
         }
         Err(error) => Err(std::io::Error::from(error)).at(&path, "lock"),
+    }
+}
+
+/// Locks a file, if need be a moment later: a child that the last holder started has the file, too,
+/// until it comes to its exec.
+fn lock_soon(file: &File) -> Result<(), rustix::io::Errno> {
+    const TRIES: u32 = 20;
+    const WAIT: Duration = Duration::from_millis(10);
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if tries < TRIES => thread::sleep(WAIT),
+            result => return result,
+        }
     }
 }
