@@ -183,7 +183,8 @@ impl Comparison {
         // TPM last agreed.
         let (boundary, end) = (self.boundary, self.banks.records());
         let Circumstances { nobody_deletes, gaps_are_seen, holders } = circumstances;
-        let unlogged = "PCR 10 was extended here and no record tells with what";
+        let unlogged = "PCR 10 was extended here and no record tells with what, or the TPM refused to \
+                        be extended with a record (`imastage replay` can tell which)";
         let missing = "records are missing here: someone else deleted them";
         let (cause, before, mut text) = match (self.gap, self.rebooted) {
             (Some((at, count)), _) => (Cause::Missing, at, format!("{missing} ({count} records)")),

@@ -140,7 +140,8 @@ pub struct Parting {
 pub enum Cause {
     /// Records are missing: someone else deleted them.
     Missing,
-    /// The PCR was extended, and no record tells with what.
+    /// The PCR was extended, and no record tells with what; or a record did not extend it, because the
+    /// TPM failed.
     UnloggedExtend,
     /// One of these two: this kernel does not tell.
     MissingOrUnloggedExtend,
