@@ -4,7 +4,7 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help run test soak lab lab-kernel fuzz lint bench deny-tool deb test-deb deb-tool
+.PHONY: help run test soak lab lab-kernel fuzz lint bench deny-tool deb test-deb test-unit deb-tool
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
 	@echo "make bench  measure"
 	@echo "make deb    a Debian package in target/debian; make test-deb installs, runs and purges one"
+	@echo "make test-unit  the package's service under systemd, in a container"
 
 run:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
@@ -71,6 +72,11 @@ deb: deb-tool
 test-deb: deb-tool
 	@scripts/install-missing swtpm=swtpm systemd-analyze=systemd
 	@scripts/test-deb
+
+# Under systemd itself, in a container: where a container may not have one, this cannot be.
+test-unit: deb-tool
+	@scripts/install-missing swtpm=swtpm systemd-nspawn=systemd-container
+	@scripts/test-unit
 
 deb-tool:
 	@$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install cargo-deb --locked --version $(CARGO_DEB_VERSION)
