@@ -57,6 +57,7 @@ fn lists_replay_to_their_pcrs() {
         "debian-6.1",
         "debian-6.12-violations",
         "lab-6.1-awkward",
+        "lab-6.12-awkward",
         "violations",
         "signed",
         "legacy-ima",
@@ -119,17 +120,18 @@ fn lists_are_written_as_the_kernel_writes_them() {
         );
     }
     // The kernel has a file for each bank here: from any to any.
-    let folder = "debian-6.12-violations";
     let banks = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512];
-    for from in banks {
-        for to in banks {
-            check(
-                &format!("{folder}/binary_{from}"),
-                from,
-                &format!("{folder}/ascii_{to}"),
-                to,
-                Some(&format!("{folder}/binary_{to}")),
-            );
+    for folder in ["debian-6.12-violations", "lab-6.12-awkward"] {
+        for from in banks {
+            for to in banks {
+                check(
+                    &format!("{folder}/binary_{from}"),
+                    from,
+                    &format!("{folder}/ascii_{to}"),
+                    to,
+                    Some(&format!("{folder}/binary_{to}")),
+                );
+            }
         }
     }
 }

@@ -79,6 +79,15 @@ pub enum Ask {
         /// Contents of a TPM2B_ENCRYPTED_SECRET.
         seed: Vec<u8>,
     },
+    /// Have the TPM quote PCRs: [`Answer::Quoted`].
+    Quote {
+        /// With an RSA key, not an ECC one.
+        rsa: bool,
+        /// The nonce.
+        nonce: Vec<u8>,
+        /// Banks, and in each the PCRs as bits.
+        pcrs: Vec<(String, u32)>,
+    },
     /// Mount a file system: [`Answer::Done`].
     Mount {
         /// The device.
@@ -157,6 +166,13 @@ pub enum Answer {
         endorsement: Vec<u8>,
         /// The attestation key.
         attestation: Vec<u8>,
+    },
+    /// The quote that comes with it, message and signature.
+    Quoted {
+        /// The key that signed it, in PEM.
+        key: String,
+        /// Bytes of the message.
+        size: usize,
     },
     /// A program runs.
     Started {

@@ -10,9 +10,10 @@ mod common;
 
 use common::{corpus, imastage, imastage_with};
 
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "debian-6.1",
     "debian-6.12-violations",
+    "lab-6.12-awkward",
     "violations",
     "signed",
     "legacy-ima",

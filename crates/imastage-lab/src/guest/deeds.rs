@@ -12,7 +12,9 @@ use std::{
     time::Instant,
 };
 
-use imastage_tpm::{AttestationKey, Credential, EndorsementKey, Endpoint, KeyKind, Tpm};
+use imastage_tpm::{
+    AttestationKey, Credential, EndorsementKey, Endpoint, KeyKind, PcrSelection, Tpm,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
@@ -106,6 +108,7 @@ impl Deeds {
                 let secret = tpm.activate_credential(&endorsement, &attestation, &credential);
                 Ok((Answer::Bytes { micros: 0 }, secret.map_err(io::Error::other)?))
             }
+            Ask::Quote { rsa, nonce, pcrs } => quote(rsa, &nonce, &pcrs),
             Ask::Mount { source, target, kind } => {
                 fs::create_dir_all(&target)?;
                 mount_at(&source, &target, &kind)?;
@@ -223,11 +226,28 @@ fn pcrs() -> io::Result<Option<String>> {
 
 /// The TPM's keys, those of the service; the kernel's resource manager removes them with the connection.
 fn keys() -> io::Result<(Tpm, EndorsementKey, AttestationKey)> {
-    let mut tpm =
-        Tpm::connect(&Endpoint::Device("/dev/tpmrm0".into())).map_err(io::Error::other)?;
+    let mut tpm = connected()?;
     let endorsement = tpm.endorsement_key(KeyKind::EccP256).map_err(io::Error::other)?;
     let attestation = tpm.attestation_key(KeyKind::EccP256).map_err(io::Error::other)?;
     Ok((tpm, endorsement, attestation))
+}
+
+fn quote(rsa: bool, nonce: &[u8], pcrs: &[(String, u32)]) -> io::Result<(Answer, Vec<u8>)> {
+    let kind = if rsa { KeyKind::Rsa2048 } else { KeyKind::EccP256 };
+    let mut selection = Vec::new();
+    for (bank, pcrs) in pcrs {
+        let bank = bank.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        selection.push(PcrSelection { bank, pcrs: *pcrs });
+    }
+    let mut tpm = connected()?;
+    let key = tpm.attestation_key(kind).map_err(io::Error::other)?;
+    let quote = tpm.quote(&key, nonce, &selection).map_err(io::Error::other)?;
+    let answer = Answer::Quoted { key: key.public_pem().to_owned(), size: quote.message.len() };
+    Ok((answer, [quote.message, quote.signature].concat()))
+}
+
+fn connected() -> io::Result<Tpm> {
+    Tpm::connect(&Endpoint::Device("/dev/tpmrm0".into())).map_err(io::Error::other)
 }
 
 fn micros(since: Instant) -> u64 {

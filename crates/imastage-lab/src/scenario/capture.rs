@@ -3,11 +3,12 @@ use std::{fs, path::Path};
 use crate::{
     Kernel, Lab, LabError, Machine, Plan,
     error::Doing,
+    scenario::quotes::quotes,
     wire::{Ask, Files},
 };
 
 /// Boots a kernel, measures some files, and writes what belongs together into a directory: the list
-/// in all its files, counters, PCR values, firmware's log, console.
+/// in all its files, counters, PCR values, quotes over them, firmware's log, console.
 ///
 /// # Errors
 /// [`LabError`].
@@ -15,7 +16,15 @@ pub fn capture(lab: &Lab, kernel: &Kernel, plan: &Plan, out: &Path) -> Result<()
     fs::create_dir_all(out).at(out)?;
     let mut machine = lab.boot(kernel, plan)?;
     measure_awkward(&mut machine)?;
-    for (name, content) in machine.snapshot()?.0 {
+    let snapshot = machine.snapshot()?;
+    // Without a TPM there is nothing to quote.
+    if !snapshot.pcrs().is_empty() {
+        for (name, content) in quotes(&mut machine, &snapshot)? {
+            let path = out.join(name);
+            fs::write(&path, content).at(&path)?;
+        }
+    }
+    for (name, content) in snapshot.0 {
         // As the corpus calls them.
         let name = match name.as_str() {
             "runtime_measurements_count" => "count".to_owned(),

@@ -5,6 +5,7 @@ mod capture;
 mod cost;
 mod doctor;
 mod follow;
+mod quotes;
 mod replays;
 mod restart;
 mod service;

@@ -9,9 +9,10 @@ use imastage_verifier::{
 };
 
 /// Every folder with quotes.
-pub const FOLDERS: [&str; 8] = [
+pub const FOLDERS: [&str; 9] = [
     "debian-6.1",
     "debian-6.12-violations",
+    "lab-6.12-awkward",
     "violations",
     "signed",
     "legacy-ima",
