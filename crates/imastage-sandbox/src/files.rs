@@ -94,7 +94,7 @@ impl Files {
             file,
             boot: state.boot,
             descriptor: Descriptor::default(),
-            reading: Reading::of(self.faults.shown(file)),
+            reading: Reading::of(self.faults.shown(file), |bank| self.machine.ima().extend(bank)),
             door,
             access,
             closer: caller.thread,

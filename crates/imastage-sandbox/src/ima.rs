@@ -34,6 +34,9 @@ pub struct Policy {
     pub list: Options,
     /// The banks that have files; of the TPM's if it says none.
     pub banks: Option<Vec<Bank>>,
+    /// Banks whose hash the kernel has not when IMA starts: they are extended with the SHA-1 template
+    /// digest, padded with zeros, and their files show that (stock 6.1: sha384, sha512).
+    pub padded: Vec<Bank>,
     /// Whether the kernel measures what it does itself: kexec and trimming.
     pub critical_data: bool,
 }
@@ -153,7 +156,7 @@ impl Ima {
         let borrowed = record.record();
         let key = borrowed.template_digest(HASH);
         let values: Vec<Digest> =
-            self.banks.iter().map(|bank| Extend::Own.value(*bank, &borrowed)).collect();
+            self.banks.iter().map(|bank| self.extend(*bank).value(*bank, &borrowed)).collect();
         let extend = || {
             if let Some(tpm) = &self.tpm
                 && let Err(error) = tpm.lock().pcr_extend(borrowed.pcr(), &values)
@@ -191,6 +194,11 @@ impl Ima {
             banks.insert(0, Bank::Sha1);
         }
         banks
+    }
+
+    /// What a bank is extended with.
+    pub fn extend(&self, bank: Bank) -> Extend {
+        if self.policy.padded.contains(&bank) { Extend::Sha1Padded } else { Extend::Own }
     }
 
     /// How many records the TPM was not extended with because it failed.

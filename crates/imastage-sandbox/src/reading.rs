@@ -1,7 +1,7 @@
 //! How an open file of securityfs reads: by page, from a record index of its own.
 
 use ima_list::SharedList;
-use ima_log::{Bank, Format, Record, Records};
+use ima_log::{Bank, Extend, Format, Record, Records};
 use ima_securityfs::{FileName, Form, Part};
 
 /// The reading side of one open file.
@@ -12,6 +12,7 @@ use ima_securityfs::{FileName, Form, Part};
 pub(crate) struct Reading {
     form: Form,
     bank: Bank,
+    extend: Extend,
     part: Part,
     /// The record to be rendered next, counted from the beginning of the part.
     next: u64,
@@ -27,11 +28,21 @@ pub(crate) struct Reading {
 const PAGE: usize = 4096;
 
 impl Reading {
-    /// Of a file that shows records, at its beginning; `None` of any other.
-    pub(crate) fn of(file: FileName) -> Option<Reading> {
+    /// Of a file that shows records, at its beginning; `None` of any other. `extend` says which
+    /// digests a bank's file shows.
+    pub(crate) fn of(file: FileName, extend: impl Fn(Bank) -> Extend) -> Option<Reading> {
         let FileName::Measurements { form, bank, part } = file else { return None };
         let bank = Bank::from_tpm_alg(bank.unwrap_or(ima_securityfs::Bank::SHA1).0)?;
-        Some(Reading { form, bank, part, next: 0, rendered: Vec::new(), start: 0, offset: 0 })
+        Some(Reading {
+            form,
+            bank,
+            extend: extend(bank),
+            part,
+            next: 0,
+            rendered: Vec::new(),
+            start: 0,
+            offset: 0,
+        })
     }
 
     /// The next bytes at `position`, at most `size`, of records rendered until there are `wanted`;
@@ -102,9 +113,12 @@ impl Reading {
     }
 
     fn render(&mut self, record: &Record<'_>) {
-        match self.form {
-            Form::Ascii => record.write_ascii(self.bank, &mut self.rendered),
-            Form::Binary => record.write_binary(self.bank, &mut self.rendered),
+        let (size, out) = (self.bank.size(), &mut self.rendered);
+        match (self.form, self.extend) {
+            (Form::Ascii, Extend::Own) => record.write_ascii(self.bank, out),
+            (Form::Binary, Extend::Own) => record.write_binary(self.bank, out),
+            (Form::Ascii, Extend::Sha1Padded) => record.write_ascii_padded(size, out),
+            (Form::Binary, Extend::Sha1Padded) => record.write_binary_padded(size, out),
         }
     }
 }
@@ -124,7 +138,8 @@ mod tests {
 
     fn open(part: Part) -> Reading {
         let bank = Some(ima_securityfs::Bank::SHA1);
-        Reading::of(FileName::Measurements { form: Form::Binary, bank, part }).unwrap()
+        Reading::of(FileName::Measurements { form: Form::Binary, bank, part }, |_| Extend::Own)
+            .unwrap()
     }
 
     fn read_all(reading: &mut Reading, list: &SharedList, mut offset: u64) -> Vec<u8> {

@@ -35,6 +35,9 @@ pub struct Config {
     pub duplicates: Duplicates,
     /// The banks that have files, and that a swtpm has; all that the TPM has if it says none.
     pub banks: Option<Vec<Bank>>,
+    /// Banks whose hash the kernel has not when IMA starts, as stock 6.1 has not sha384 and sha512:
+    /// they are extended with padded SHA-1.
+    pub padded: Vec<Bank>,
     /// Whether the kernel measures what it does itself: kexec and trimming.
     pub critical_data: bool,
     /// Whether programs are measured as they are executed, if that is permitted.
@@ -102,6 +105,7 @@ impl Config {
             dialect: Dialect::default(),
             duplicates: Duplicates::default(),
             banks: None,
+            padded: Vec::new(),
             critical_data: false,
             watch: true,
             hazards: Vec::new(),
@@ -233,6 +237,7 @@ impl Sandbox {
         let policy = Policy {
             list: Options { duplicates: config.duplicates, rules },
             banks: config.banks.clone(),
+            padded: config.padded.clone(),
             critical_data: config.critical_data,
         };
         let ima = Ima::boot(policy, tpm)?;

@@ -9,7 +9,7 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{Config, Service};
+use imastage_service::{Config, Service, wire::Activity};
 use imastage_source::{Flavour, InProcess};
 
 /// Records with names as long as those of /usr.
@@ -24,7 +24,7 @@ fn fill(list: &SharedList, from: u64, count: u64) {
 }
 
 /// Drains `records` records in batches; gives the time that draining took.
-fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, u64) {
+fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, Activity) {
     let dir = tempfile::tempdir().unwrap();
     let list = Arc::new(SharedList::new(Options::default()));
     let config = Config {
@@ -43,13 +43,13 @@ fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, u64) {
     }
     let status = service.status();
     assert_eq!(status.records, records);
-    (took, status.since_start.longest_hold_us)
+    (took, status.since_start)
 }
 
 fn main() {
     println!(
-        "{:<10} {:>10} {:>10} {:>14} {:>12} {:>10}",
-        "flavour", "records", "a drain", "records/s", "ns/record", "hold us"
+        "{:<10} {:>10} {:>10} {:>14} {:>12} {:>12} {:>8} {:>8}",
+        "flavour", "records", "a drain", "records/s", "ns/record", "hold p50 us", "p99", "longest"
     );
     for (flavour, name) in [(Flavour::Stage, "stage"), (Flavour::DeleteN, "delete-n")] {
         for (records, batch) in [
@@ -59,11 +59,14 @@ fn main() {
             (1_000_000, 1_000),
             (1_000_000, 1_000_000),
         ] {
-            let (took, hold) = drain(flavour, records, batch);
+            let (took, activity) = drain(flavour, records, batch);
+            let Activity { hold_p50_us: p50, hold_p99_us: p99, longest_hold_us: most, .. } =
+                activity;
             let per_second = records as f64 / took.as_secs_f64();
             let ns = took.as_nanos() as f64 / records as f64;
             println!(
-                "{name:<10} {records:>10} {batch:>10} {per_second:>14.0} {ns:>12.0} {hold:>10}"
+                "{name:<10} {records:>10} {batch:>10} {per_second:>14.0} {ns:>12.0} \
+                 {p50:>12} {p99:>8} {most:>8}"
             );
         }
     }

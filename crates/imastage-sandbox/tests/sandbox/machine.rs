@@ -256,6 +256,25 @@ fn only_named_banks_have_files_and_pcrs() {
 }
 
 #[test]
+fn padded_banks_are_extended_and_shown_as_stock_6_1_does() {
+    let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.padded = vec![Bank::Sha384]) else {
+        return;
+    };
+    mounted.add(&["a"]);
+    mounted.ask(&Ask::Violation { paths: vec!["/v".into()] }).unwrap();
+    let list = fs::read(mounted.file(CURRENT)).unwrap();
+    let mut tpm = mounted.tpm();
+    for (bank, extend) in [(Bank::Sha256, Extend::Own), (Bank::Sha384, Extend::Sha1Padded)] {
+        let mut replay = Replay::new(bank, extend);
+        each(&list, |record| replay.extend(record));
+        assert_eq!(replay.value(), tpm.pcr_read(bank, IMA_PCR).unwrap(), "{bank}");
+    }
+    let mut expected = Vec::new();
+    each(&list, |record| record.write_ascii_padded(Bank::Sha384.size(), &mut expected));
+    assert_eq!(fs::read(mounted.file("ascii_runtime_measurements_sha384")).unwrap(), expected);
+}
+
+#[test]
 fn violations_data_and_whole_lists_are_added() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     let paths = vec!["/one".into(), "/one".into()];

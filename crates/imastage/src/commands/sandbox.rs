@@ -45,6 +45,10 @@ pub struct Args {
     /// that the TPM has.
     #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
     banks: Option<Vec<Bank>>,
+    /// Banks that are extended with SHA-1, padded with zeros, because the kernel has not their hash when
+    /// IMA starts: sha384,sha512 for a stock 6.1.
+    #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
+    padded: Vec<Bank>,
     /// Measure what the kernel does itself, kexec and trimming, as with a policy rule for
     /// CRITICAL_DATA.
     #[arg(long)]
@@ -185,6 +189,7 @@ fn serve(args: Args, out: &Output) -> Result<Outcome, Failure> {
         dialect: args.dialect,
         duplicates,
         banks: args.banks,
+        padded: args.padded,
         critical_data: args.critical_data,
         watch: !args.no_watch,
         hazards: args.hazard,
