@@ -31,6 +31,11 @@ impl Snapshot {
         self.file("binary_runtime_measurements")
     }
 
+    /// The list in its ASCII sha1 form; bytes that are not UTF-8 are replaced.
+    pub fn ascii(&self) -> String {
+        String::from_utf8_lossy(self.file("ascii_runtime_measurements")).into_owned()
+    }
+
     /// The PCR values as `BANK INDEX HEX` lines; empty without a TPM.
     pub fn pcrs(&self) -> String {
         String::from_utf8_lossy(self.file("pcrs")).into_owned()

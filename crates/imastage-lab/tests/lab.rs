@@ -57,4 +57,5 @@ scenarios! {
     templates: "templates";
     no_tpm: "no-tpm";
     doctor: "doctor";
+    policy: "policy";
 }

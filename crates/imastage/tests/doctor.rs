@@ -125,6 +125,9 @@ fn debian_6_1_is_followed_and_pads_banks() {
     says(finding(&report, "kernel.ima", "ok"), "found", "6.1.0-56-amd64");
     says(finding(&report, "kernel.dialect", "warning"), "found", "follow only");
     says(finding(&report, "kernel.policy", "ok"), "found", "ima_policy=tcb");
+    let view = finding(&report, "kernel.policy.view", "warning");
+    says(view, "found", "the policy tcb");
+    let line = view["lines"][0].as_str().unwrap();
     says(finding(&report, "kernel.kexec", "note"), "found", "no CONFIG_IMA_KEXEC");
     says(finding(&report, "list.records", "ok"), "found", "461 records");
     says(finding(&report, "list.padded", "note"), "found", "sha384, sha512");
@@ -132,6 +135,12 @@ fn debian_6_1_is_followed_and_pads_banks() {
     // 461 records with four digests each: 720 bytes.
     says(finding(&report, "kernel.memory", "note"), "found", "331.9 kB");
     assert!(findings(&report, "agents.keylime").is_empty());
+
+    let reads = "measure func=FILE_CHECK mask=^MAY_READ euid=0";
+    tree.file("etc/ima/ima-policy", format!("{reads}\n"));
+    says(finding(&tree.doctor().json(), "kernel.policy.view", "warning"), "found", "/etc/ima");
+    tree.file("etc/ima/ima-policy", format!("{line}\n{reads}\n"));
+    assert!(findings(&tree.doctor().json(), "kernel.policy.view").is_empty());
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub fn doctor(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     let (code, said) = machine.imastage(&["doctor", "--state", "/disk/state"])?;
     must(code == 0, || format!("as it should be used, it is not fit: {said}"))?;
     says(&said, "kernel.dialect", "warning")?;
+    says(&said, "kernel.policy.view", "warning")?;
     says(&said, "kernel.kexec", "note")?;
     says(&said, "list.replay", "ok")?;
     // Whether the list is shown per bank goes with whether the kernel had the hashes in time.

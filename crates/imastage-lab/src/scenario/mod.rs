@@ -5,6 +5,7 @@ mod capture;
 mod cost;
 mod doctor;
 mod follow;
+mod policy;
 mod quotes;
 mod replays;
 mod restart;
@@ -36,7 +37,7 @@ pub struct Report {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "follow",
         about: "the service follows a stock kernel: store and view are its list, byte for byte",
@@ -77,6 +78,11 @@ pub const SCENARIOS: [Scenario; 10] = [
         name: "doctor",
         about: "imastage doctor names what is true of the kernel, and what makes it unfit",
         run: doctor::doctor,
+    },
+    Scenario {
+        name: "policy",
+        about: "what ima_policy=tcb makes of view and store, and the rules that leave them out",
+        run: policy::policy,
     },
     Scenario {
         name: "cost",

@@ -111,6 +111,10 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
     report.saw("records before", &before["records"]);
     let carried = now.list().starts_with(last.list());
     must(carried == kernel.carries_list, || format!("the list was carried over: {carried}"))?;
+    // Whatever else is in its list, a new kernel says what it was started on.
+    let boots = now.ascii().matches(" boot_aggregate").count();
+    must(boots == 1 + usize::from(carried), || format!("{boots} boot_aggregates"))?;
+    report.saw("boot_aggregates after", boots);
     if carried {
         replay(&now)?;
     } else {

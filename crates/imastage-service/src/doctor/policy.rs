@@ -20,6 +20,7 @@ pub(super) fn examine(
 ) {
     let Some(options) = &kernel.options else { return };
     measuring(machine, options, list, findings);
+    own_reads(machine, options, findings);
     byte_order(options, findings);
     hashing(options, findings);
     templates(options, list, findings);
@@ -54,6 +55,73 @@ fn measuring(
         None => Finding::new(check, Note, "the policy is not from the command line")
             .why("something loads it later, and nothing that ran before is measured"),
     });
+}
+
+/// Rules by which reading the view, or the store on a disk, is measured itself (seen on 6.1 and 6.12).
+fn own_reads(machine: &Machine, options: &Options, findings: &mut Vec<Finding>) {
+    // It replaces what the command line names.
+    let loaded = machine.text("/etc/ima/ima-policy").ok();
+    let built_in = options.value("ima_policy").unwrap_or_default();
+    let is_measured = match &loaded {
+        Some(rules) => measures_fuse(rules),
+        None => options.has("ima_tcb") || built_in.split(['|', ' ']).any(|name| name == "tcb"),
+    };
+    if !is_measured {
+        return;
+    }
+    let found = match loaded {
+        Some(_) => "/etc/ima/ima-policy measures what is read from FUSE",
+        None => "the policy tcb measures what is read from FUSE",
+    };
+    let finding = Finding::new("kernel.policy.view", Warning, found)
+        .why(
+            "each time root opens a file of the view the kernel reads all of it and adds a record; \
+             the store on a disk is measured, too",
+        )
+        .fix(
+            "have a policy of your own (/etc/ima/ima-policy) begin with these, the second with the \
+             UUID of the file system of the state directory, if that has one of its own; what is \
+             executed from there is measured all the same:",
+        )
+        .lines([
+            format!("dont_measure func=FILE_CHECK fsmagic={FUSE}"),
+            "dont_measure func=FILE_CHECK fsuuid=UUID".to_owned(),
+        ]);
+    findings.push(finding);
+}
+
+/// FUSE_SUPER_MAGIC.
+const FUSE: &str = "0x65735546";
+
+/// Whether the first of these rules (Documentation/ABI/testing/ima_policy) that is about any file
+/// that is read, or about those of FUSE, measures it. Where a rule measures for some readers only, root
+/// is taken to be one of them.
+fn measures_fuse(rules: &str) -> bool {
+    for rule in rules.lines().map(str::trim).filter(|rule| !rule.starts_with('#')) {
+        let value = |name: &str| {
+            rule.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        };
+        let about_reading = matches!(value("func"), None | Some("FILE_CHECK" | "PATH_CHECK"));
+        // A rule about other file systems, by whatever they are told apart.
+        let elsewhere = value("fsmagic").is_some_and(|magic| !magic.eq_ignore_ascii_case(FUSE))
+            || value("fsname").is_some_and(|name| name != "fuse")
+            || rule.contains(" fsuuid=")
+            || rule.contains(" obj_");
+        if !about_reading || elsewhere {
+            continue;
+        }
+        let mut words = rule.split_whitespace();
+        let action = words.next();
+        let is_for_all = words.all(|word| {
+            ["func=", "mask=", "fsmagic=", "fsname="].iter().any(|name| word.starts_with(name))
+        });
+        match action {
+            Some("measure") => return true,
+            Some("dont_measure") if is_for_all => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 fn byte_order(options: &Options, findings: &mut Vec<Finding>) {
@@ -176,6 +244,21 @@ fn digests(list: &List) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_rule_about_fuse_counts() {
+        let reads = "measure func=FILE_CHECK mask=^MAY_READ euid=0\n";
+        let left_out = "dont_measure func=FILE_CHECK fsmagic=0x65735546\n";
+        let others = "# measure\n\ndont_measure fsmagic=0x9fa0\ndont_measure fsuuid=a-b\n\
+                      measure func=BPRM_CHECK mask=MAY_EXEC\nappraise fowner=0\n";
+        assert!(!measures_fuse(others));
+        assert!(measures_fuse(&format!("{others}{reads}")));
+        assert!(measures_fuse(&format!("{reads}{left_out}")));
+        assert!(!measures_fuse(&format!("{others}{left_out}{reads}")));
+        assert!(!measures_fuse(&format!("dont_measure fsname=fuse\n{reads}")));
+        assert!(measures_fuse("measure mask=MAY_READ uid=0"));
+        assert!(measures_fuse(&format!("dont_measure fowner=5\ndont_measure obj_type=a\n{reads}")));
+    }
 
     #[test]
     fn memory_is_what_was_measured() {
