@@ -9,7 +9,7 @@ CARGO_DEB_VERSION := 3.8.0
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
 	@echo "make test   run every test"
-	@echo "make soak   ten million records through the service: memory and cost stay flat (minutes)"
+	@echo "make soak   ten million records through the service: memory and cost stay flat"
 	@echo "make lab    every scenario on real kernels, in QEMU"
 	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"

@@ -42,7 +42,7 @@ struct Stretch {
 }
 
 #[test]
-#[ignore = "takes minutes: make soak"]
+#[ignore = "ten million records: make soak"]
 fn ten_million_records_cost_what_the_first_did() {
     let records: u64 = std::env::var("IMASTAGE_SOAK_RECORDS")
         .map_or(10_000_000, |records| records.parse().unwrap());
