@@ -298,28 +298,11 @@ impl Filesystem for Directory {
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         if inode != INodeNo::ROOT {
             return reply.error(fuser::Errno::ENOTDIR);
         }
-        let dots =
-            [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
-        let files = self.names.iter().enumerate().map(|(at, file)| {
-            let kind = match file.kind() {
-                Kind::File => FileType::RegularFile,
-                Kind::Symlink(_) => FileType::Symlink,
-            };
-            (FIRST_INODE + at as u64, kind, file.to_string())
-        });
-        let entries = dots.into_iter().chain(files).enumerate();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, (inode, kind, name)) in entries.skip(start) {
-            // The offset of an entry is where the next one is read from.
-            if reply.add(INodeNo(inode), at as u64 + 1, kind, name) {
-                break;
-            }
-        }
-        reply.ok();
+        imastage_mount::list(&self.names, FIRST_INODE, offset, reply);
     }
 }

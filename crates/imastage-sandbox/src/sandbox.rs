@@ -210,7 +210,8 @@ impl Sandbox {
     }
 
     fn boot(config: &Config, unmounted: bool) -> Result<Sandbox, SandboxError> {
-        prepare(&config.mount)?;
+        imastage_mount::prepare(&config.mount, Some(RUN_LINK))
+            .map_err(|error| SandboxError::Path { path: config.mount.clone(), error })?;
         let run_dir = run_dir()?;
         let state = run_dir.path().join("swtpm");
         let (tpm, swtpm) = match &config.tpm {
@@ -270,7 +271,7 @@ impl Drop for Sandbox {
             Some(session) => {
                 if let Err(error) = session.umount_and_join() {
                     tracing::warn!(%error, "still in use: detached instead of unmounted");
-                    detach(&self.mount);
+                    imastage_mount::detach(&self.mount);
                 }
             }
             None => {
@@ -297,33 +298,6 @@ fn start_swtpm(state: &Path, banks: Option<&[Bank]>) -> Result<(Swtpm, Tpm), Tpm
 pub fn tpm_of(mount: &Path) -> Option<Endpoint> {
     let path = fs::read_link(mount.join(RUN_LINK)).ok()?.join("tpm.sock");
     path.exists().then_some(Endpoint::Unix(path))
-}
-
-/// Makes the mount point. One that a killed sandbox left is unmounted.
-fn prepare(mount: &Path) -> Result<(), SandboxError> {
-    let at = |error| SandboxError::Path { path: mount.to_owned(), error };
-    if let Err(error) = fs::metadata(mount)
-        && error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
-    {
-        detach(mount);
-    }
-    fs::create_dir_all(mount).map_err(at)?;
-    let mut entries = fs::read_dir(mount).map_err(at)?;
-    if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != RUN_LINK)) {
-        return Err(at(io::Error::other("there are files in it; give an empty directory")));
-    }
-    Ok(())
-}
-
-fn detach(mount: &Path) {
-    let unmounted = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
-    if unmounted.is_err() {
-        // Without root only the setuid helper may.
-        let helper = std::process::Command::new("fusermount3").arg("-uz").arg(mount).status();
-        if !helper.is_ok_and(|status| status.success()) {
-            tracing::warn!("{} is still mounted", mount.display());
-        }
-    }
 }
 
 /// A directory for sockets and swtpm's state, removed when the sandbox ends. Its path is short

@@ -16,7 +16,7 @@ mod index;
 mod listing;
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
@@ -70,7 +70,8 @@ impl View {
         mount: &Path,
         group: Option<u32>,
     ) -> Result<View, ViewError> {
-        prepare(mount)?;
+        imastage_mount::prepare(mount, None)
+            .map_err(|error| ViewError::Path { path: mount.to_owned(), error })?;
         let banks = match &shared.attester {
             Some(attester) => attester.banks().to_vec(),
             None => vec![Bank::Sha1, Bank::Sha256],
@@ -107,7 +108,7 @@ impl Drop for View {
             Err(error) => {
                 // Agents keep files open for life: these are served as long as this process is.
                 tracing::info!(%error, "the view is in use: detached instead of unmounted");
-                detach(&self.mount);
+                imastage_mount::detach(&self.mount);
             }
         }
     }
@@ -129,30 +130,4 @@ fn options() -> fuser::Config {
         options.acl = SessionACL::All;
     }
     options
-}
-
-/// Makes the mount point. What a killed service left is unmounted.
-fn prepare(mount: &Path) -> Result<(), ViewError> {
-    let at = |error| ViewError::Path { path: mount.to_owned(), error };
-    if let Err(error) = fs::metadata(mount)
-        && error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
-    {
-        detach(mount);
-    }
-    fs::create_dir_all(mount).map_err(at)?;
-    if fs::read_dir(mount).map_err(at)?.next().is_some() {
-        return Err(at(io::Error::other("there are files in it; give an empty directory")));
-    }
-    Ok(())
-}
-
-fn detach(mount: &Path) {
-    let unmounted = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
-    if unmounted.is_err() {
-        // Without root only the setuid helper may.
-        let helper = std::process::Command::new("fusermount3").arg("-uz").arg(mount).status();
-        if !helper.is_ok_and(|status| status.success()) {
-            tracing::warn!("{} is still mounted", mount.display());
-        }
-    }
 }

@@ -1,0 +1,84 @@
+//! What FUSE file systems have in common that show IMA's files: the sandbox's, and the view.
+//!
+//! - [`prepare`] and [`detach`] look after the mount point, which a killed process may have left;
+//! - [`list`] answers a readdir.
+#![forbid(unsafe_code)]
+
+use std::{fs, io, path::Path, process::Command};
+
+use fuser::{FileType, INodeNo, ReplyDirectory};
+use ima_securityfs::{FileName, Kind};
+use rustix::mount::UnmountFlags;
+
+/// Makes the mount point. What a killed process left mounted is unmounted. There must be nothing in
+/// it but perhaps `known`.
+///
+/// # Errors
+/// [`io::Error`] if it cannot be made or read, or there are files in it.
+pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
+    if let Err(error) = fs::metadata(mount)
+        && error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
+    {
+        detach(mount);
+    }
+    fs::create_dir_all(mount)?;
+    let is_known = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| known.is_some_and(|known| entry.file_name() == known))
+    };
+    match fs::read_dir(mount)?.all(is_known) {
+        true => Ok(()),
+        false => Err(io::Error::other("there are files in it; give an empty directory")),
+    }
+}
+
+/// Takes a mount away from the directory tree; who has files of it open keeps them. Says so if it
+/// cannot.
+pub fn detach(mount: &Path) {
+    let unmounted = rustix::mount::unmount(mount, UnmountFlags::DETACH);
+    if unmounted.is_err() {
+        // Without root only the setuid helper may.
+        let helper = Command::new("fusermount3").arg("-uz").arg(mount).status();
+        if !helper.is_ok_and(|status| status.success()) {
+            tracing::warn!("{} is still mounted", mount.display());
+        }
+    }
+}
+
+/// Lists a directory of `files`, whose inodes follow each other from `first` on, from `offset` on.
+pub fn list(files: &[FileName], first: u64, offset: u64, mut reply: ReplyDirectory) {
+    let dots = [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
+    let files = files.iter().enumerate().map(|(at, file)| {
+        let kind = match file.kind() {
+            Kind::File => FileType::RegularFile,
+            Kind::Symlink(_) => FileType::Symlink,
+        };
+        (first + at as u64, kind, file.to_string())
+    });
+    let entries = dots.into_iter().chain(files).enumerate();
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (at, (inode, kind, name)) in entries.skip(start) {
+        // The offset of an entry is where the next one is read from.
+        if reply.add(INodeNo(inode), at as u64 + 1, kind, name) {
+            break;
+        }
+    }
+    reply.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_point_is_made_and_must_be_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("a/b");
+        prepare(&mount, None).unwrap();
+        prepare(&mount, Some("link")).unwrap();
+        fs::write(mount.join("link"), "").unwrap();
+        prepare(&mount, Some("link")).unwrap();
+        assert!(prepare(&mount, None).unwrap_err().to_string().contains("files in it"));
+        fs::write(mount.join("other"), "").unwrap();
+        assert!(prepare(&mount, Some("link")).is_err());
+    }
+}
