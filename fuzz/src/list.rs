@@ -1,8 +1,8 @@
 //! Binary lists, and what is made of them.
 
 use ima_log::{
-    Bank, Decoder, Digest, Endian, Extend, Format, KexecBuffer, KexecWriter, ParseError,
-    PrefixSearch, Record, Records, Replay, Signature,
+    Bank, Decoder, Digest, Endian, Extend, Format, KexecBuffer, KexecWriter, ListReplay,
+    ParseError, PcrTarget, Record, Records, Replay, Signature,
 };
 
 /// The first byte chooses the form, the rest is a list.
@@ -79,8 +79,8 @@ pub fn replay(data: &[u8]) {
     let Some((format, list)) = format(data) else { return };
     let records: Vec<Record<'_>> = Records::new(list, format).map_while(Result::ok).collect();
     for bank in Bank::ALL {
-        for extend in [Extend::Own, Extend::Sha1Padded] {
-            let mut search = PrefixSearch::new(10);
+        for extend in Extend::ALL.into_iter().filter(|e| bank != Bank::Sha1 || *e == Extend::Own) {
+            let mut search = ListReplay::new([bank]);
             let mut pcr = Replay::new(bank, extend);
             let mut expected = Digest::zero(bank);
             for record in records.iter().filter(|record| record.pcr() == 10) {
@@ -88,9 +88,9 @@ pub fn replay(data: &[u8]) {
                 expected = model(&expected, &extend.value(bank, record));
                 assert_eq!(pcr.value(), expected);
             }
-            search.add_bank(bank, Some(expected));
+            search.look_for(&[PcrTarget { pcr: 10, value: expected }]);
             records.iter().for_each(|record| search.push(record));
-            let found = search.bank_match(bank).map(|found| found.records);
+            let found = search.found(bank, 10).map(|(prefix, _)| prefix.to);
             assert!(found.is_some_and(|found| found <= records.len() as u64));
         }
     }

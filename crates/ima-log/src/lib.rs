@@ -10,8 +10,8 @@
 //! - [`Record::template_digest`] computes the digest of any [`Bank`] from the template data;
 //! - [`Record::write_ascii`] and [`Record::write_binary`] give, byte for byte, what the kernel's
 //!   file of a bank holds;
-//! - [`Replay`] folds records into a PCR value, [`PrefixSearch`] finds how many records lead to
-//!   given PCR values;
+//! - [`Replay`] folds records into a PCR value, [`ListReplay`] replays every PCR that a list names,
+//!   in each way in which kernels extend a bank, and finds how many records lead to given PCR values;
 //! - [`RecordBuilder`] builds records of every template in either byte order, [`AsciiDecoder`] reads
 //!   the kernel's ASCII form back, [`KexecBuffer`] and [`KexecWriter`] are the list that one kernel
 //!   hands to the next;
@@ -67,6 +67,8 @@ pub mod json;
 mod kexec;
 #[cfg(feature = "signatures")]
 mod keys;
+mod list_replay;
+mod pcrs;
 mod record;
 mod replay;
 mod signature;
@@ -86,11 +88,13 @@ pub use import::{ImportError, ImportErrorKind};
 pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
 #[cfg(feature = "signatures")]
 pub use keys::{KeyError, SigningKey, VerifyError};
+pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
+pub use pcrs::{BankPcrs, PcrSet};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
-pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
+pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};
 
-/// The PCR that IMA extends unless a policy rule says otherwise
-/// (`CONFIG_IMA_MEASURE_PCR_IDX`, default 10).
+/// The PCR that IMA extends unless its kernel was built for another (`CONFIG_IMA_MEASURE_PCR_IDX`) or
+/// a policy rule says `pcr=`. A list tells which it was: [`ListReplay::pcr`].
 pub const IMA_PCR: u32 = 10;

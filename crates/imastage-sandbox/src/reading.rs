@@ -117,8 +117,12 @@ impl Reading {
         match (self.form, self.extend) {
             (Form::Ascii, Extend::Own) => record.write_ascii(self.bank, out),
             (Form::Binary, Extend::Own) => record.write_binary(self.bank, out),
-            (Form::Ascii, Extend::Sha1Padded) => record.write_ascii_padded(size, out),
-            (Form::Binary, Extend::Sha1Padded) => record.write_binary_padded(size, out),
+            (Form::Ascii, Extend::Sha1Padded | Extend::Sha1PaddedViolations) => {
+                record.write_ascii_padded(size, out)
+            }
+            (Form::Binary, Extend::Sha1Padded | Extend::Sha1PaddedViolations) => {
+                record.write_binary_padded(size, out)
+            }
         }
     }
 }

@@ -219,7 +219,7 @@ async fn pcrs(
             bank: replay.value().bank().to_string(),
             extended_with: match replay.extend_kind() {
                 Extend::Own => ExtendedWith::Own,
-                Extend::Sha1Padded => ExtendedWith::Padded,
+                Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendedWith::Padded,
             },
             value: replay.value().to_string(),
         });

@@ -255,7 +255,7 @@ pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
         let tpm = comparison.tpm().iter().find(|pcr| pcr.bank() == replay.bank());
         let extended_with = replay.extend().map(|extend| match extend {
             Extend::Own => ExtendedWith::Own,
-            Extend::Sha1Padded => ExtendedWith::Padded,
+            Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendedWith::Padded,
         });
         let (replayed, tpm) = (replay.value().to_string(), tpm.map(ToString::to_string));
         (replay.bank().to_string(), BankStatus { replayed, tpm, extended_with })

@@ -324,7 +324,7 @@ pub(crate) fn extend(pcrs: &mut [Replay], record: &Record<'_>, sha1: &Digest) {
             _ if record.is_violation() => None,
             Extend::Own if bank == Bank::Sha1 => Some(*sha1),
             Extend::Own => None,
-            Extend::Sha1Padded => Some(sha1.padded_to(bank)),
+            Extend::Sha1Padded | Extend::Sha1PaddedViolations => Some(sha1.padded_to(bank)),
         };
         match value {
             Some(value) => {

@@ -247,7 +247,7 @@ fn choice(chains: &[Vec<BankState>], mut combination: usize) -> impl Iterator<It
 /// What `record` extends a bank with. Where the record's own digest is the SHA-1 wanted, it is taken:
 /// [`Appraiser::push`] has checked it.
 fn extend_value(state: &BankState, record: &Record<'_>) -> Digest {
-    let sha1 = state.bank == Bank::Sha1 || state.extend == Extend::Sha1Padded;
+    let sha1 = state.bank == Bank::Sha1 || state.extend != Extend::Own;
     if sha1 && record.format().bank == Bank::Sha1 && !record.is_violation() {
         record.printed_digest().padded_to(state.bank)
     } else {

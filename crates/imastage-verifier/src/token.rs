@@ -69,7 +69,7 @@ impl Token {
                     bank: state.bank.name().to_owned(),
                     extend: match state.extend {
                         Extend::Own => ExtendName::Own,
-                        Extend::Sha1Padded => ExtendName::Sha1Padded,
+                        Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendName::Sha1Padded,
                     },
                     value: state.value.to_string(),
                 })

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{Bank, PrefixSearch};
+use ima_log::{Bank, ListReplay, PcrTarget};
 use imastage_sandbox::{
     control::{Answer, Command as Ask, Status, ask},
     tpm_of,
@@ -105,15 +105,14 @@ fn kill_and_compare(flavour: &str, kills: usize) {
             drain(&state);
             let after = sandbox_status(&mount);
 
-            let mut search = PrefixSearch::default();
-            for (bank, _, pcr) in pcrs {
-                search.add_bank(bank, Some(pcr));
-            }
+            let mut search = ListReplay::new(banks);
+            let targets = pcrs.into_iter().map(|(_, pcr, value)| PcrTarget { pcr, value });
+            search.look_for(&targets.collect::<Vec<_>>());
             let mut cursor = Reader::open(Path::new(&state)).unwrap().records(0).unwrap();
             while let Some(record) = cursor.next_record().unwrap() {
                 search.push(&record);
             }
-            let found = search.common_match();
+            let found = search.agreement().map(|prefix| prefix.to);
             assert!(
                 found.is_some_and(|records| records + MEASURING >= before.total),
                 "kill {kill}: {found:?} of {} records replay to the TPM's PCR, it had {} before",

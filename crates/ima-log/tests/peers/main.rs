@@ -5,7 +5,7 @@
 
 mod tools;
 
-use ima_log::{Bank, Digest, Format, PrefixSearch, Records};
+use ima_log::{Bank, Digest, Format, ListReplay, Records};
 use tools::{d_ng, evmctl, fields, ima, keylime, n_ng};
 
 /// Those of which evmctl 1.4 takes values.
@@ -70,14 +70,11 @@ fn signature(size: u16) -> Vec<u8> {
 
 /// The values `list` leads to, by bank.
 fn values(list: &[u8]) -> Vec<Digest> {
-    let mut search = PrefixSearch::default();
-    for bank in KEYLIME_BANKS {
-        search.add_bank(bank, None);
-    }
+    let mut search = ListReplay::with_own_hash(KEYLIME_BANKS);
     for record in Records::new(list, Format::native(Bank::Sha1)) {
         search.push(&record.unwrap());
     }
-    KEYLIME_BANKS.map(|bank| search.value(bank).unwrap()).to_vec()
+    KEYLIME_BANKS.map(|bank| search.value(bank, 10).unwrap()).to_vec()
 }
 
 fn evmctl_values(list: &[u8]) -> Vec<(u32, Digest)> {

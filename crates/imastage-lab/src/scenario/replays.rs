@@ -1,6 +1,6 @@
 use std::str::FromStr;
 
-use ima_log::{Bank, Digest, Extend, Format, IMA_PCR, PrefixSearch, Record, Records};
+use ima_log::{Bank, Digest, Extend, Format, IMA_PCR, ListReplay, PcrTarget, Record, Records};
 
 use crate::{
     Kernel, Lab, LabError, Plan, Snapshot,
@@ -40,7 +40,7 @@ pub fn awkward(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
 pub fn extends(replayed: &Replayed) -> String {
     let words = replayed.banks.iter().map(|(bank, extend)| match extend {
         Extend::Own => bank.to_string(),
-        Extend::Sha1Padded => format!("{bank} (padded SHA-1)"),
+        Extend::Sha1Padded | Extend::Sha1PaddedViolations => format!("{bank} (padded SHA-1)"),
     });
     words.collect::<Vec<_>>().join(", ")
 }
@@ -103,19 +103,14 @@ pub fn replay_list(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabErro
 /// Replays another list, up to where PCR 10 of a snapshot is reached in every bank.
 pub fn replay_prefix(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
     let targets = ima_pcrs(snapshot)?;
-    let mut search = PrefixSearch::new(IMA_PCR);
-    for target in &targets {
-        search.add_bank(target.bank(), Some(*target));
-    }
-    let mut violations = 0;
-    for record in parsed(list, Bank::Sha1)? {
-        search.push(&record);
-        violations += u64::from(record.is_violation());
-    }
-    let Some(records) = search.common_match() else {
+    let mut search = ListReplay::new(targets.iter().map(Digest::bank));
+    let target = |value: &Digest| PcrTarget { pcr: IMA_PCR, value: *value };
+    search.look_for(&targets.iter().map(target).collect::<Vec<_>>());
+    parsed(list, Bank::Sha1)?.iter().for_each(|record| search.push(record));
+    let Some(prefix) = search.agreement() else {
         let found: Vec<_> = targets
             .iter()
-            .map(|target| format!("{} {:?}", target.bank(), search.bank_match(target.bank())))
+            .map(|target| format!("{} {:?}", target.bank(), search.found(target.bank(), IMA_PCR)))
             .collect();
         return Err(LabError::Refuted(format!(
             "{} records do not replay to PCR 10: {}",
@@ -125,9 +120,9 @@ pub fn replay_prefix(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabEr
     };
     let banks = targets
         .iter()
-        .filter_map(|target| Some((target.bank(), search.bank_match(target.bank())?.extend)))
+        .filter_map(|target| Some((target.bank(), search.found(target.bank(), IMA_PCR)?.1)))
         .collect();
-    Ok(Replayed { records, violations, banks })
+    Ok(Replayed { records: prefix.from, violations: search.violations(), banks })
 }
 
 /// PCR 10 of each bank.

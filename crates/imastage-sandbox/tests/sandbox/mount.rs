@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use ima_log::{Bank, Format, PrefixSearch, Records};
+use ima_log::{Bank, Format, ListReplay, PcrTarget, Records};
 use imastage_sandbox::{
     Config, Sandbox, TpmChoice,
     control::{Command as Ask, ask},
@@ -181,15 +181,14 @@ fn every_record_extends_the_tpm_in_list_order() {
         banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: 1 << 10 }).collect();
     let pcrs = tpm.pcr_values(&selection).unwrap();
     let list = fs::read(mounted.file(CURRENT)).unwrap();
-    let mut search = PrefixSearch::default();
-    for (bank, _, pcr) in &pcrs {
-        search.add_bank(*bank, Some(*pcr));
-    }
+    let mut search = ListReplay::new(banks.iter().copied());
+    let targets = pcrs.iter().map(|(_, pcr, value)| PcrTarget { pcr: *pcr, value: *value });
+    search.look_for(&targets.collect::<Vec<_>>());
     for record in Records::new(&list, Format::native(Bank::Sha1)) {
         search.push(&record.unwrap());
     }
     // Read after the PCRs, the list is never behind them.
-    assert!(search.common_match().is_some_and(|records| records >= 201), "{search:?}");
+    assert!(search.agreement().is_some_and(|prefix| prefix.from >= 201), "{search:?}");
 
     // Each bank has its files.
     let sha256 = fs::read(mounted.file("binary_runtime_measurements_sha256")).unwrap();

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{Bank, Decoder, Digest, Endian, Extend, Format, PrefixSearch, Record};
+use ima_log::{
+    Bank, Decoder, Digest, Endian, Extend, Format, IMA_PCR, ListReplay, PcrTarget, Record,
+};
 use imastage_source::{Look, SourceError, open};
 
 use super::{
@@ -47,7 +49,7 @@ const MOST_TEMPLATES: usize = 16;
 /// Two ways to explain PCR 10.
 struct Chains {
     /// The list alone.
-    alone: PrefixSearch,
+    alone: ListReplay,
     /// What is stored, and then the list.
     stored: Option<Stored>,
 }
@@ -111,10 +113,9 @@ fn read(
     if let Some(pcrs) = pcrs {
         list.pcrs = pcrs.read().map_err(Unreadable::Pcrs)?;
     }
-    let mut alone = PrefixSearch::default();
-    for pcr in &list.pcrs {
-        alone.add_bank(pcr.bank(), Some(*pcr));
-    }
+    let mut alone = ListReplay::new(list.pcrs.iter().map(Digest::bank));
+    let target = |value: &Digest| PcrTarget { pcr: IMA_PCR, value: *value };
+    alone.look_for(&list.pcrs.iter().map(target).collect::<Vec<_>>());
     if let Some(stored) = &mut stored {
         stored.seek(&list.pcrs);
     }
@@ -196,7 +197,7 @@ impl List {
 impl Chains {
     /// Whether the list leads to all of `pcrs`, by itself or behind what is stored.
     fn explains(&self, pcrs: &[Digest]) -> bool {
-        let alone = pcrs.iter().all(|pcr| self.alone.bank_match(pcr.bank()).is_some());
+        let alone = pcrs.iter().all(|pcr| self.alone.found(pcr.bank(), IMA_PCR).is_some());
         alone || self.stored.as_ref().is_some_and(Stored::leads_to_all)
     }
 }
@@ -282,14 +283,14 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
         findings.push(finding);
     }
     let used = if used.is_empty() { unused } else { used };
-    let found = |pcr: &Digest| chains.alone.bank_match(pcr.bank());
+    let found = |pcr: &Digest| chains.alone.found(pcr.bank(), IMA_PCR);
     let (met, missed): (Vec<&Digest>, Vec<&Digest>) =
         used.iter().copied().partition(|pcr| found(pcr).is_some());
     if missed.is_empty() {
         let found_in = names(&mut met.iter().copied());
         let text = format!("the list replays to PCR 10 in {found_in}");
         findings.push(Finding::new(check, Fine, text));
-        let is_padded = |pcr: &&Digest| found(pcr).is_some_and(|m| m.extend == Extend::Sha1Padded);
+        let is_padded = |pcr: &&Digest| found(pcr).is_some_and(|(_, extend)| extend != Extend::Own);
         let mut padded = met.iter().copied().filter(is_padded).peekable();
         if padded.peek().is_some() {
             let text = format!("{} is extended with padded SHA-1", names(&mut padded));

@@ -2,7 +2,9 @@ mod threads;
 
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
-use ima_log::{Bank, Cause, Digest, Explain, Explanation, Extend, IMA_PCR, PrefixSearch, Record};
+use ima_log::{
+    Bank, Cause, Digest, Explain, Explanation, Extend, IMA_PCR, ListReplay, PcrTarget, Record,
+};
 use imastage_verifier::PcrValues;
 use serde::Serialize;
 
@@ -70,7 +72,7 @@ struct Explained {
 /// One bank's replay, and if nothing matches why not.
 struct Bankwise {
     bank: Bank,
-    search: PrefixSearch,
+    search: ListReplay,
     explains: Vec<(Extend, Explain)>,
     explained: Option<(Extend, Explanation)>,
     looked_from: u64,
@@ -96,7 +98,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let mut from_boot_aggregate = false;
     let look = |index, record: &Record<'_>| {
         if index == 0 {
-            from_boot_aggregate = record.event_name() == Some(b"boot_aggregate");
+            from_boot_aggregate = record.begins_kernel();
         }
     };
     let list = List::open(&args.list)?;
@@ -104,7 +106,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         threads::run(list, replays.collect(), look, Bankwise::push, Bankwise::finished)?;
 
     let unmatched = |replay: &Bankwise| {
-        targets.contains_key(&replay.bank) && replay.search.bank_match(replay.bank).is_none()
+        targets.contains_key(&replay.bank) && replay.search.found(replay.bank, IMA_PCR).is_none()
     };
     let matched = !replays.iter().any(unmatched);
     if !matched && !once {
@@ -144,11 +146,15 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
 
 impl Bankwise {
     fn new(bank: Bank, target: Option<Digest>, window: usize, explain: bool) -> Bankwise {
-        let mut search = PrefixSearch::new(IMA_PCR);
-        search.add_bank(bank, target);
+        let mut search = match target {
+            Some(_) => ListReplay::new([bank]),
+            None => ListReplay::with_own_hash([bank]),
+        };
+        let target_of = |value| PcrTarget { pcr: IMA_PCR, value };
+        search.look_for(target.map(target_of).as_slice());
         let kinds: &[Extend] = match bank {
             Bank::Sha1 => &[Extend::Own],
-            _ => &[Extend::Own, Extend::Sha1Padded],
+            _ => &Extend::ALL,
         };
         let explains = target.filter(|_| explain).map(|target| {
             let explain = |kind| Explain::new(IMA_PCR, target, kind).window(window);
@@ -169,7 +175,7 @@ impl Bankwise {
 
     /// Looks for what explains that nothing matches.
     fn finished(mut self) -> Bankwise {
-        if self.search.bank_match(self.bank).is_none() {
+        if self.search.found(self.bank, IMA_PCR).is_none() {
             self.looked_from = self.explains.first().map_or(0, |(_, e)| e.looked_from());
             self.explained = self
                 .explains
@@ -181,17 +187,17 @@ impl Bankwise {
     }
 
     fn answer(&self, unmatched: bool) -> BankAnswer {
-        let pcr = self.search.value(self.bank).map(|value| value.to_string());
-        let found = self.search.bank_match(self.bank);
+        let pcr = self.search.value(self.bank, IMA_PCR).map(|value| value.to_string());
+        let found = self.search.found(self.bank, IMA_PCR);
         BankAnswer {
             pcr: pcr.unwrap_or_default(),
             r#match: found
-                .map(|found| Match { records: found.records, extend: extend_name(found.extend) }),
+                .map(|(prefix, extend)| Match { records: prefix.to, extend: extend.name() }),
             explanation: unmatched.then(|| Explained {
                 cause: self.explained.map(|(_, found)| cause_name(found.cause)),
                 record: self.explained.map(|(_, found)| found.record),
                 records: self.explained.map(|(_, found)| found.records),
-                extend: self.explained.map(|(extend, _)| extend_name(extend)),
+                extend: self.explained.map(|(extend, _)| extend.name()),
                 looked_from: self.looked_from,
             }),
         }
@@ -207,14 +213,6 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::DataAltered => "data-altered",
         Cause::ResetBefore => "reset-before",
         _ => "other",
-    }
-}
-
-/// The name of an extend kind in JSON and text.
-pub fn extend_name(extend: Extend) -> &'static str {
-    match extend {
-        Extend::Own => "own",
-        Extend::Sha1Padded => "sha1-padded",
     }
 }
 
@@ -257,17 +255,18 @@ fn text(
     let mut unexplained = false;
     for replay in replays {
         let bank = replay.bank;
-        let value = replay.search.value(bank).map(|value| value.to_string()).unwrap_or_default();
+        let value =
+            replay.search.value(bank, IMA_PCR).map(|value| value.to_string()).unwrap_or_default();
         // Writing to a String cannot fail.
         let _ = write!(text, "\nPCR {IMA_PCR} {bank:<6} {value}");
         if !targets.contains_key(&bank) {
             continue;
         }
-        let verdict = match (replay.search.bank_match(bank), replay.explained) {
-            (Some(found), _) => {
-                let all = if found.records == answer.records { "all " } else { "the first " };
-                let extend = extend_text(found.extend);
-                out.paint(Tone::Good, format!("matches {all}{} records{extend}", found.records))
+        let verdict = match (replay.search.found(bank, IMA_PCR), replay.explained) {
+            (Some((prefix, extend)), _) => {
+                let all = if prefix.to == answer.records { "all " } else { "the first " };
+                let extend = extend_text(extend);
+                out.paint(Tone::Good, format!("matches {all}{} records{extend}", prefix.to))
             }
             (None, Some((extend, found))) => {
                 let why = format!("{}{}", cause_text(found), extend_text(extend));
@@ -302,6 +301,9 @@ fn extend_text(extend: Extend) -> &'static str {
     match extend {
         Extend::Own => "",
         Extend::Sha1Padded => ", extended with zero-padded SHA-1",
+        Extend::Sha1PaddedViolations => {
+            ", extended with zero-padded SHA-1, violations too (a kernel before 5.8)"
+        }
     }
 }
 

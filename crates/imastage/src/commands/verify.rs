@@ -14,10 +14,7 @@ use imastage_verifier::{
 use serde::Serialize;
 
 use crate::{
-    commands::{
-        fresh_nonce,
-        replay::{extend_name, read_pcrs},
-    },
+    commands::{fresh_nonce, replay::read_pcrs},
     exit::{Fail, Failure, Outcome},
     input::List,
     output::{Output, Tone},
@@ -204,7 +201,7 @@ fn answer(from: u64, appraisal: &Result<Appraisal, String>) -> Answer {
             banks: appraisal
                 .banks
                 .iter()
-                .map(|state| (state.bank.name(), extend_name(state.extend)))
+                .map(|state| (state.bank.name(), state.extend.name()))
                 .collect(),
         },
         Err(reason) => Answer {

@@ -174,7 +174,9 @@ impl Pcrs {
             let (bank, extend) = (kept.value().bank(), kept.extend_kind());
             let path = to.join(match extend {
                 Extend::Own => format!("pcrs-{bank}"),
-                Extend::Sha1Padded => format!("pcrs-{bank}-padded"),
+                Extend::Sha1Padded | Extend::Sha1PaddedViolations => {
+                    format!("pcrs-{bank}-padded")
+                }
             });
             let lines: String = (0..PCRS)
                 .filter_map(|pcr| {
