@@ -89,7 +89,7 @@ pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
 #[cfg(feature = "signatures")]
 pub use keys::{KeyError, SigningKey, VerifyError};
 pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
-pub use pcrs::{BankPcrs, PcrSet};
+pub use pcrs::{BankPcrs, PcrSet, PcrSetError};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
 pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};

@@ -191,6 +191,7 @@ fn make_quote(shared: &Shared, request: &QuoteRequest) -> Result<QuoteReply, Err
         message: hex::encode(&quote.message),
         signature: hex::encode(&quote.signature),
         key: attester.public_pem().to_owned(),
+        pcrs: Vec::new(),
     })
 }
 

@@ -144,7 +144,7 @@ fn kill_and_compare(flavour: &str, kills: usize) {
 /// measures too, so ask in this process.
 fn drain(state: &str) {
     let client = Client::of_state(Path::new(state)).unwrap();
-    let request = imastage_service::wire::QuoteRequest { nonce: "00".into(), banks: Vec::new() };
+    let request = imastage_service::wire::QuoteRequest { nonce: "00".into(), ..Default::default() };
     client.quote(&request).unwrap();
 }
 

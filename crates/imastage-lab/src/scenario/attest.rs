@@ -1,7 +1,7 @@
 use ima_log::{Bank, Format, Records};
 use imastage_tpm::{Credential, PublicArea};
 use imastage_verifier::{
-    Appraisal, Appraiser, PcrValues, PublicKey, Token, UnverifiedQuote, Verdict,
+    Appraisal, Appraiser, PcrValues, PublicKey, Requirements, Token, UnverifiedQuote, Verdict,
 };
 
 use crate::{
@@ -98,7 +98,8 @@ impl Evidence {
     ) -> Result<Appraisal, LabError> {
         let bad = |error: &dyn std::fmt::Display| LabError::Refuted(error.to_string());
         let quote = self.quote().verify(key, nonce).map_err(|error| bad(&error))?;
-        let appraiser = Appraiser::new(quote, PcrValues::default(), token);
+        let requirements = Requirements::default();
+        let appraiser = Appraiser::new(quote, PcrValues::default(), token, requirements);
         let mut appraiser = appraiser.map_err(|error| bad(&error))?;
         for record in Records::new(&self.list, Format::native(Bank::Sha1)) {
             appraiser.push(&record.map_err(|error| bad(&error))?);

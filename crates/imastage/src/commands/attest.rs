@@ -44,6 +44,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let request = QuoteRequest {
         nonce: nonce.clone(),
         banks: args.banks.iter().map(ToString::to_string).collect(),
+        ..QuoteRequest::default()
     };
     let reply = client.quote(&request).map_err(client_failure)?;
     let Some(dir) = args.out.filter(|_| !args.key) else {
