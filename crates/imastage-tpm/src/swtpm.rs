@@ -81,7 +81,8 @@ impl Swtpm {
 
     /// Closes the connection, upon which swtpm ends; kills it if it does not.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        const PATIENCE: Duration = Duration::from_secs(5);
+        // Killed, it would lose what it has not written yet: only one that hangs takes so long.
+        const PATIENCE: Duration = Duration::from_secs(60);
         // Not connected any more if swtpm ended by itself.
         let _ = self.connection.shutdown(Shutdown::Both);
         let since = Instant::now();
