@@ -282,8 +282,10 @@ fn a_read_has_all_that_was_in_the_list_when_it_began_however_many_read() {
                     assert_eq!(text.last().copied().unwrap_or(b'\n'), b'\n');
                     lines += text[from..].iter().filter(|byte| **byte == b'\n').count() as u64;
                     assert!(lines >= before, "{lines} of {before}");
-                    // As long as a quote takes at least.
-                    thread::sleep(Duration::from_millis(6));
+                    // As long as a quote takes at least, and who reads slowly for what was new:
+                    // sooner it would be taken for one who is still at the same reading.
+                    let new = (text.len() - from) as u64;
+                    thread::sleep(Duration::from_millis(6) + Duration::from_nanos(40 * new));
                 }
             });
         }
