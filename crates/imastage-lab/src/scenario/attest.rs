@@ -23,6 +23,8 @@ pub fn attest(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     let mut token: Option<Token> = None;
     let mut steps = Vec::new();
     for round in 0..ROUNDS {
+        // However slowly the other thread measures, there is something new in each round.
+        machine.measure(Files { dir: format!("/b{round}"), first: 0, count: 1, size: 50 })?;
         let nonce = fresh()?;
         let from = token.as_ref().map_or(0, Token::next);
         let evidence = Evidence::from_guest(&mut machine, &nonce, from)?;
