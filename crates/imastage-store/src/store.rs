@@ -281,7 +281,7 @@ pub(crate) fn lock(state: &Path) -> Result<File, StoreError> {
 /// Locks a file, if need be a moment later: a child that the last holder started has the file, too,
 /// until it comes to its exec.
 fn lock_soon(file: &File) -> Result<(), rustix::io::Errno> {
-    const TRIES: u32 = 20;
+    const TRIES: u32 = 200;
     const WAIT: Duration = Duration::from_millis(10);
     let mut tries = 0;
     loop {

@@ -255,7 +255,7 @@ impl Tpm {
             .unwrap();
         while !dir.join("socket").exists() {
             assert_eq!(process.try_wait().unwrap(), None, "swtpm ended");
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         process
     }

@@ -30,7 +30,7 @@ enum Kind {
 }
 
 /// How long a sandbox may take to start, its TPM included.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(120);
 
 impl Embedded {
     /// The sandbox of a state directory: the one that is running there, or a new one in a process
