@@ -21,7 +21,7 @@ pub struct PcrSetError;
 pub struct BankPcrs {
     bank: Bank,
     extend: Extend,
-    /// In the order in which records named them, so that the list's own PCR comes first.
+    /// The first that a record named, which is the list's own, then the others in ascending order.
     values: Vec<(u32, Digest)>,
 }
 
@@ -150,8 +150,13 @@ impl BankPcrs {
         extend: Extend,
         values: impl IntoIterator<Item = (u32, Digest)>,
     ) -> BankPcrs {
-        let fits = |(pcr, value): &(u32, Digest)| *pcr < PcrSet::LIMIT && value.bank() == bank;
-        BankPcrs { bank, extend, values: values.into_iter().filter(fits).collect() }
+        let mut pcrs = BankPcrs::new(bank, extend);
+        for (pcr, value) in values.into_iter().filter(|(_, value)| value.bank() == bank) {
+            if let Some(known) = pcrs.value_mut(pcr) {
+                *known = value;
+            }
+        }
+        pcrs
     }
 
     /// The bank.
@@ -216,8 +221,11 @@ impl BankPcrs {
         let at = match self.values.iter().position(|(index, _)| *index == pcr) {
             Some(at) => at,
             None => {
-                self.values.push((pcr, Digest::reset(self.bank, pcr)));
-                self.values.len() - 1
+                let others = self.values.iter().skip(1);
+                let at = others.take_while(|(index, _)| *index < pcr).count();
+                let at = if self.values.is_empty() { 0 } else { at + 1 };
+                self.values.insert(at, (pcr, Digest::reset(self.bank, pcr)));
+                at
             }
         };
         self.values.get_mut(at).map(|(_, value)| value)

@@ -443,3 +443,6 @@ fn continued(quote: &VerifiedQuote, token: &Token) -> Result<ListReplay, Apprais
     }
     Ok(ListReplay::resume(states, token.next, Some(token.pcr)))
 }
+
+#[cfg(test)]
+mod tests;

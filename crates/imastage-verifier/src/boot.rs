@@ -30,7 +30,7 @@ pub(crate) fn recorded(first: &Record<'_>) -> Option<Digest> {
 pub(crate) fn compare(
     recorded: Option<Digest>,
     named: PcrSet,
-    value: impl FnMut(Bank, u32) -> Option<Digest>,
+    mut value: impl FnMut(Bank, u32) -> Option<Digest>,
 ) -> Result<BootAggregate, AggregateError> {
     let Some(digest) = recorded else { return Ok(BootAggregate::Absent) };
     let overwritten: PcrSet = named.iter().filter(|pcr| *pcr <= 9).collect();
@@ -38,9 +38,12 @@ pub(crate) fn compare(
         return Ok(BootAggregate::Overwritten(overwritten));
     }
     let record = RecordBuf::ima_ng(ima_log::IMA_PCR, &digest, b"boot_aggregate");
-    match check_boot_aggregate(&record.record(), value) {
+    match check_boot_aggregate(&record.record(), &mut value) {
         Ok(_) => Ok(BootAggregate::Matches(digest.bank())),
         Err(AggregateError::MissingPcr { bank, .. }) => Ok(BootAggregate::NotQuoted(bank)),
+        Err(AggregateError::NoTpm) if value(digest.bank(), 0).is_none() => {
+            Ok(BootAggregate::NotQuoted(digest.bank()))
+        }
         Err(error) => Err(error),
     }
 }

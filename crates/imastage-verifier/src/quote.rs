@@ -247,6 +247,19 @@ impl VerifiedQuote {
     }
 }
 
+#[cfg(test)]
+impl VerifiedQuote {
+    /// As if a TPM whose PCRs have these values had made it.
+    pub(crate) fn of(selection: Vec<PcrSelection>, value: impl Fn(Bank, u32) -> Digest) -> Self {
+        let pcrs = selection.iter().flat_map(PcrSelection::pcrs);
+        let values: Vec<Digest> = pcrs.map(|(bank, pcr)| value(bank, pcr)).collect();
+        let digest = Bank::Sha256.hash(&values.iter().map(Digest::as_bytes).collect::<Vec<_>>());
+        let clock = ClockInfo { clock: 9, reset_count: 1, restart_count: 0, safe: true };
+        let key_fingerprint = Bank::Sha256.hash(&[b"key"]);
+        VerifiedQuote { selection, digest, clock, firmware_version: 0, key_fingerprint }
+    }
+}
+
 impl PcrSelection {
     /// Bank and index of each PCR, ascending.
     pub fn pcrs(&self) -> impl Iterator<Item = (Bank, u32)> + use<> {
