@@ -79,7 +79,7 @@ pub enum SandboxError {
         error: io::Error,
     },
     /// The TPM does not do what it should.
-    #[error("{0}")]
+    #[error(transparent)]
     Tpm(#[from] TpmError),
     /// FUSE cannot be had.
     #[error(

@@ -40,6 +40,17 @@ pub enum TpmError {
         /// The response code.
         code: ResponseCode,
     },
+    /// The owner hierarchy, in which the attestation key is made, has an authorization value.
+    #[error(
+        "{command}: the TPM answers {code}: the owner hierarchy has an authorization value, and the \
+         attestation key is made in it without one; remove it (tpm2_changeauth -c owner -p OLD)"
+    )]
+    OwnerAuth {
+        /// What was asked.
+        command: &'static str,
+        /// The response code.
+        code: ResponseCode,
+    },
     /// The response is none, or says something else than was asked.
     #[error("{command}: the response is malformed: {why}")]
     Malformed {
@@ -98,6 +109,12 @@ impl ResponseCode {
     /// Whether a TPM says that it does not know a hash.
     pub(crate) fn is_unknown_hash(self) -> bool {
         self.tpm().is_some_and(|code| code.base() == TpmRcBase::Hash)
+    }
+
+    /// Whether a TPM says that an authorization value was not the right one.
+    pub(crate) fn is_wrong_auth(self) -> bool {
+        let base = self.tpm().map(|code| code.base());
+        matches!(base, Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth))
     }
 
     /// The TPM's part of the code.
