@@ -145,13 +145,19 @@ pub struct Machine {
 impl Machine {
     /// `None`, loudly, where FUSE cannot be had.
     pub fn start() -> Option<Machine> {
+        Machine::start_with(&[])
+    }
+
+    /// With more options of `imastage sandbox`.
+    pub fn start_with(options: &[&str]) -> Option<Machine> {
         if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
             eprintln!("SKIPPED: /dev/fuse: {error}");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
         let mount = dir.path().join("ima");
-        let sandbox = Running::start(&["--json", "sandbox", "--mount", mount.to_str().unwrap()]);
+        let begin = ["--json", "sandbox", "--mount", mount.to_str().unwrap()];
+        let sandbox = Running::start(&[&begin, options].concat());
         Some(Machine { sandbox, dir })
     }
 
