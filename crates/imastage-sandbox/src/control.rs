@@ -1,7 +1,9 @@
 //! Asking a running sandbox, through a socket in its run directory.
 
 use std::{
+    fs::File,
     io::{self, BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,6 +27,13 @@ pub enum Command {
         /// Absolute paths.
         paths: Vec<PathBuf>,
     },
+    /// As [`Command::Measure`], by a policy rule with `pcr=`.
+    MeasureInto {
+        /// The PCR, 0 to 23.
+        pcr: u32,
+        /// Absolute paths.
+        paths: Vec<PathBuf>,
+    },
     /// Note that these files were changed while they were measured.
     Violation {
         /// Absolute paths. The files need not be there.
@@ -37,9 +46,10 @@ pub enum Command {
         /// The data, in hex.
         data: String,
     },
-    /// Add the records of a list.
+    /// Add the records of a list. [`ask`] opens it, and its content follows the line: nothing is
+    /// read that the caller may not read.
     Replay {
-        /// Absolute path of a binary list.
+        /// A binary list.
         path: PathBuf,
         /// Records a second at most.
         rate: Option<u64>,
@@ -126,17 +136,73 @@ pub fn ask(
         let text = format!("{}: no sandbox answers there: {error}", mount.display());
         io::Error::new(error.kind(), text)
     })?;
+    let list = match command {
+        Command::Replay { path, .. } => Some((path, File::open(path).map_err(about(path))?)),
+        _ => None,
+    };
     let mut line = serde_json::to_vec(command)?;
     line.push(b'\n');
     stream.write_all(&line)?;
-    for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line?)? {
-            Answer::Progress(measured) => progress(&measured),
-            Answer::Failed { why } => return Err(io::Error::other(why)),
-            answer => return Ok(answer),
+    let to = stream.try_clone()?;
+    // Beside each other: who does not hear how far it is, does not get further.
+    thread::scope(|scope| {
+        let sending =
+            list.map(|(path, list)| scope.spawn(move || send(list, to).map_err(about(path))));
+        let answer = hear(stream, progress);
+        match sending.map(|sending| sending.join()) {
+            // Why the sandbox did not get what it was to read.
+            Some(Ok(Err(error))) => Err(error),
+            _ => answer,
+        }
+    })
+}
+
+fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
+    let path = path.display().to_string();
+    move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
+}
+
+/// Sends what is in a file. Where the sandbox does not want any more, it says why itself.
+fn send(mut list: File, mut to: UnixStream) -> io::Result<()> {
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match list.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) => {
+                if to.write_all(&chunk[..n]).is_err() {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let _ = to.shutdown(Shutdown::Write);
+                return Err(error);
+            }
         }
     }
-    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended before it answered"))
+    // If it has gone, it hears no end.
+    let _ = to.shutdown(Shutdown::Write);
+    Ok(())
+}
+
+fn hear(stream: UnixStream, progress: &mut dyn FnMut(&Measured)) -> io::Result<Answer> {
+    let shut = stream.try_clone()?;
+    let answer = BufReader::new(stream).lines().find_map(|line| {
+        let answer = line.and_then(|line| Ok(serde_json::from_str(&line)?));
+        match answer {
+            Ok(Answer::Progress(measured)) => {
+                progress(&measured);
+                None
+            }
+            Ok(Answer::Failed { why }) => Some(Err(io::Error::other(why))),
+            answer => Some(answer),
+        }
+    });
+    // Whoever still sends need not.
+    let _ = shut.shutdown(Shutdown::Both);
+    let ended =
+        || io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended before it answered");
+    answer.unwrap_or_else(|| Err(ended()))
 }
 
 /// Serves the control socket. Ends with the process.
@@ -161,7 +227,8 @@ fn answer(machine: &Machine, stream: UnixStream) -> io::Result<()> {
     /// Room for a few thousand paths; more come in more requests.
     const LONGEST_COMMAND: u64 = 1 << 20;
     let mut line = String::new();
-    BufReader::new(stream.try_clone()?).take(LONGEST_COMMAND).read_line(&mut line)?;
+    let mut from = BufReader::new(stream.try_clone()?);
+    (&mut from).take(LONGEST_COMMAND).read_line(&mut line)?;
     let mut out = stream;
     let mut reply = |answer: &Answer| -> io::Result<()> {
         let mut line = serde_json::to_vec(answer)?;
@@ -169,7 +236,7 @@ fn answer(machine: &Machine, stream: UnixStream) -> io::Result<()> {
         out.write_all(&line)
     };
     let done = match serde_json::from_str(&line) {
-        Ok(command) => orders::carry_out(machine, command, &mut |so_far| {
+        Ok(command) => orders::carry_out(machine, command, &mut from, &mut |so_far| {
             reply(&Answer::Progress(so_far.clone()))
         }),
         Err(error) => Err(io::Error::other(format!("not a command: {error}"))),

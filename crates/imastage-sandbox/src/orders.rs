@@ -1,7 +1,6 @@
 //! Doing what is asked of a sandbox.
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
     thread,
@@ -9,6 +8,7 @@ use std::{
 };
 
 use ima_log::{Decoder, Format, RecordBuf};
+use imastage_tpm::PcrSelection;
 use walkdir::WalkDir;
 
 use crate::{
@@ -19,19 +19,29 @@ use crate::{
 /// Tells how far it is; an error means that nobody wants to know any more.
 pub(crate) type Progress<'a> = dyn FnMut(&Measured) -> io::Result<()> + 'a;
 
-/// Does it, and tells what came of it.
+/// Does it, and tells what came of it. `content` is what follows the command.
 ///
 /// # Errors
 /// [`io::Error`], in words.
 pub(crate) fn carry_out(
     machine: &Machine,
     command: Command,
+    content: &mut dyn Read,
     progress: &mut Progress<'_>,
 ) -> io::Result<Answer> {
     let ima = machine.ima();
     let mut measured = Measured::default();
     match command {
-        Command::Measure { paths } => measure(ima, &paths, &mut measured, progress)?,
+        Command::Measure { paths } => {
+            measure(&|path| ima.measure_path(path), &paths, &mut measured, progress)?;
+        }
+        Command::MeasureInto { pcr, paths } => {
+            if pcr >= PcrSelection::PCRS {
+                return Err(io::Error::other(format!("PCR {pcr}: a TPM has PCR 0 to 23")));
+            }
+            let into = |path: &Path| ima.measure_path_into(pcr, path);
+            measure(&into, &paths, &mut measured, progress)?;
+        }
         Command::Violation { paths } => {
             for path in paths {
                 measured.count(ima.violate(&path))?;
@@ -42,7 +52,7 @@ pub(crate) fn carry_out(
             measured.count(ima.measure_data(name.as_bytes(), &data)?)?;
         }
         Command::Replay { path, rate } => {
-            replay(ima, &path, rate, &mut measured, progress)
+            replay(ima, content, rate, &mut measured, progress)
                 .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
         }
         Command::Suspend { dump } => {
@@ -86,7 +96,7 @@ impl Measured {
 }
 
 fn measure(
-    ima: &Ima,
+    one: &dyn Fn(&Path) -> io::Result<Outcome>,
     paths: &[PathBuf],
     measured: &mut Measured,
     progress: &mut Progress<'_>,
@@ -103,7 +113,7 @@ fn measure(
             if !entry.file_type().is_file() {
                 continue;
             }
-            match ima.measure_path(entry.path()) {
+            match one(entry.path()) {
                 Ok(outcome) => measured.count(outcome)?,
                 Err(error) => {
                     measured.unreadable(format!("{}: {error}", entry.path().display()));
@@ -118,15 +128,14 @@ fn measure(
 /// Adds the records of a binary list, at most `rate` a second.
 fn replay(
     ima: &Ima,
-    path: &Path,
+    list: &mut dyn Read,
     rate: Option<u64>,
     measured: &mut Measured,
     progress: &mut Progress<'_>,
 ) -> io::Result<()> {
     const CHUNK: u64 = 256 << 10;
-    let mut file = File::open(path)?;
     let mut chunk = Vec::new();
-    file.by_ref().take(CHUNK).read_to_end(&mut chunk)?;
+    list.take(CHUNK).read_to_end(&mut chunk)?;
     let format = Format::detect(&chunk)
         .ok_or_else(|| io::Error::other("no binary measurement list (ASCII cannot be replayed)"))?;
     let mut decoder = Decoder::new(format);
@@ -144,7 +153,7 @@ fn replay(
             measured.tell(progress)?;
         }
         chunk.clear();
-        file.by_ref().take(CHUNK).read_to_end(&mut chunk)?;
+        list.take(CHUNK).read_to_end(&mut chunk)?;
     }
     decoder.finish().map_err(io::Error::other)
 }

@@ -13,6 +13,7 @@ pub(crate) struct Attester {
     inner: Arc<Mutex<Inner>>,
     banks: Vec<Bank>,
     clock: ClockInfo,
+    identity: Digest,
     public_pem: String,
 }
 
@@ -27,9 +28,17 @@ impl Attester {
         let mut tpm = Tpm::connect(endpoint)?;
         let banks = tpm.banks()?;
         let clock = tpm.clock()?;
+        let identity = tpm.identity();
         let key = tpm.attestation_key(KeyKind::EccP256)?;
         let public_pem = key.public_pem().to_owned();
-        Ok(Attester { inner: Arc::new(Mutex::new(Inner { tpm, key })), banks, clock, public_pem })
+        let identity = match identity {
+            Ok(identity) => identity,
+            // Where nobody may use the endorsement hierarchy, this key has to do.
+            Err(TpmError::Refused { .. }) => Bank::Sha256.hash(&[public_pem.as_bytes()]),
+            Err(error) => return Err(error),
+        };
+        let inner = Arc::new(Mutex::new(Inner { tpm, key }));
+        Ok(Attester { inner, banks, clock, identity, public_pem })
     }
 
     /// The banks the TPM has.
@@ -46,6 +55,12 @@ impl Attester {
     /// The reset and restart counters when the service connected.
     pub(crate) fn clock(&self) -> &ClockInfo {
         &self.clock
+    }
+
+    /// Which TPM it is: not by its attestation key, since versions of imastage made that in
+    /// another hierarchy, and an upgrade does not end an epoch.
+    pub(crate) fn identity(&self) -> Digest {
+        self.identity
     }
 
     /// The attestation key's public half.

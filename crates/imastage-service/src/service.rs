@@ -304,8 +304,7 @@ fn report(recovery: &Recovery) {
 /// What tells the epoch of this boot from others.
 fn epoch_id(attester: Option<&Attester>) -> EpochId {
     EpochId {
-        tpm: attester
-            .map(|attester| Bank::Sha256.hash(&[attester.public_pem().as_bytes()]).to_string()),
+        tpm: attester.map(|attester| attester.identity().to_string()),
         reset_count: attester.map(|attester| attester.clock().reset_count),
         // Linux gives each boot a random one (Documentation/admin-guide/sysctl/kernel.rst).
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")

@@ -52,7 +52,7 @@ impl Swtpm {
         }
         let log = dir.join("swtpm.log");
         let (listener, connection) = connected(&dir).map_err(io_failed)?;
-        let ours = connection.try_clone().and_then(Transport::over_unix).map_err(io_failed)?;
+        let ours = Transport::over_unix(connection.try_clone().map_err(io_failed)?);
 
         let mut tpmstate = OsString::from("dir=");
         tpmstate.push(&dir);

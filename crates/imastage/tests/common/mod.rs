@@ -189,6 +189,11 @@ pub struct Machine {
 impl Machine {
     /// `None`, loudly, where FUSE cannot be had.
     pub fn start() -> Option<Machine> {
+        Machine::start_with(&[])
+    }
+
+    /// With more options of `imastage sandbox`.
+    pub fn start_with(options: &[&str]) -> Option<Machine> {
         if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
             eprintln!("SKIPPED: /dev/fuse: {error}");
             return None;
@@ -197,7 +202,8 @@ impl Machine {
         let mount = dir.path().join("ima");
         let mount = mount.to_str().unwrap();
         // Others execute programs at any time, and as root they would be measured, too.
-        let sandbox = Running::start(&["--json", "sandbox", "--no-watch", "--mount", mount]);
+        let begin = ["--json", "sandbox", "--no-watch", "--mount", mount];
+        let sandbox = Running::start(&[&begin, options].concat());
         Some(Machine { sandbox, dir })
     }
 
