@@ -24,7 +24,7 @@ fn a_remark_that_is_withdrawn_is_not_in_force_and_not_forgotten() {
     store.withdraw(&wrong, 9, "the file was restored").unwrap();
     let withdrawn = Some(Withdrawal { time: 9, text: "the file was restored".into() });
     let expect = || {
-        assert_eq!(notes(&state).unwrap(), [right.clone()]);
+        assert_eq!(notes(&state).unwrap(), std::slice::from_ref(&right));
         let all = all_notes(&state).unwrap();
         let all: Vec<_> = all.iter().map(|kept| (&kept.note, &kept.withdrawn)).collect();
         assert_eq!(all, [(&wrong, &withdrawn), (&right, &None)]);
