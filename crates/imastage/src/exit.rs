@@ -2,6 +2,8 @@
 
 use std::{fmt, io, process::ExitCode};
 
+use imastage_store::StoreError;
+
 use crate::output::Output;
 
 /// A command that did what it was asked to do.
@@ -45,6 +47,15 @@ impl<T, E: Into<anyhow::Error>> Fail<T> for Result<T, E> {
         self.map_err(|error| {
             Failure::new(Kind::Environment, error.into().context(doing.to_string()))
         })
+    }
+}
+
+/// No permission, a system that refuses, or a directory that is in use: the machine's fault. Everything
+/// else is what the directory holds. The error names it.
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        let kind = if error.is_environment() { Kind::Environment } else { Kind::Input };
+        Failure::new(kind, error.into())
     }
 }
 

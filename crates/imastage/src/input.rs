@@ -77,8 +77,8 @@ impl List {
     /// Opens what the user named: `-` is standard input, a directory is a state directory.
     pub fn open(path: &Path) -> Result<List, Failure> {
         if path.is_dir() {
-            let reader = imastage_store::Reader::open(path).input("state directory")?;
-            let cursor = reader.records(0).input("state directory")?;
+            let reader = imastage_store::Reader::open(path)?;
+            let cursor = reader.records(0)?;
             let progress = Progress::bytes(Some(reader.bytes()));
             let source = Source::Store(Box::new(Store { reader, cursor, bytes: 0 }));
             return Ok(List { source, progress, index: 0 });
@@ -150,7 +150,7 @@ impl List {
             }
             Source::Store(store) => {
                 self.progress.at(store.bytes);
-                let record = store.cursor.next_record().input("state directory")?;
+                let record = store.cursor.next_record()?;
                 store.bytes += record.map_or(0, |record| record.as_bytes().len() as u64);
                 record
             }
@@ -164,7 +164,7 @@ impl List {
     /// Passes over the records before index `from`, which may be behind the end of a file.
     fn skip_to(&mut self, from: u64) -> Result<(), Failure> {
         if let Source::Store(store) = &mut self.source {
-            store.cursor = store.reader.records(from).input("state directory")?;
+            store.cursor = store.reader.records(from)?;
             self.index = from;
         }
         if let Source::Service(_) = &self.source {

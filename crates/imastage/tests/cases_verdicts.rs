@@ -1,6 +1,6 @@
 //! Verdicts on inputs from public bug reports and from a security review: what is not proven does not
 //! pass.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 #[allow(dead_code)] // each test program uses its part
 mod common;

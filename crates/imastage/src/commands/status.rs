@@ -42,7 +42,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     }
     let status = match Client::of_state(&state).environment("runtime")?.status() {
         Ok(status) => status,
-        Err(ClientError::Unreachable { .. }) => status_at_rest(&state).input(state.display())?,
+        Err(ClientError::Unreachable { .. }) => status_at_rest(&state)?,
         Err(error) => return Err(error.into()),
     };
     out.answer(&status, text(&status, out))?;
