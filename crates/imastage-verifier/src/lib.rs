@@ -15,7 +15,7 @@
 //! use imastage_verifier::{Appraiser, PcrValues, PublicKey, UnverifiedQuote};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let key = PublicKey::from_pem(&std::fs::read_to_string("ak.pub.pem")?)?;
+//! let key = PublicKey::from_bytes(&std::fs::read("ak.pub.pem")?)?;
 //! let (message, signature) = (std::fs::read("quote.msg")?, std::fs::read("quote.sig")?);
 //! let quote = UnverifiedQuote { message: &message, signature: &signature };
 //! let quote = quote.verify(&key, b"the nonce I gave")?;
@@ -39,6 +39,7 @@
 mod appraise;
 mod error;
 mod key;
+mod kind;
 mod pcrs;
 mod quote;
 mod token;
@@ -46,6 +47,6 @@ mod token;
 pub use appraise::{Appraisal, Appraiser, Verdict};
 pub use error::{AppraisalError, Moved, Reason, ValuesGiven};
 pub use key::{KeyError, PublicKey};
-pub use pcrs::{LineProblem, PcrFileError, PcrValues};
+pub use pcrs::{LineProblem, PcrFileError, PcrHint, PcrValues};
 pub use quote::{ClockInfo, PcrSelection, QuoteError, UnverifiedQuote, VerifiedQuote};
 pub use token::{BankState, Token, TokenError};
