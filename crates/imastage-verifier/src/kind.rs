@@ -52,7 +52,7 @@ fn text(file: &[u8]) -> Option<&str> {
 
 fn text_name(text: &str) -> &'static str {
     let is_of = |alphabet: fn(u8) -> bool| {
-        text.len() >= 32 && text.bytes().all(|b| b.is_ascii_whitespace() || alphabet(b))
+        text.len() >= 32 && text.bytes().all(|b| b"\r\n".contains(&b) || alphabet(b))
     };
     match text {
         "" => "blank",

@@ -3,11 +3,11 @@ mod threads;
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ima_log::{Bank, Cause, Digest, Explain, Explanation, Extend, IMA_PCR, PrefixSearch, Record};
-use imastage_verifier::PcrValues;
 use serde::Serialize;
 
 use crate::{
-    exit::{Fail, Failure, Outcome},
+    commands::evidence_files::read_pcrs,
+    exit::{Failure, Outcome},
     input::List,
     output::{Output, Tone},
 };
@@ -15,8 +15,8 @@ use crate::{
 /// Replay a list: records, violations, PCR 10 in each bank, and which prefix matches given values.
 #[derive(clap::Args)]
 pub struct Args {
-    /// PCR values to match: `BANK INDEX HEX` lines, evmctl's `PCR-NN: HEX` (then with --bank), or
-    /// tpm2-tools' PCR file.
+    /// PCR values to match: what tpm2_pcrread prints, its file (-F serialized -o) or tpm2_quote's,
+    /// `BANK INDEX HEX` lines; with --bank also evmctl's `PCR-NN: HEX` or one value alone.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Only these banks: sha1, sha256, sha384, sha512, sm3 [default: the first four, and those of
@@ -216,12 +216,6 @@ pub fn extend_name(extend: Extend) -> &'static str {
         Extend::Own => "own",
         Extend::Sha1Padded => "sha1-padded",
     }
-}
-
-/// Reads a file of PCR values; `bank` is for files that name none.
-pub fn read_pcrs(path: &std::path::Path, bank: Option<Bank>) -> Result<PcrValues, Failure> {
-    let bytes = std::fs::read(path).input(path.display())?;
-    PcrValues::parse(&bytes, bank).input(path.display())
 }
 
 /// The values of PCR 10 to match, by bank.
