@@ -10,9 +10,7 @@ pub enum AggregateError {
     #[error("expected a record boot_aggregate or boot_aggregate_late")]
     OtherEvent,
     /// Its digest is not of a known bank.
-    #[error(
-        "boot_aggregate has no digest of a known bank (known: sha1, sha256, sha384, sha512, sm3)"
-    )]
+    #[error("boot_aggregate has no digest of a known bank (known: {})", Bank::known())]
     Hash,
     /// All zeros: the kernel found no TPM when it booted.
     #[error("boot_aggregate is zero: the kernel found no TPM it could use when it booted")]

@@ -15,7 +15,7 @@
 //! use imastage_verifier::{Appraiser, PcrValues, PublicKey, Requirements, UnverifiedQuote};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let key = PublicKey::from_pem(&std::fs::read_to_string("ak.pub.pem")?)?;
+//! let key = PublicKey::from_bytes(&std::fs::read("ak.pub.pem")?)?;
 //! let (message, signature) = (std::fs::read("quote.msg")?, std::fs::read("quote.sig")?);
 //! let quote = UnverifiedQuote { message: &message, signature: &signature };
 //! let quote = quote.verify(&key, b"the nonce I gave")?;
@@ -41,6 +41,7 @@ mod appraise;
 mod boot;
 mod error;
 mod key;
+mod kind;
 mod pcrs;
 mod quote;
 mod requirements;
@@ -51,7 +52,7 @@ pub use appraise::{Appraisal, Appraiser, Unprotected, Verdict};
 pub use boot::BootAggregate;
 pub use error::{AppraisalError, Moved, Reason, ValuesGiven};
 pub use key::{KeyError, PublicKey};
-pub use pcrs::{LineProblem, PcrFileError, PcrValues};
+pub use pcrs::{LineProblem, PcrFileError, PcrHint, PcrValues};
 pub use quote::{ClockInfo, PcrSelection, QuoteError, UnverifiedQuote, VerifiedQuote};
 pub use requirements::Requirements;
 pub use token::{Token, TokenError};

@@ -96,7 +96,14 @@ fn no_bit_of_a_quote_can_be_flipped() {
             let mut message = message.clone();
             message[bit / 8] ^= 1 << (bit % 8);
             let error = verify(&message, &signature, &key).unwrap_err();
-            assert_eq!(error, QuoteError::Signature { key: key.fingerprint() }, "bit {bit}");
+            // Where the bit makes something else of it, nobody is accused.
+            let expected = match (bit, &error) {
+                (0..32, _) => matches!(error, QuoteError::OtherMessage(_)),
+                (32..48, _) => matches!(error, QuoteError::NotAQuote(_)),
+                (_, QuoteError::MessageFormat(_) | QuoteError::Trailing { .. }) => true,
+                _ => error == QuoteError::Signature { key: key.fingerprint() },
+            };
+            assert!(expected, "bit {bit}: {error}");
         }
         for bit in 0..signature.len() * 8 {
             let mut signature = signature.clone();
@@ -105,7 +112,10 @@ fn no_bit_of_a_quote_can_be_flipped() {
         }
         for cut in 0..signature.len() {
             let error = verify(&message, &signature[..cut], &key).unwrap_err();
-            assert!(matches!(error, QuoteError::SignatureFormat(_)), "{error}");
+            match cut {
+                0..4 => assert!(matches!(error, QuoteError::OtherSignature { .. }), "{error}"),
+                _ => assert!(matches!(error, QuoteError::SignatureFormat(_)), "{error}"),
+            }
         }
         let longer = [&signature[..], &[0]].concat();
         let error = verify(&message, &longer, &key).unwrap_err();
@@ -292,11 +302,11 @@ fn a_new_key_after_kexec_starts_anew() {
 #[test]
 fn what_is_no_key_is_refused() {
     let refused = |pem: &str| PublicKey::from_pem(pem).unwrap_err();
-    assert!(matches!(refused(""), KeyError::Pem(_)));
+    assert_eq!(refused(""), KeyError::Other("empty"));
     assert!(matches!(refused("-----BEGIN PUBLIC KEY-----\n"), KeyError::Pem(_)));
     let pem = String::from_utf8(read("signed/ak.pub.pem")).unwrap();
     let private = pem.replace("PUBLIC KEY", "PRIVATE KEY");
-    assert_eq!(refused(&private), KeyError::Pem("found PRIVATE KEY".into()));
+    assert_eq!(refused(&private), KeyError::Private);
     let short = "-----BEGIN PUBLIC KEY-----\nMAA=\n-----END PUBLIC KEY-----\n";
     assert!(matches!(refused(short), KeyError::Key(_)));
     let rsa_1024 = "-----BEGIN PUBLIC KEY-----

@@ -7,6 +7,7 @@ mod exit;
 mod input;
 mod journal;
 mod output;
+mod private_dir;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,7 @@ use ima_log::{Event, SigningKey, VerifyError, check_boot_aggregate};
 use serde::Serialize;
 
 use crate::{
-    commands::replay::read_pcrs,
+    commands::evidence_files::read_pcrs,
     exit::{Fail, Failure, Outcome},
     input::List,
     output::{Output, Tone},
@@ -18,8 +18,8 @@ pub struct Args {
     /// given more than once.
     #[arg(long = "key", value_name = "FILE")]
     keys: Vec<PathBuf>,
-    /// Check boot_aggregate against these values of PCR 0 to 9: `BANK INDEX HEX` lines or tpm2-tools'
-    /// PCR file.
+    /// Check boot_aggregate against these values of PCR 0 to 9: what tpm2_pcrread prints, its file
+    /// (-F serialized -o) or `BANK INDEX HEX` lines.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.

@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod demo;
 pub mod diff;
 pub mod doctor;
+mod evidence_files;
 pub mod generate;
 pub mod log;
 pub mod replay;

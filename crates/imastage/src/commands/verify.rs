@@ -17,7 +17,11 @@ use imastage_verifier::{
 };
 
 use crate::{
-    commands::{fresh_nonce, replay::read_pcrs},
+    commands::{
+        evidence_files::{self, parse_nonce, read_key, read_pcrs},
+        fresh_nonce,
+        replay::extend_name,
+    },
     exit::{Fail, Failure, Outcome},
     input::List,
     output::Output,
@@ -35,19 +39,24 @@ use report::Answer;
 /// boot_aggregate is compared if the quote covers the PCRs it is a digest of (--pcr 0-9).
 #[derive(clap::Args)]
 pub struct Args {
-    /// The quote (TPMS_ATTEST, tpm2_quote -m).
+    /// The quote (TPMS_ATTEST, tpm2_quote -m; or TPM2B_ATTEST).
     #[arg(long, value_name = "MSG", requires_all = ["signature", "nonce", "list"])]
     quote: Option<PathBuf>,
-    /// Its signature (TPMT_SIGNATURE, tpm2_quote -s).
+    /// Its signature (TPMT_SIGNATURE, tpm2_quote -s; or plain, tpm2_quote -f plain).
     #[arg(long, value_name = "SIG", requires = "quote")]
     signature: Option<PathBuf>,
-    /// The attestation key this verifier trusts (public half, PEM).
-    #[arg(long, value_name = "PEM")]
+    /// The attestation key this verifier trusts: the public half in PEM or DER, TPM2B_PUBLIC or
+    /// TPMT_PUBLIC, or a certificate of it.
+    #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// The nonce that was given, in hex.
+    /// The nonce that was given, at least 16 bytes in hex.
     #[arg(long, value_name = "HEX", requires = "quote")]
     nonce: Option<String>,
-    /// Values of the other quoted PCRs: tpm2-tools' PCR file, or `BANK INDEX HEX` lines.
+    /// Take a nonce of fewer bytes, or none (''): the quote may then be a replay of an old one.
+    #[arg(long, requires = "nonce")]
+    allow_short_nonce: bool,
+    /// Values of the other quoted PCRs: tpm2_quote's PCR file, what tpm2_pcrread prints, or `BANK
+    /// INDEX HEX` lines.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Ask the service of this state directory instead of reading files.
@@ -87,8 +96,11 @@ enum Records {
 
 /// Runs `imastage verify`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
-    let pem = fs::read_to_string(&args.key).input(args.key.display())?;
-    let key = PublicKey::from_pem(&pem).input(args.key.display())?;
+    let key = read_key(&args.key)?;
+    let pcrs = match &args.pcrs {
+        Some(path) => read_pcrs(path, None)?,
+        None => PcrValues::default(),
+    };
     let token = args.token.as_deref().map(read_token).transpose()?.flatten();
     let more_pcrs = args.more_pcrs.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
     let evidence = match &args.state {
@@ -121,6 +133,7 @@ fn appraise(
     let quote = UnverifiedQuote { message: &evidence.message, signature: &evidence.signature };
     let quote = match quote.verify(key, &evidence.nonce) {
         Ok(quote) => quote,
+        Err(error) if error.is_other_file() => return Err(Failure::input(error)),
         Err(error) => return Ok(Err(error.to_string())),
     };
     let mut appraiser = match Appraiser::new(quote, pcrs, token, requirements) {
@@ -161,9 +174,9 @@ fn read_files(args: &Args) -> Result<Evidence, Failure> {
         return Err(Failure::input("give --quote, --signature, --nonce and LIST, or --state"));
     };
     Ok(Evidence {
-        message: fs::read(quote).input(quote.display())?,
-        signature: fs::read(signature).input(signature.display())?,
-        nonce: hex::decode(nonce).input("--nonce")?,
+        message: evidence_files::read(quote)?,
+        signature: evidence_files::read(signature)?,
+        nonce: parse_nonce(nonce, args.allow_short_nonce)?,
         records: Records::List(list.clone()),
         values: None,
     })
