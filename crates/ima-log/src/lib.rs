@@ -89,7 +89,7 @@ pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
 #[cfg(feature = "signatures")]
 pub use keys::{KeyError, SigningKey, VerifyError};
 pub use printable::Printable;
-pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
+pub use record::{Endian, Format, MAX_FIELDS, MAX_NAME, MAX_TEMPLATE_DATA, MAX_TEXT_DATA, Record};
 pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};

@@ -284,7 +284,7 @@ impl Form {
     fn end(&mut self) -> anyhow::Result<()> {
         match self {
             Form::Binary(decoder) => decoder.finish()?,
-            Form::Ascii(decoder) => decoder.finish()?,
+            Form::Ascii(decoder) => decoder.end(),
             Form::Json(decoder) => decoder.end(),
             Form::Cel(decoder) => {
                 decoder.end();
