@@ -36,14 +36,18 @@
 //! # Ok::<(), ima_log::ImportError>(())
 //! ```
 
-use alloc::{borrow::Cow, collections::BTreeMap, format, string::String, vec::Vec};
+use alloc::{borrow::Cow, vec::Vec};
+use core::fmt;
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
 
-use crate::import::{Binary, Input, MAX_RECORD, push_string};
+use crate::import::{Binary, Input, Limited, MAX_RECORD, Text, check_data, push_string, syntax};
 use crate::{
-    Bank, Digest, Endian, Field, FieldKind, Format, ImportError, ImportErrorKind, ParseErrorKind,
-    Record, Template, ascii,
+    Bank, Digest, Endian, Field, FieldKind, Format, ImportError, ImportErrorKind, MAX_FIELDS,
+    ParseErrorKind, Record, Template, ascii,
 };
 
 /// Appends the line of a record, newline included, with its digest in `bank`: the printed one if
@@ -82,7 +86,9 @@ pub fn write_record(record: &Record<'_>, index: u64, bank: Bank, out: &mut Vec<u
     out.extend_from_slice(b"]}\n");
 }
 
-/// Reads JSON lines, in whatever chunks they come. Holds one line and one chunk.
+/// Reads JSON lines, in whatever chunks they come. Holds one line, what it says, and one chunk: a small
+/// multiple of the line. Template data is at most [`crate::MAX_TEXT_DATA`], fields are at most
+/// [`MAX_FIELDS`].
 #[derive(Debug)]
 pub struct Decoder {
     input: Input,
@@ -236,15 +242,83 @@ struct Line<'a> {
     violation: Option<bool>,
     #[serde(borrow)]
     endian: Option<Cow<'a, str>>,
-    fields: Vec<BTreeMap<String, Value>>,
+    #[serde(borrow)]
+    fields: Limited<Member<'a>, MAX_FIELDS>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Value {
-    Text(String),
+/// A field: an object with one member.
+struct Member<'a> {
+    id: Cow<'a, str>,
+    value: Value<'a>,
+}
+
+enum Value<'a> {
+    Text(Cow<'a, str>),
     Number(u32),
-    Hex { hex: String },
+    Hex(Cow<'a, str>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Member<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field, which is an object with one member")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
+                let entry = map.next_entry::<Text<'de>, Value<'de>>()?;
+                let (id, value) = entry.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+                if map.next_key::<serde::de::IgnoredAny>()?.is_some() {
+                    return Err(A::Error::invalid_length(2, &self));
+                }
+                Ok(Member { id: id.0, value })
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Value<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, a number of 32 bits or {\"hex\": ...}")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
+                Ok(Value::Text(text.into()))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
+                Ok(Value::Text(Cow::Owned(text.into())))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Value<'de>, E> {
+                let unexpected = serde::de::Unexpected::Unsigned(number);
+                let small = u32::try_from(number);
+                small.map(Value::Number).map_err(|_| E::invalid_value(unexpected, &self))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
+                match map.next_key::<Text<'de>>()? {
+                    Some(Text(key)) if key == "hex" => {}
+                    _ => return Err(A::Error::custom("expected a member \"hex\"")),
+                }
+                let Text(hex) = map.next_value()?;
+                if map.next_key::<serde::de::IgnoredAny>()?.is_some() {
+                    return Err(A::Error::custom("expected \"hex\" and nothing else"));
+                }
+                Ok(Value::Hex(hex))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
 }
 
 fn sha1() -> Cow<'static, str> {
@@ -252,8 +326,7 @@ fn sha1() -> Cow<'static, str> {
 }
 
 fn read_line(line: &[u8], out: &mut Binary) -> Result<(), ImportErrorKind> {
-    let line: Line<'_> = serde_json::from_slice(line)
-        .map_err(|error| ImportErrorKind::Syntax(format!("{error}")))?;
+    let line: Line<'_> = serde_json::from_slice(line).map_err(|error| syntax(&error))?;
     let member = |name, expected| ImportErrorKind::Member { name, expected };
     let bank = line.bank.parse().map_err(|_| member("bank", "the name of a bank"))?;
     let endian = match line.endian.as_deref() {
@@ -266,14 +339,14 @@ fn read_line(line: &[u8], out: &mut Binary) -> Result<(), ImportErrorKind> {
     if line.violation.is_some_and(|violation| violation != digest.is_zero()) {
         return Err(member("violation", "true if the digest is all zeros, and false otherwise"));
     }
-    let data = read_fields(&line.template, &line.fields, endian)?;
+    let data = read_fields(&line.template, &line.fields.0, endian)?;
     out.set(Format { bank, endian }, line.pcr, digest.as_bytes(), &line.template, &data)
 }
 
 /// The template data that the fields make.
 fn read_fields(
     name: &str,
-    fields: &[BTreeMap<String, Value>],
+    fields: &[Member<'_>],
     endian: Endian,
 ) -> Result<Vec<u8>, ImportErrorKind> {
     let template = Template::from_name(name.as_bytes()).ok_or(ParseErrorKind::NameBytes)?;
@@ -281,9 +354,7 @@ fn read_fields(
     let mut ids = template.format().split('|');
     let mut data = Vec::new();
     for field in fields {
-        let (1, Some((id, value))) = (field.len(), field.first_key_value()) else {
-            return Err(mismatch());
-        };
+        let Member { id, value } = field;
         let known = !template.format().is_empty();
         let all_of_it = !known && id == "data";
         let kind = match ids.next() {
@@ -302,13 +373,14 @@ fn read_fields(
         }
         data.extend_from_slice(&bytes);
     }
+    check_data(&data)?;
     Ok(data)
 }
 
 /// The bytes of a field; the inverse of [`write_field`].
 fn read_field(
     kind: Option<FieldKind>,
-    value: &Value,
+    value: &Value<'_>,
     template: Template<'_>,
     endian: Endian,
 ) -> Result<Vec<u8>, ImportErrorKind> {
@@ -322,7 +394,7 @@ fn read_field(
             }
             Ok(bytes)
         }
-        (Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames), Value::Hex { hex: text }) => {
+        (Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames), Value::Hex(text)) => {
             hex(text)
         }
         (Some(FieldKind::DNg | FieldKind::DNgV2 | FieldKind::DModsig), Value::Text(text)) => {
@@ -351,6 +423,8 @@ fn read_field(
 
 #[cfg(test)]
 mod tests {
+    use alloc::format;
+
     use proptest::prelude::*;
 
     use super::*;
