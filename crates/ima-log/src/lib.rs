@@ -74,7 +74,7 @@ mod replay;
 mod signature;
 mod template;
 
-pub use aggregate::{AggregateError, boot_aggregate, check_boot_aggregate};
+pub use aggregate::{AggregateError, AggregatedPcrs, boot_aggregate, check_boot_aggregate};
 pub use ascii_in::{AsciiDecoder, AsciiError, AsciiErrorKind};
 pub use build::RecordBuf;
 pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};

@@ -113,6 +113,12 @@ impl Output {
         shown
     }
 
+    /// Prints a remark for people, beside the answer.
+    pub fn note(&self, note: &str) {
+        // If not even this can be printed, the answer says it, too.
+        let _ = writeln!(io::stderr(), "imastage: {}", Printable::new(note));
+    }
+
     /// Prints an error.
     pub fn error(&self, error: &str) {
         let line = if self.json {
