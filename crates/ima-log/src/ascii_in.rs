@@ -36,8 +36,8 @@ const MAX_NEWLINES: usize = 16;
 /// before them, and if there are none, in this machine's.
 ///
 /// Holds no more than one line, or seventeen that make no record, and one chunk. Hashes each record
-/// once, or a few times until it is known what the list has; of a line that was changed, up to 16
-/// records that it may have been.
+/// once, or a few times until it is known what the list has; of a short line that was changed, up to
+/// 128 records that it may have been.
 ///
 /// ```
 /// use ima_log::{AsciiDecoder, Bank, RecordBuf};

@@ -36,7 +36,8 @@ fn boot_aggregates_are_the_digests_of_their_pcrs() {
             .map(|record| record.unwrap())
             .filter(|record| record.event() == Some(Event::BootAggregate))
             .map(|record| {
-                check_boot_aggregate(&record, |bank, pcr| value(&format!("{pcrs}/pcrs"), bank, pcr))
+                let pcr = |bank, pcr| value(&format!("{pcrs}/pcrs"), bank, pcr);
+                check_boot_aggregate(&record, pcr).map(|found| found.bank)
             })
             .collect::<Vec<_>>();
         assert_eq!(found, vec![Ok(bank); boots], "{folder}");

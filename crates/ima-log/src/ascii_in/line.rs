@@ -34,15 +34,13 @@ struct Head<'a> {
     size: usize,
 }
 
-/// How many records a line that was changed is tried as: each is hashed.
-const MAX_GUESSES: usize = 16;
+/// How many records a line that was changed is tried as, at most: all that a record of template
+/// `evm-sig` may be. Each is hashed, so it is fewer for long lines: no more than so many bytes.
+const MAX_GUESSES: usize = 128;
+const MAX_GUESSED: usize = 2 << 20;
 
 /// How many steps are taken to find those.
 const MAX_STEPS: usize = 4096;
-
-/// The longest line that is looked at again when it is not as the kernel writes it, in bytes: many
-/// times what signatures and keys take.
-const MAX_CHANGED: usize = 64 << 10;
 
 /// How many empty fields at the end of an unknown template's line are looked for.
 const MAX_MISSING: usize = 8;
@@ -77,9 +75,7 @@ impl Context {
     /// Reads a line that the kernel did not write like this. Blanks are not in names, so every run of
     /// them separates two words; which empty fields went with them is tried.
     fn read_changed(&self, line: &[u8]) -> Option<Proven> {
-        if line.len() > MAX_CHANGED {
-            return None;
-        }
+        let most = (MAX_GUESSED / line.len().max(1)).clamp(1, MAX_GUESSES);
         let line = without_carriage_returns(line);
         let (head, fields) = Head::read(&line).ok()?;
         let fields = fields.unwrap_or_default();
@@ -89,7 +85,7 @@ impl Context {
         separators.into_iter().find_map(|separator| {
             let words = fields.split(separator).filter(|word| !word.is_empty());
             let words: Vec<&[u8]> = words.take(MAX_FIELDS + 1).collect();
-            let mut proven = guesses(head.template, &words)
+            let mut proven = guesses(head.template, &words, most)
                 .iter()
                 .find_map(|shown| self.prove(&head, shown).ok())?;
             proven.context.carriage_returns = Some(matches!(line, Cow::Owned(_)));
@@ -198,14 +194,14 @@ fn as_written<'a>(line: &[u8], fields: &'a [u8]) -> Result<Vec<&'a [u8]>, AsciiE
 }
 
 /// What fields these words may be of which those that are empty are missing: at the end first.
-fn guesses<'a>(template: Template<'_>, words: &[&'a [u8]]) -> Vec<Vec<&'a [u8]>> {
+fn guesses<'a>(template: Template<'_>, words: &[&'a [u8]], most: usize) -> Vec<Vec<&'a [u8]>> {
     let mut found = Vec::new();
     if words.len() > MAX_FIELDS {
         return found;
     }
     if let Template::Unknown(_) = template {
         let mut shown = words.to_vec();
-        for _ in 0..=MAX_MISSING {
+        for _ in 0..most.min(1 + MAX_MISSING) {
             found.push(shown.clone());
             shown.push(&[]);
         }
@@ -220,7 +216,8 @@ fn guesses<'a>(template: Template<'_>, words: &[&'a [u8]]) -> Vec<Vec<&'a [u8]>>
             words.iter().map(fits).collect()
         })
         .collect();
-    Placing { fits: &fits, words, steps: MAX_STEPS, found: &mut found }.place(&mut Vec::new(), 0);
+    let mut placing = Placing { fits: &fits, words, most, steps: MAX_STEPS, found: &mut found };
+    placing.place(&mut Vec::new(), 0);
     found
 }
 
@@ -229,13 +226,14 @@ struct Placing<'a, 'b> {
     /// For each field, which words it may be.
     fits: &'b [Vec<bool>],
     words: &'b [&'a [u8]],
+    most: usize,
     steps: usize,
     found: &'b mut Vec<Vec<&'a [u8]>>,
 }
 
 impl<'a> Placing<'a, '_> {
     fn place(&mut self, shown: &mut Vec<&'a [u8]>, used: usize) {
-        if self.steps == 0 || self.found.len() == MAX_GUESSES {
+        if self.steps == 0 || self.found.len() == self.most {
             return;
         }
         self.steps -= 1;

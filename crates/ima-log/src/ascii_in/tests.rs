@@ -289,7 +289,9 @@ proptest! {
             !name.iter().any(u8::is_ascii_whitespace)
         };
         let list: Vec<RecordBuf> = list.into_iter().filter(plain).collect();
-        prop_assert_eq!(read(&changed(&lines(&list, bank), change), chunk).unwrap(), list);
+        let text = changed(&lines(&list, bank), change);
+        let read = read(&text, chunk);
+        prop_assert!(read.as_ref() == Ok(&list), "{:?}\n{}", read.err(), text.escape_ascii());
     }
 
     #[test]

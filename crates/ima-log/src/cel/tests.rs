@@ -125,7 +125,7 @@ fn cbor_is_as_specified() {
 #[test]
 fn case_15_tlv_is_as_specified() {
     let record = RecordBuf::ima_ng(10, &Digest::zero(Bank::Sha1), b"/x");
-    let mut expected = Vec::from(*b"\0\0\0\0\x08\0\0\0\0\0\0\0\0\x01\0\0\0\x04\0\0\0\x0a");
+    let mut expected = Vec::from(*b"\0\0\0\0\x08\0\0\0\0\0\0\0\0\x01\0\0\0\x01\x0a");
     expected.extend_from_slice(b"\x03\0\0\0\x19\x04\0\0\0\x14");
     expected.extend_from_slice(record.record().printed_digest().as_bytes());
     expected.extend_from_slice(b"\x07\0\0\0\x35\0\0\0\0\x06ima-ng\x01\0\0\0\x25");
@@ -136,10 +136,10 @@ fn case_15_tlv_is_as_specified() {
     writer.record(&record.record(), &mut log);
     writer.end(&mut log);
     assert_eq!(log, expected);
-    // Others write the PCR index in one byte, and records that are not IMA's.
-    let short = [&log[..14], &[0, 0, 0, 1, 10], &log[22..]].concat();
-    let other = [&log[..22], b"\x03\0\0\0\0\x50\0\0\0\x03abc"].concat();
-    let log = [other, short].concat();
+    // Others write the PCR index in four bytes, and records that are not IMA's.
+    let long = [&log[..14], &[0, 0, 0, 4, 0, 0, 0, 10], &log[19..]].concat();
+    let other = [&log[..19], b"\x03\0\0\0\0\x50\0\0\0\x03abc"].concat();
+    let log = [other, long].concat();
     assert_eq!(import(&log, Encoding::Tlv, 7), Ok((record.as_bytes().to_vec(), 1)));
 }
 

@@ -62,7 +62,11 @@ pub(super) fn write(
     out: &mut Vec<u8>,
 ) {
     element(RECNUM, &recnum.to_be_bytes(), out);
-    element(PCR, &record.pcr().to_be_bytes(), out);
+    // One byte, as readers expect; IMA's records may name what no TPM has.
+    match u8::try_from(record.pcr()) {
+        Ok(pcr) => element(PCR, &[pcr], out),
+        Err(_) => element(PCR, &record.pcr().to_be_bytes(), out),
+    }
     let mut digests = Vec::new();
     for bank in banks {
         // The type is the algorithm; those of all banks fit into it.

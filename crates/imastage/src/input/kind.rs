@@ -77,6 +77,9 @@ pub fn recognise(head: &[u8]) -> Kind {
     if let Some(format) = Format::detect(head) {
         return Kind::List(ListKind::Binary(format));
     }
+    if head.len() >= 64 && head.iter().all(|byte| *byte == 0) {
+        return other("a file of zeros (a copy that was never filled?)", LIST);
+    }
     if is_sha1_log(head) {
         return other("the firmware's event log (binary_bios_measurements, of a TPM 1.2)", LIST);
     }
@@ -98,9 +101,6 @@ pub fn recognise(head: &[u8]) -> Kind {
         _ if is_pcr_file(head) => other("PCR values of tpm2-tools", PCRS),
         _ if is_signature(head) => other("a TPM's signature (TPMT_SIGNATURE)", QUOTE),
         [0x80..=0xbf, ..] => Kind::List(ListKind::CelCbor),
-        _ if head.len() >= 64 && head.iter().all(|byte| *byte == 0) => {
-            other("a file of zeros (a copy that was never filled?)", LIST)
-        }
         _ => Kind::Unknown,
     }
 }

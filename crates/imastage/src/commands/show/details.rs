@@ -47,6 +47,11 @@ pub fn write(record: &Record<'_>, index: u64, bank: Bank, out: &mut Vec<u8>) {
 
 fn write_field(field: &Field<'_>, position: usize, endian: Endian, out: &mut Vec<u8>) {
     let Some(kind) = field.kind else {
+        let as_digest = Field { kind: Some(FieldKind::DNg), ..*field };
+        if let Some(FileDigest { algorithm, digest, .. }) = FileDigest::from_field(&as_digest) {
+            let (algorithm, digest) = (Printable::new(algorithm), hex::encode(digest));
+            return line(out, format_args!("  field {position}: digest {algorithm}:{digest}"));
+        }
         return line(out, format_args!("  field {position}: {}", Data(field.bytes)));
     };
     if field.bytes.is_empty() {
