@@ -1,5 +1,5 @@
 //! Lists as people have them: inputs from public bug reports, a test each.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::{fs, io::Write};
 
@@ -335,6 +335,27 @@ fn finding_07_records_without_a_signature_are_counted_and_listed() {
     says(text.text(), &["records without one", " (/", "): no key with the id "]);
     let refused = &answer["unverified"][0];
     assert!(refused["name"].as_str().unwrap().starts_with('/') && refused["index"].is_u64());
+}
+
+#[test]
+fn finding_09_errors_and_the_log_are_lines_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a\r\x1b[2K\nimastage: pass");
+    let path = path.to_str().unwrap();
+    for code in [2, 0] {
+        let answer = imastage(&["check", path]);
+        assert_eq!(answer.code, code);
+        says(&answer.stderr, &[r"a\r\x1b[2K\nimastage: pass"]);
+        assert_eq!(answer.stderr.lines().count(), 1, "{:?}", answer.stderr);
+        // Empty now, which is logged.
+        fs::write(path, b"").unwrap();
+    }
+    let record = RecordBuf::ima_ng(10, &Bank::Sha1.hash(&[]), b"/a\x1b[32m\n\xff");
+    let mut list = record.into_bytes();
+    list[50] ^= 1;
+    let answer = imastage_with(&["check", "-"], &list);
+    assert_eq!(answer.code, 1);
+    assert!(!answer.stdout.contains(&0x1b) && !answer.stdout.contains(&0xff));
 }
 
 #[test]

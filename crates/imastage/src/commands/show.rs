@@ -203,3 +203,21 @@ impl Writer {
         out.write_all(&buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finding_09_a_terminal_gets_one_line_for_a_record() {
+        let shown = |form, record: &[u8]| {
+            let mut shown = Vec::new();
+            write_printable(form, record, &mut shown).unwrap();
+            String::from_utf8(shown).unwrap()
+        };
+        let line = b"10 ab ima-ng sha1:00 /a\x1b[2K\n\xff\n";
+        assert_eq!(shown(Form::Ascii, line), "10 ab ima-ng sha1:00 /a\\x1b[2K\\n\\xff\n");
+        let json = "{\"n-ng\":\"\u{202e}\"}\n".as_bytes();
+        assert_eq!(shown(Form::Json, json), "{\"n-ng\":\"\\u202e\"}\n");
+    }
+}
