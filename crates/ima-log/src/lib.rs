@@ -18,6 +18,7 @@
 //! - [`Record::file_digest`], [`Record::signature`] and [`Record::event`] say what was measured,
 //!   [`check_boot_aggregate`] whether it fits the PCRs the kernel booted with; with the feature
 //!   `signatures`, files' signatures are verified;
+//! - [`Printable`] shows names and other foreign text on a terminal or in a log without obeying it;
 //! - with the feature `json`, the module `json` writes records as JSON lines and reads them; with
 //!   the feature `cel`, the module `cel` does so with the TCG Canonical Event Log.
 //!
@@ -69,12 +70,13 @@ mod kexec;
 mod keys;
 mod list_replay;
 mod pcrs;
+mod printable;
 mod record;
 mod replay;
 mod signature;
 mod template;
 
-pub use aggregate::{AggregateError, boot_aggregate, check_boot_aggregate};
+pub use aggregate::{AggregateError, AggregatedPcrs, boot_aggregate, check_boot_aggregate};
 pub use ascii_in::{AsciiDecoder, AsciiError, AsciiErrorKind};
 pub use build::RecordBuf;
 pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};
@@ -92,6 +94,9 @@ pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
 pub use pcrs::{BankPcrs, PcrSet, PcrSetError};
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
 pub use replay::{Extend, Replay, UnknownExtendError};
+pub use printable::Printable;
+pub use record::{Endian, Format, MAX_FIELDS, MAX_NAME, MAX_TEMPLATE_DATA, MAX_TEXT_DATA, Record};
+pub use replay::{BankMatch, Extend, PrefixSearch, Replay};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};
 
