@@ -85,11 +85,10 @@ pub fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, Sou
         (Dialect::Linux72, Some(Flavour::DeleteN)) => Box::new(First::new(files)),
         (Dialect::Follow, Some(Flavour::DeleteN)) if takes_n()? => Box::new(First::new(files)),
         (Dialect::Trim, None) => Box::new(Trim::new(files)),
-        (Dialect::Follow, None | Some(Flavour::Follow)) if !takes_n()? => {
-            Box::new(Follow::new(files))
-        }
+        (Dialect::Follow, None) => Box::new(Follow::new(files)),
+        (Dialect::Follow, Some(Flavour::Follow)) if !takes_n()? => Box::new(Follow::new(files)),
         // Others may delete, and could not while a descriptor is kept.
-        (Dialect::Follow, None) | (_, Some(Flavour::Follow)) => Box::new(FollowStaged::new(files)),
+        (_, Some(Flavour::Follow)) => Box::new(FollowStaged::new(files)),
         (_, Some(flavour)) => {
             return Err(SourceError::NoFlavour { path: PathBuf::from(dir), dialect, flavour });
         }
