@@ -32,5 +32,5 @@ pub use api::SOCKET;
 pub use client::{Client, ClientError, RecordAnswer};
 pub use closed::ClosedEpochs;
 pub use drain::{DrainError, Round};
-pub use service::{Config, Service, ServiceError, status_at_rest};
+pub use service::{Config, Prepared, Service, ServiceError, status_at_rest};
 pub use view::{View, ViewError};

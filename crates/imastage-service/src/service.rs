@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -49,6 +50,8 @@ pub struct Config {
     /// A group that may use the API besides the owner: it gets the socket, and may enter the state
     /// directory to reach it.
     pub group: Option<u32>,
+    /// Delete from a list whose beginning is neither in this store nor the epoch's first record.
+    pub adopt: bool,
 }
 
 impl Config {
@@ -62,6 +65,7 @@ impl Config {
             closed: ClosedEpochs::default(),
             tpm: None,
             group: None,
+            adopt: false,
         }
     }
 
@@ -77,6 +81,16 @@ pub struct Service {
     shared: Arc<Shared>,
     drainer: Option<JoinHandle<()>>,
     api: Option<api::Running>,
+}
+
+/// A service that answers and has not drained yet: what can be refused is refused before the first
+/// record is deleted.
+pub struct Prepared {
+    // Dropped first: a client that waits for a drain then hears that there will be none.
+    inbox: mpsc::Receiver<Request>,
+    looping: DrainLoop,
+    config: Config,
+    service: Service,
 }
 
 /// Why a service could not start.
@@ -120,7 +134,16 @@ impl Service {
     /// # Errors
     /// [`ServiceError`] if the state directory, the TPM or the socket cannot be used. That the list
     /// cannot be drained at the moment is no error: it is tried again.
-    pub fn start(config: Config, mut source: Box<dyn Source>) -> Result<Service, ServiceError> {
+    pub fn start(config: Config, source: Box<dyn Source>) -> Result<Service, ServiceError> {
+        Service::prepare(config, source)?.begin()
+    }
+
+    /// Does all that starting needs but draining: opens the store, connects to the TPM, looks at the
+    /// list without changing it, and listens.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn prepare(config: Config, mut source: Box<dyn Source>) -> Result<Prepared, ServiceError> {
         let mut store = Store::open(&config.state)?;
         report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
@@ -169,12 +192,8 @@ impl Service {
         });
         let api = api::serve(Arc::clone(&shared), config.group)?;
         let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer, memory);
-        let drainer = thread::Builder::new()
-            .name("drain".into())
-            .spawn(move || looping.run(&inbox))
-            .map_err(ServiceError::Thread)?;
-        closed::tend(config.state, config.closed).map_err(ServiceError::Thread)?;
-        Ok(Service { shared, drainer: Some(drainer), api: Some(api) })
+        let service = Service { shared, drainer: None, api: Some(api) };
+        Ok(Prepared { inbox, looping, config, service })
     }
 
     /// The state as it is now.
@@ -211,6 +230,20 @@ impl Service {
         View::mount(&self.shared, dir, group)
     }
 
+    /// As [`Service::mount_view`], where somebody else mounted `device` (/dev/fuse) there and will
+    /// unmount it.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn serve_view(
+        &self,
+        device: OwnedFd,
+        dir: &Path,
+        group: Option<u32>,
+    ) -> Result<View, ViewError> {
+        View::serve(&self.shared, device, dir, group)
+    }
+
     /// Drains once more and stops; gives the state at the end.
     pub fn stop(mut self) -> Status {
         self.end();
@@ -225,6 +258,44 @@ impl Service {
         if let Some(drainer) = self.drainer.take() {
             let _ = drainer.join();
         }
+    }
+}
+
+impl Prepared {
+    /// As [`Service::mount_view`].
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn mount_view(&self, dir: &Path, group: Option<u32>) -> Result<View, ViewError> {
+        self.service.mount_view(dir, group)
+    }
+
+    /// As [`Service::serve_view`].
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn serve_view(
+        &self,
+        device: OwnedFd,
+        dir: &Path,
+        group: Option<u32>,
+    ) -> Result<View, ViewError> {
+        self.service.serve_view(device, dir, group)
+    }
+
+    /// Begins to drain.
+    ///
+    /// # Errors
+    /// [`ServiceError::Thread`].
+    pub fn begin(self) -> Result<Service, ServiceError> {
+        let Prepared { inbox, looping, config, mut service } = self;
+        let drainer = thread::Builder::new()
+            .name("drain".into())
+            .spawn(move || looping.run(&inbox))
+            .map_err(ServiceError::Thread)?;
+        service.drainer = Some(drainer);
+        closed::tend(config.state, config.closed).map_err(ServiceError::Thread)?;
+        Ok(service)
     }
 }
 

@@ -81,11 +81,29 @@ impl Failure {
         if closed {
             return ExitCode::SUCCESS;
         }
-        out.error(&format!("{:#}", self.error));
-        ExitCode::from(match self.kind {
+        out.error(&self.text());
+        ExitCode::from(self.code())
+    }
+
+    /// What went wrong: what was being done, then why. Some errors say why themselves.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if text.is_empty() {
+                text = cause;
+            } else if !text.contains(&cause) {
+                text = format!("{text}: {cause}");
+            }
+        }
+        text
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self.kind {
             Kind::Input => 2,
             Kind::Environment => 3,
-        })
+        }
     }
 
     fn new(kind: Kind, error: anyhow::Error) -> Failure {

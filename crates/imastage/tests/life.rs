@@ -170,6 +170,9 @@ fn one_service_a_state_directory() {
     let (mount, state) = (machine.mount(), machine.state());
     let answer = imastage(&["run", "--source", &mount, "--state", &state]);
     assert_eq!(answer.code, 3);
+    assert!(answer.stderr.contains("another service (pid "), "{}", answer.stderr);
+    let answer = imastage(&["run", "--source", &mount, "--state", &state, "--flavour", "follow"]);
+    assert_eq!(answer.code, 3);
     assert!(answer.stderr.contains("in use by process"), "{}", answer.stderr);
     assert_eq!(service.stop(), 0);
     let answer = imastage(&["run", "--source", "/nonexistent", "--state", &state]);
