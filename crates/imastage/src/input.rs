@@ -86,8 +86,8 @@ impl List {
                 let path = path.display();
                 return Err(Failure::input(format!("{path}: {instead}")));
             }
-            let reader = imastage_store::Reader::open(path).input("state directory")?;
-            let cursor = reader.records(0).input("state directory")?;
+            let reader = imastage_store::Reader::open(path)?;
+            let cursor = reader.records(0)?;
             let progress = Progress::bytes(Some(reader.bytes()));
             let source = Source::Store(Box::new(Store { reader, cursor, bytes: 0 }));
             return Ok(List { source, progress, index: 0 });

@@ -45,8 +45,8 @@ pub struct Args {
     /// once.
     #[arg(long = "allow-template", value_name = "NAME", requires = "keys")]
     allowed: Vec<String>,
-    /// Check boot_aggregate against these values of PCR 0 to 9: `BANK INDEX HEX` lines or tpm2-tools'
-    /// PCR file.
+    /// Check boot_aggregate against these values of PCR 0 to 9: what tpm2_pcrread prints, its file
+    /// (-F serialized -o) or `BANK INDEX HEX` lines.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// A measurement list (binary, ASCII, JSON lines or CEL, also in a gzip file), `-`, or a state

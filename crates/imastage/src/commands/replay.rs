@@ -3,8 +3,10 @@ mod threads;
 
 use std::path::PathBuf;
 
-use ima_log::{Bank, Cause, Digest, Explain, Explanation, Extend, IMA_PCR, PrefixSearch, Record};
-use serde::Serialize;
+use ima_log::{
+    Bank, Digest, Explain, Explanation, Extend, ListReplay, PcrSet, PcrTarget, Prefix, Record,
+};
+use imastage_verifier::PcrValues;
 
 use crate::{
     commands::evidence_files::read_pcrs,
@@ -20,8 +22,8 @@ use crate::{
 /// to, or was never extended.
 #[derive(clap::Args)]
 pub struct Args {
-    /// PCR values to match: what tpm2_pcrread prints, its file (-F serialized -o) or tpm2_quote's,
-    /// `BANK INDEX HEX` lines; with --bank also evmctl's `PCR-NN: HEX` or one value alone.
+    /// PCR values to match: what tpm2_pcrread prints, its file (-F serialized -o), `BANK INDEX HEX`
+    /// lines, evmctl's `PCR-NN: HEX` (then with --bank), or sysfs' value.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Only these banks: sha1, sha256, sha384, sha512, sm3 [default: the first four, and those of
@@ -123,9 +125,197 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     Ok(if replayed.is_met() { Outcome::Fine } else { Outcome::EvidenceSaysNo })
 }
 
-/// The values of PCR 10 to match, by bank.
-fn targets(args: &Args) -> Result<BTreeMap<Bank, Digest>, Failure> {
-    let Some(path) = &args.pcrs else { return Ok(BTreeMap::new()) };
+impl Replayed {
+    /// Whether every value given is the one that records lead to.
+    fn is_met(&self) -> bool {
+        let unmet =
+            |pcr: &PcrAnswer| matches!(pcr.compared, Compared::NeverExtended | Compared::Mismatch);
+        !self.pcrs.iter().any(unmet)
+    }
+}
+
+fn replay(args: &Args, banks: &[Bank], values: Option<&PcrValues>) -> Result<Replayed, Failure> {
+    let only = args.only.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
+    // Standard input cannot be read again when something does not match.
+    let once = args.list.as_os_str() == "-";
+    let mut states: Vec<Bankwise> = banks
+        .iter()
+        .map(|bank| Bankwise::new(*bank, values, once.then_some(args.window)))
+        .collect();
+    // The sha1 bank computes anyway what a check needs.
+    let checker = states.iter().position(|state| state.bank == Bank::Sha1).unwrap_or(0);
+    if let Some(state) = states.get_mut(checker) {
+        state.checks = true;
+    }
+    let mut first: Option<(bool, bool)> = None;
+    let look = |index, record: &Record<'_>| {
+        if index == 0 {
+            let digest = record.file_digest();
+            let is_zero = digest.is_some_and(|digest| digest.digest.iter().all(|byte| *byte == 0));
+            first = Some((record.begins_kernel(), is_zero));
+        }
+    };
+    let states =
+        threads::run(List::open(&args.list)?, states, look, Bankwise::push, |state| state)?;
+
+    let pcrs: Vec<PcrAnswer> = states
+        .iter()
+        .flat_map(|state| state.replay.named().iter().map(move |pcr| (pcr, state)))
+        .filter(|(pcr, _)| only.is_empty() || only.contains(*pcr))
+        .map(|(pcr, state)| state.answer(pcr, values))
+        .collect();
+    let counted = states.first().map(|state| &state.replay);
+    let (from_boot_aggregate, is_zero) = first.unwrap_or_default();
+    let mut replayed = Replayed {
+        records: counted.map_or(0, ListReplay::records),
+        violations: counted.map_or(0, ListReplay::violations),
+        from_boot_aggregate,
+        kernel_had_no_tpm: from_boot_aggregate && is_zero,
+        wrong_digest: states.iter().find_map(|state| state.wrong_digest),
+        own: counted.and_then(ListReplay::pcr),
+        pcrs,
+        explained: None,
+    };
+    replayed.pcrs.sort_by_key(|answer| (Some(answer.pcr) != replayed.own, answer.pcr));
+    replayed.explained = if once {
+        states.into_iter().find_map(|state| state.explains?.find(&replayed))
+    } else {
+        explain(args, &replayed, values)?
+    };
+    Ok(replayed)
+}
+
+/// Reads the list again to find out why it does not lead to a value: of one bank, because a record
+/// that is wrong is wrong in all of them.
+fn explain(
+    args: &Args,
+    replayed: &Replayed,
+    values: Option<&PcrValues>,
+) -> Result<Option<Explained>, Failure> {
+    let Some((mismatch, values)) = replayed.mismatch().zip(values) else { return Ok(None) };
+    let (pcr, bank) = (mismatch.pcr, mismatch.bank);
+    let Some(value) = values.get(bank, pcr) else { return Ok(None) };
+    let explains = ways(bank).map(|extend| (extend, Explain::new(pcr, value, extend)));
+    let explains = explains.map(|(extend, explain)| (extend, explain.window(args.window)));
+    let found = threads::run(
+        List::open(&args.list)?,
+        explains.collect(),
+        |_, _| {},
+        |(_, explain), record| explain.push(record),
+        |(extend, explain)| (extend, explain.find(), explain.looked_from()),
+    )?;
+    let looked_from = found.iter().map(|(_, _, from)| *from).max().unwrap_or(0);
+    let found = found.into_iter().find_map(|(extend, found, _)| Some((extend, found?)));
+    Ok(Some(Explained { pcr, bank, found, looked_from }))
+}
+
+impl Replayed {
+    /// The mismatch that is explained: the list's own PCR before others, the bank that is replayed
+    /// fastest.
+    fn mismatch(&self) -> Option<&PcrAnswer> {
+        let mismatches = self.pcrs.iter().filter(|pcr| matches!(pcr.compared, Compared::Mismatch));
+        mismatches.min_by_key(|pcr| {
+            let speed = match pcr.bank {
+                Bank::Sha1 => 0,
+                Bank::Sha256 => 1,
+                _ => 2,
+            };
+            (Some(pcr.pcr) != self.own, pcr.pcr, speed)
+        })
+    }
+}
+
+impl Bankwise {
+    /// `window` is given if the list can be read only once.
+    fn new(bank: Bank, values: Option<&PcrValues>, window: Option<usize>) -> Bankwise {
+        let targets: Vec<PcrTarget> = (0..PcrSet::LIMIT)
+            .filter_map(|pcr| Some(PcrTarget { pcr, value: values?.get(bank, pcr)? }))
+            .collect();
+        let mut replay = match targets[..] {
+            [] => ListReplay::with_own_hash([bank]),
+            _ => ListReplay::new([bank]),
+        };
+        replay.look_for(&targets);
+        let explains = window.filter(|_| !targets.is_empty()).map(|window| Explains {
+            window,
+            values: targets,
+            begun: Vec::new(),
+        });
+        Bankwise { bank, replay, checks: false, wrong_digest: None, explains }
+    }
+
+    fn push(&mut self, record: &Record<'_>) {
+        if let Some(explains) = &mut self.explains {
+            explains.push(self.replay.records(), record);
+        }
+        if self.checks && self.wrong_digest.is_none() {
+            if record.digest_is_right() {
+                self.replay.push_checked(record);
+                return;
+            }
+            self.wrong_digest = Some(self.replay.records());
+        }
+        self.replay.push(record);
+    }
+
+    fn answer(&self, pcr: u32, values: Option<&PcrValues>) -> PcrAnswer {
+        let (bank, replay) = (self.bank, &self.replay);
+        let value = replay.value(bank, pcr).unwrap_or(Digest::reset(bank, pcr));
+        let is_own = replay.pcr() == Some(pcr);
+        let own = replay.pcr().and_then(|own| replay.found(bank, own));
+        let compared =
+            match (values.and_then(|values| values.get(bank, pcr)), replay.found(bank, pcr)) {
+                (None, _) => Compared::NotGiven,
+                (Some(given), _) if is_own && given == Digest::reset(bank, pcr) => {
+                    Compared::NeverExtended
+                }
+                // The records that lead there must be those that lead the list's own PCR to its value.
+                (Some(given), Some((prefix, extend))) => match own {
+                    Some((own, _)) if own.from > prefix.to || own.to < prefix.from => {
+                        if given == Digest::reset(bank, pcr) {
+                            Compared::NeverExtended
+                        } else {
+                            Compared::Mismatch
+                        }
+                    }
+                    _ => Compared::Matches(prefix, extend),
+                },
+                (Some(_), None) => Compared::Mismatch,
+            };
+        PcrAnswer { pcr, bank, value, compared }
+    }
+}
+
+impl Explains {
+    fn push(&mut self, index: u64, record: &Record<'_>) {
+        if index == 0
+            && let Some(target) = self.values.iter().find(|target| target.pcr == record.pcr())
+        {
+            let PcrTarget { pcr, value } = *target;
+            let explain = |extend| Explain::new(pcr, value, extend).window(self.window);
+            self.begun = ways(value.bank()).map(|extend| (extend, explain(extend))).collect();
+        }
+        self.begun.iter_mut().for_each(|(_, explain)| explain.push(record));
+    }
+
+    fn find(self, replayed: &Replayed) -> Option<Explained> {
+        let mismatch = replayed.mismatch()?;
+        let (_, first) = self.begun.first()?;
+        let looked_from = first.looked_from();
+        let bank = self.values.first()?.value.bank();
+        let is_it = Some(mismatch.pcr) == replayed.own && mismatch.bank == bank;
+        let find = || self.begun.iter().find_map(|(extend, e)| Some((*extend, e.find()?)));
+        is_it.then(|| Explained { pcr: mismatch.pcr, bank, found: find(), looked_from })
+    }
+}
+
+/// The ways in which kernels extend a bank.
+fn ways(bank: Bank) -> impl Iterator<Item = Extend> {
+    Extend::ALL.into_iter().filter(move |extend| bank != Bank::Sha1 || *extend == Extend::Own)
+}
+
+/// The values to match.
+fn given(args: &Args, path: &std::path::Path) -> Result<PcrValues, Failure> {
     let only = match args.banks.as_slice() {
         [bank] => Some(*bank),
         _ => None,

@@ -20,7 +20,6 @@ use crate::{
     commands::{
         evidence_files::{self, parse_nonce, read_key, read_pcrs},
         fresh_nonce,
-        replay::extend_name,
     },
     exit::{Fail, Failure, Outcome},
     input::List,
@@ -97,10 +96,6 @@ enum Records {
 /// Runs `imastage verify`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let key = read_key(&args.key)?;
-    let pcrs = match &args.pcrs {
-        Some(path) => read_pcrs(path, None)?,
-        None => PcrValues::default(),
-    };
     let token = args.token.as_deref().map(read_token).transpose()?.flatten();
     let more_pcrs = args.more_pcrs.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
     let evidence = match &args.state {
