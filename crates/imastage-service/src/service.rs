@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{Bank, Extend, Replay};
+use ima_log::{Bank, Extend, IMA_PCR, Replay};
 use imastage_source::Source;
 use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
@@ -22,7 +22,7 @@ use crate::{
     closed::{self, ClosedEpochs},
     compare::Comparison,
     drain::{DrainError, Drainer, ReadPcrs},
-    drain_loop::{DrainLoop, Request, describe},
+    drain_loop::{Answer, DrainLoop, Request, describe},
     epoch,
     memory::Memory,
     metrics::Metrics,
@@ -218,13 +218,16 @@ impl Service {
     }
 
     fn end(&mut self) {
-        // The API first: it asks for drains.
-        drop(self.api.take());
+        // Clients first, so that the last drain is: what waits for the TPM on their behalf is refused.
+        if let Some(api) = &self.api {
+            api.refuse();
+        }
         // If the loop has ended already there is nothing to stop.
         let _ = self.shared.requests.send(Request::Stop);
         if let Some(drainer) = self.drainer.take() {
             let _ = drainer.join();
         }
+        drop(self.api.take());
     }
 }
 
@@ -237,6 +240,11 @@ impl Drop for Service {
 impl Shared {
     pub(crate) fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The PCRs that the list extends.
+    pub(crate) fn list_pcrs(&self) -> Vec<u32> {
+        vec![IMA_PCR]
     }
 
     /// Drains what is in the list now. Any number may ask at once; one drain serves all who asked
@@ -253,9 +261,18 @@ impl Shared {
         })?
     }
 
+    /// Asks for a drain and has `answer` told how it went; if the service stops before, `answer` is
+    /// dropped.
+    pub(crate) fn when_drained(&self, answer: Answer) -> Result<(), String> {
+        self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())
+    }
+
     fn ask_for_drain(&self) -> Result<mpsc::Receiver<Result<(), String>>, String> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())?;
+        self.when_drained(Box::new(move |result| {
+            // If it did not wait for the answer it does not need it.
+            let _ = answer.send(result);
+        }))?;
         Ok(answered)
     }
 }
