@@ -1,20 +1,20 @@
 //! A list as the user names it: a file, `-`, or a state directory; in a file, in whatever form.
 
+mod service;
+
 use std::{
     fs::File,
     io::{self, Read},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    time::Duration,
 };
-
-use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
-use imastage_service::{Client, RecordAnswer};
 
 use crate::{
     exit::{Fail, Failure},
     output::Progress,
 };
+use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
+use service::Service;
 
 /// A measurement list to be read from beginning to end, in memory that does not grow with it.
 pub struct List {
@@ -28,15 +28,6 @@ enum Source {
     File(Box<ListFile>),
     Store(Box<Store>),
     Service(Box<Service>),
-}
-
-/// The records a running service gives.
-struct Service {
-    client: Client,
-    follow: bool,
-    /// What it is answering, if it is.
-    answer: Option<RecordAnswer>,
-    decoder: Decoder,
 }
 
 /// The records a service keeps.
@@ -69,9 +60,6 @@ enum Form {
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 << 10;
-
-/// How long a service is asked to wait for records at a time.
-const WAIT: Duration = Duration::from_secs(60);
 
 impl List {
     /// Opens what the user named: `-` is standard input, a directory is a state directory.
@@ -114,16 +102,14 @@ impl List {
     /// The records that the running service of a state directory gives; if it is followed, also those
     /// that come later, without end.
     pub fn of_service(state: &Path, follow: bool) -> Result<List, Failure> {
-        let client = Client::of_state(state).environment("runtime")?;
-        let decoder = Decoder::new(Format::native(Bank::Sha1));
-        let service = Service { client, follow, answer: None, decoder };
+        let service = Service::of_state(state, follow)?;
         let progress = Progress::bytes(None);
         Ok(List { source: Source::Service(Box::new(service)), progress, index: 0 })
     }
 
     /// Whether its end is waited for.
     pub fn follows(&self) -> bool {
-        matches!(&self.source, Source::Service(service) if service.follow)
+        matches!(&self.source, Source::Service(service) if service.follows())
     }
 
     /// Gives each record from index `from` on, with its index, until `each` breaks.
@@ -154,7 +140,7 @@ impl List {
                 store.bytes += record.map_or(0, |record| record.as_bytes().len() as u64);
                 record
             }
-            Source::Service(service) => service.next_record(self.index)?,
+            Source::Service(service) => service.next_record(&mut self.index)?,
         };
         let Some(record) = record else { return Ok(None) };
         self.index += 1;
@@ -172,35 +158,6 @@ impl List {
         }
         while self.index < from && self.next_record()?.is_some() {}
         Ok(())
-    }
-}
-
-impl Service {
-    /// The record of this index. Asks for more when an answer ends, as the service gives no more than
-    /// so many at once.
-    fn next_record(&mut self, index: u64) -> Result<Option<Record<'_>>, Failure> {
-        // Asked twice, because what is given borrows the decoder.
-        while !self.decoder.has_record().environment("the service's answer")? {
-            let answer = match &mut self.answer {
-                Some(answer) => answer,
-                None => {
-                    let wait = if self.follow { WAIT } else { Duration::ZERO };
-                    let answer = self.client.ask_for_records(index, None, wait)?;
-                    if answer.to() == index && !self.follow {
-                        return Ok(None);
-                    }
-                    self.answer.insert(answer)
-                }
-            };
-            match answer.chunk()? {
-                Some(bytes) => self.decoder.feed(&bytes),
-                None => {
-                    self.decoder.finish().environment("the service's answer")?;
-                    self.answer = None;
-                }
-            }
-        }
-        self.decoder.next_record().environment("the service's answer")
     }
 }
 
