@@ -68,12 +68,13 @@ impl Attester {
         self.values(Caller::Drain, &selection(&self.banks, pcrs)?)
     }
 
-    /// As [`Attester::read`], for a client.
+    /// As [`Attester::read`], for a client: a drain may come between two PCRs, so only the values
+    /// of one PCR are all of one moment.
     ///
     /// # Errors
     /// [`TpmError`].
     pub(crate) fn read_for_client(&self, pcrs: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
-        self.values(Caller::Client, &selection(&self.banks, pcrs)?)
+        self.values_in_turns(&self.banks, pcrs)
     }
 
     /// PCR 10 of every bank, all of one moment.
@@ -94,8 +95,9 @@ impl Attester {
         self.with(Caller::Drain, |connection| connection.tpm.clock())
     }
 
-    /// A quote over these PCRs of these banks, for a client, and their values if they were the same
-    /// before the quote and after it; `None` if they changed each time.
+    /// A quote over these PCRs of these banks, for a client, and their values, which are the same
+    /// before the quote and after it. Of a list that grows fast, they may change each time it is
+    /// tried: then only the values of those that did not change are given.
     ///
     /// # Errors
     /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of them.
@@ -104,26 +106,41 @@ impl Attester {
         nonce: &[u8],
         banks: &[Bank],
         pcrs: &[u32],
-    ) -> Result<(Quote, Option<Vec<PcrValue>>), TpmError> {
+    ) -> Result<(Quote, Vec<PcrValue>), TpmError> {
         const TRIES: usize = 3;
         let selection = selection(banks, pcrs)?;
-        let mut before = self.values(Caller::Client, &selection)?;
+        let mut before = self.values_in_turns(banks, pcrs)?;
         let mut tries = 1;
         loop {
             let quote = self.with(Caller::Client, |connection| {
                 let Connection { tpm, key } = connection;
                 tpm.quote(key, nonce, &selection)
             })?;
-            let after = self.values(Caller::Client, &selection)?;
-            if after == before {
-                return Ok((quote, Some(after)));
-            }
-            if tries == TRIES {
-                return Ok((quote, None));
+            // A PCR does not come back to a value that it had, so one that has the same before and
+            // after had it when it was quoted.
+            let after = self.values_in_turns(banks, pcrs)?;
+            if after == before || tries == TRIES {
+                let unchanged = after.into_iter().filter(|value| before.contains(value));
+                return Ok((quote, unchanged.collect()));
             }
             before = after;
             tries += 1;
         }
+    }
+
+    /// Bank by bank, ascending; each command is a turn of its own.
+    fn values_in_turns(&self, banks: &[Bank], pcrs: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
+        /// What a TPM gives at once (TPML_DIGEST, TPM 2.0 Library, Part 2, 10.9.6).
+        const AT_ONCE: usize = 8;
+        let mut pcrs = pcrs.to_vec();
+        pcrs.sort_unstable();
+        pcrs.dedup();
+        let mut values = Vec::new();
+        for some in pcrs.chunks((AT_ONCE / banks.len().max(1)).max(1)) {
+            values.extend(self.values(Caller::Client, &selection(banks, some)?)?);
+        }
+        values.sort_by_key(|(bank, pcr, _)| (banks.iter().position(|b| b == bank), *pcr));
+        Ok(values)
     }
 
     fn values(
@@ -206,6 +223,32 @@ mod tests {
     }
 
     #[test]
+    fn a_quote_tells_the_values_of_pcrs_that_did_not_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let tpm = TestTpm::start(dir.path());
+        let relay = Relay::start(dir.path().join("tpm.sock"), &dir.path().join("relay.sock"));
+        let attester = Attester::connect(&relay.endpoint).unwrap();
+        relay.close(Some(QUOTE));
+        let quoting = {
+            let attester = attester.clone();
+            thread::spawn(move || attester.quote(b"nonce", &[Bank::Sha256], &[0, 1, 16]).unwrap())
+        };
+        // Each time it is tried PCR 16 changes, then no more.
+        for quotes in 0..3 {
+            relay.wait_until_one_is_held();
+            let value = Bank::Sha256.hash(&[&[quotes]]);
+            tpm.shared.lock().pcr_extend(16, &[value]).unwrap();
+            relay.let_one_through();
+        }
+        let (_, values) = quoting.join().unwrap();
+        assert_eq!(values.iter().map(|(_, pcr, _)| *pcr).collect::<Vec<_>>(), [0, 1]);
+        relay.open();
+        let (_, values) = attester.quote(b"nonce", &[Bank::Sha256], &[16, 1, 0]).unwrap();
+        assert_eq!(values.iter().map(|(_, pcr, _)| *pcr).collect::<Vec<_>>(), [0, 1, 16]);
+        assert_eq!(relay.count(QUOTE), 4);
+    }
+
+    #[test]
     fn a_connection_that_broke_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let tpm = TestTpm::start(dir.path());
@@ -225,7 +268,7 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(attester.read(&[10]).unwrap(), pcrs);
-        assert!(attester.quote(b"nonce", &[Bank::Sha256], &[0, 10]).unwrap().1.is_some());
+        assert!(attester.quote(b"nonce", &[Bank::Sha256], &[0, 10]).unwrap().1.len() == 2);
     }
 
     #[test]

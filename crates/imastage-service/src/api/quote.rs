@@ -61,7 +61,7 @@ pub(super) async fn quote(
         message: hex::encode(&quote.message),
         signature: hex::encode(&quote.signature),
         key,
-        pcrs: values.unwrap_or_default().into_iter().map(value).collect(),
+        pcrs: values.into_iter().map(value).collect(),
     }))
 }
 

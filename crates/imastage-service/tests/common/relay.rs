@@ -37,6 +37,8 @@ struct State {
     /// Whether commands with this code are held; `None` for all.
     closed: Option<Option<u32>>,
     held: usize,
+    /// How many of them may go.
+    let_through: usize,
     /// What went through, in its order.
     passed: Vec<Vec<u8>>,
     clients: Vec<UnixStream>,
@@ -69,6 +71,16 @@ impl Relay {
     pub fn open(&self) {
         self.gate.lock().closed = None;
         self.gate.changed.notify_all();
+    }
+
+    /// Lets one that is held through, and holds what comes then; returns when it has gone.
+    pub fn let_one_through(&self) {
+        let mut state = self.gate.lock();
+        state.let_through += 1;
+        self.gate.changed.notify_all();
+        let waited =
+            self.gate.changed.wait_timeout_while(state, PATIENCE, |state| state.let_through > 0);
+        assert!(!waited.unwrap().1.timed_out(), "no command went");
     }
 
     /// Ends all connections.
@@ -111,8 +123,11 @@ impl Gate {
             if is_held(&mut state) {
                 state.held += 1;
                 self.changed.notify_all();
-                state = self.changed.wait_while(state, is_held).unwrap();
+                let must_wait = |state: &mut State| is_held(state) && state.let_through == 0;
+                state = self.changed.wait_while(state, must_wait).unwrap();
                 state.held -= 1;
+                state.let_through = state.let_through.saturating_sub(1);
+                self.changed.notify_all();
             }
             state.passed.push(command.clone());
             drop(state);
