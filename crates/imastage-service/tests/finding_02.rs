@@ -152,6 +152,35 @@ fn finding_02_a_stop_refuses_queued_quotes_and_drains() {
     assert!(behind.any(|command| relay::code(command) == PCR_READ && selects_all_banks(command)));
 }
 
+#[test]
+fn finding_02_what_asks_for_the_state_queues_nothing() {
+    let scene = Scene::new();
+    scene.relay.close(None);
+    let threads = thread_count();
+    let before = scene.relay.passed().len();
+    let mut asked: Vec<_> = (0..30).map(|_| scene.send("GET /v1/status", "")).collect();
+    scene.relay.wait_until_one_is_held();
+    // Half of them hang up, the others are told what is known.
+    asked.truncate(15);
+    for stream in asked {
+        let answer = answer(stream);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("PCRs for 2 s"), "{answer}");
+    }
+    // Those who wait for records that come later have one drain among them.
+    let waiting: Vec<_> =
+        (0..30).map(|_| scene.send("GET /v1/records?from=0&wait=300", "")).collect();
+    assert!(scene.ask("GET /v1/pcrs", "").starts_with("HTTP/1.1 200"));
+    assert!(thread_count() <= threads + 12, "{threads} threads became {}", thread_count());
+    drop(waiting);
+    scene.relay.open();
+    scene.service.as_ref().unwrap().drain().unwrap();
+    let status = scene.ask("GET /v1/status", "");
+    assert!(status.contains(r#""tpm_error":null"#), "{status}");
+    // Of 60 requests: a few for the state, and two for each of a few drains.
+    let passed = scene.relay.passed().len() - before;
+    assert!(passed <= 12, "{passed} commands");
+}
+
 /// Whether a TPM2_PCR_Read asks for more banks than the quotes here: the drain does.
 fn selects_all_banks(command: &[u8]) -> bool {
     command[10..14] != [0, 0, 0, 1]

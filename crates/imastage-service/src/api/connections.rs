@@ -266,9 +266,8 @@ mod tests {
     fn is_closed(mut stream: net::UnixStream) -> Vec<u8> {
         let mut rest = Vec::new();
         // Whether in peace or not: what counts is that it is.
-        match stream.read_to_end(&mut rest) {
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
-            Ok(_) => {}
+        if let Err(error) = stream.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
         rest
     }
