@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
@@ -110,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) attester: Option<Attester>,
     pub(crate) metrics: Metrics,
     pub(crate) pulse: Pulse,
+    view_failed: AtomicBool,
     status: Mutex<Status>,
     requests: mpsc::Sender<Request>,
 }
@@ -164,6 +166,7 @@ impl Service {
             attester,
             metrics: Metrics::default(),
             pulse,
+            view_failed: AtomicBool::new(false),
             status: Mutex::new(status),
             requests,
         });
@@ -240,6 +243,15 @@ impl Drop for Service {
 impl Shared {
     pub(crate) fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was a view and it ended without the service's doing: agents read nothing.
+    pub(crate) fn view_failed(&self) -> bool {
+        self.view_failed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_view_failed(&self, failed: bool) {
+        self.view_failed.store(failed, Ordering::SeqCst);
     }
 
     /// The PCRs that the list extends.
