@@ -31,6 +31,9 @@ pub(super) const MOST_CONNECTIONS: usize = 64;
 const KEPT: usize = 8;
 /// Connections beyond those that may wait.
 const MOST_WAITING: usize = 64;
+/// Connections that are looked at, to find out whether there is a place. Those that are not taken
+/// yet wait in the kernel, which refuses more than it has room for.
+const MOST_TAKEN: usize = MOST_CONNECTIONS + MOST_WAITING + 16;
 /// The memory for a request's head.
 const LARGEST_HEAD: usize = 16 << 10;
 /// How long answers may take that are under way when the service has stopped.
@@ -78,10 +81,12 @@ pub(super) async fn serve(
     let told = stop.clone();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // Those that have ended need not be kept.
-            Some(_) = connections.join_next() => continue,
+            // In this order, and so that those who were taken come first: clients that connect and
+            // hang up without end cost neither descriptors nor memory.
+            biased;
             _ = stop.changed() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < MOST_TAKEN => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -294,6 +299,31 @@ mod tests {
         let patience = Timespec { tv_sec: 300, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut hung_up, Some(&patience)), Ok(1));
         assert!(is_closed(deaf).len() < 64 << 20);
+        drop(stop);
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn finding_02_who_finds_no_place_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let (stop, serving) = start(&socket, Limits { head: LONG, stall: LONG, wait: LONG });
+        let mut clients: Vec<_> =
+            (0..MOST_CONNECTIONS + MOST_WAITING + 50).map(|_| connect(&socket)).collect();
+        let last = clients.pop().unwrap();
+        assert!(is_closed(last).starts_with(b"HTTP/1.1 503"));
+        drop(clients);
+        // Those who hung up leave their places.
+        let since = std::time::Instant::now();
+        let is_served = || {
+            let mut next = connect(&socket);
+            // If it was refused already, it does not take this.
+            let _ = next.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            is_closed(next).ends_with(b"short")
+        };
+        while !is_served() {
+            assert!(since.elapsed() < LONG);
+        }
         drop(stop);
         serving.join().unwrap();
     }
