@@ -24,12 +24,15 @@ use crate::{
 /// What the drain loop is asked for.
 pub(crate) enum Request {
     /// Drain what is in the list now, then answer.
-    Drain(mpsc::SyncSender<Result<(), String>>),
+    Drain(Answer),
     /// Go on as this says.
     Adjust(Box<Config>),
     /// Drain once more and end.
     Stop,
 }
+
+/// What is done with how a drain went.
+pub(crate) type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Drains when it is asked to, when enough records have gathered, and every so often.
 pub(crate) struct DrainLoop {
@@ -82,8 +85,7 @@ impl DrainLoop {
             }
             let result = self.drain_patiently().map_err(|error| error.to_string());
             for answer in waiting.drain(..) {
-                // If it did not wait for the answer it does not need it.
-                let _ = answer.send(result.clone());
+                answer(result.clone());
             }
         }
     }

@@ -29,7 +29,7 @@ mod view;
 pub mod wire;
 
 pub use api::SOCKET;
-pub use client::{Client, ClientError, RecordAnswer};
+pub use client::{Client, ClientError, MOST_RECORDS, RecordAnswer};
 pub use closed::ClosedEpochs;
 pub use drain::{DrainError, Round};
 pub use service::{Config, Prepared, Service, ServiceError, status_at_rest};

@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use ima_log::{Bank, Extend, Replay};
+use ima_log::{Bank, Extend, IMA_PCR, Replay};
 use imastage_source::Source;
 use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
@@ -23,7 +24,7 @@ use crate::{
     closed::{self, ClosedEpochs},
     compare::Comparison,
     drain::{DrainError, Drainer, ReadPcrs},
-    drain_loop::{DrainLoop, Request, describe},
+    drain_loop::{Answer, DrainLoop, Request, describe},
     epoch,
     memory::Memory,
     metrics::Metrics,
@@ -124,6 +125,7 @@ pub(crate) struct Shared {
     pub(crate) attester: Option<Attester>,
     pub(crate) metrics: Metrics,
     pub(crate) pulse: Pulse,
+    view_failed: AtomicBool,
     status: Mutex<Status>,
     requests: mpsc::Sender<Request>,
 }
@@ -187,6 +189,7 @@ impl Service {
             attester,
             metrics: Metrics::default(),
             pulse,
+            view_failed: AtomicBool::new(false),
             status: Mutex::new(status),
             requests,
         });
@@ -251,13 +254,16 @@ impl Service {
     }
 
     fn end(&mut self) {
-        // The API first: it asks for drains.
-        drop(self.api.take());
+        // Clients first, so that the last drain is: what waits for the TPM on their behalf is refused.
+        if let Some(api) = &self.api {
+            api.refuse();
+        }
         // If the loop has ended already there is nothing to stop.
         let _ = self.shared.requests.send(Request::Stop);
         if let Some(drainer) = self.drainer.take() {
             let _ = drainer.join();
         }
+        drop(self.api.take());
     }
 }
 
@@ -310,6 +316,20 @@ impl Shared {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there was a view and it ended without the service's doing: agents read nothing.
+    pub(crate) fn view_failed(&self) -> bool {
+        self.view_failed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_view_failed(&self, failed: bool) {
+        self.view_failed.store(failed, Ordering::SeqCst);
+    }
+
+    /// The PCRs that the list extends.
+    pub(crate) fn list_pcrs(&self) -> Vec<u32> {
+        vec![IMA_PCR]
+    }
+
     /// Drains what is in the list now. Any number may ask at once; one drain serves all who asked
     /// before it began.
     pub(crate) fn drain(&self) -> Result<(), String> {
@@ -324,9 +344,18 @@ impl Shared {
         })?
     }
 
+    /// Asks for a drain and has `answer` told how it went; if the service stops before, `answer` is
+    /// dropped.
+    pub(crate) fn when_drained(&self, answer: Answer) -> Result<(), String> {
+        self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())
+    }
+
     fn ask_for_drain(&self) -> Result<mpsc::Receiver<Result<(), String>>, String> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())?;
+        self.when_drained(Box::new(move |result| {
+            // If it did not wait for the answer it does not need it.
+            let _ = answer.send(result);
+        }))?;
         Ok(answered)
     }
 }

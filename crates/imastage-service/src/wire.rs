@@ -205,8 +205,8 @@ pub struct QuoteReply {
     /// The attestation key's public half, PEM. A verifier trusts its own copy, not this one.
     pub key: String,
     /// The values of the quoted PCRs, bank by bank, ascending: the same before the quote and after
-    /// it. Empty if they changed each time. A verifier does not trust them: the quote has a digest
-    /// of those that it covers.
+    /// it. A PCR that changed each time it was tried is missing. A verifier does not trust them: the
+    /// quote has a digest of those that it covers.
     #[serde(default)]
     pub pcrs: Vec<PcrValue>,
 }

@@ -3,23 +3,21 @@
 
 mod kind;
 
+mod service;
+
 use std::{
     fs::File,
     io::{self, BufReader, Read},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    time::Duration,
 };
-
-use flate2::bufread::MultiGzDecoder;
-use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
-use imastage_service::{Client, RecordAnswer};
-use kind::{Kind, ListKind};
 
 use crate::{
     exit::{Fail, Failure},
     output::Progress,
 };
+use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
+use service::Service;
 
 /// A measurement list to be read from beginning to end, in memory that does not grow with it.
 pub struct List {
@@ -33,15 +31,6 @@ enum Source {
     File(Box<ListFile>),
     Store(Box<Store>),
     Service(Box<Service>),
-}
-
-/// The records a running service gives.
-struct Service {
-    client: Client,
-    follow: bool,
-    /// What it is answering, if it is.
-    answer: Option<RecordAnswer>,
-    decoder: Decoder,
 }
 
 /// The records a service keeps.
@@ -74,9 +63,6 @@ enum Form {
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 << 10;
-
-/// How long a service is asked to wait for records at a time.
-const WAIT: Duration = Duration::from_secs(60);
 
 impl List {
     /// Opens what the user named: `-` is standard input, a directory is a state directory.
@@ -134,16 +120,14 @@ impl List {
     /// The records that the running service of a state directory gives; if it is followed, also those
     /// that come later, without end.
     pub fn of_service(state: &Path, follow: bool) -> Result<List, Failure> {
-        let client = Client::of_state(state).environment("runtime")?;
-        let decoder = Decoder::new(Format::native(Bank::Sha1));
-        let service = Service { client, follow, answer: None, decoder };
+        let service = Service::of_state(state, follow)?;
         let progress = Progress::bytes(None);
         Ok(List { source: Source::Service(Box::new(service)), progress, index: 0 })
     }
 
     /// Whether its end is waited for.
     pub fn follows(&self) -> bool {
-        matches!(&self.source, Source::Service(service) if service.follow)
+        matches!(&self.source, Source::Service(service) if service.follows())
     }
 
     /// Gives each record from index `from` on, with its index, until `each` breaks.
@@ -174,7 +158,7 @@ impl List {
                 store.bytes += record.map_or(0, |record| record.as_bytes().len() as u64);
                 record
             }
-            Source::Service(service) => service.next_record(self.index)?,
+            Source::Service(service) => service.next_record(&mut self.index)?,
         };
         let Some(record) = record else { return Ok(None) };
         self.index += 1;
@@ -192,86 +176,6 @@ impl List {
         }
         while self.index < from && self.next_record()?.is_some() {}
         Ok(())
-    }
-}
-
-/// What a directory is that holds no records of a service, and what to give instead.
-fn not_a_state_directory(path: &Path) -> Option<String> {
-    let list = "binary_runtime_measurements";
-    let of_ima = |dir: &Path| dir.join(list).exists().then(|| dir.join(list));
-    if let Some(list) = of_ima(path).or_else(|| of_ima(&path.join("ima"))) {
-        return Some(format!("a directory with IMA's files; give {}", list.display()));
-    }
-    if path.join("binary_bios_measurements").exists() {
-        return Some(
-            "a directory with the firmware's event log; IMA's list is in .../ima".to_owned(),
-        );
-    }
-    if path.join("epoch.json").exists() {
-        let state =
-            "an epoch of a state directory; give the state directory, or one of its .ima files";
-        return Some(state.to_owned());
-    }
-    None
-}
-
-/// Reads until the buffer is full or the file ends; gives how much was read.
-fn fill(file: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// What gzip unpacks.
-struct Unpacked<R>(R);
-
-impl<R: Read> Read for Unpacked<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidInput
-            | io::ErrorKind::InvalidData
-            | io::ErrorKind::UnexpectedEof => {
-                let why = format!("the gzip file is damaged or cut short ({error}); try gunzip -t");
-                io::Error::new(error.kind(), why)
-            }
-            _ => error,
-        })
-    }
-}
-
-impl Service {
-    /// The record of this index. Asks for more when an answer ends, as the service gives no more than
-    /// so many at once.
-    fn next_record(&mut self, index: u64) -> Result<Option<Record<'_>>, Failure> {
-        // Asked twice, because what is given borrows the decoder.
-        while !self.decoder.has_record().environment("the service's answer")? {
-            let answer = match &mut self.answer {
-                Some(answer) => answer,
-                None => {
-                    let wait = if self.follow { WAIT } else { Duration::ZERO };
-                    let answer = self.client.ask_for_records(index, None, wait)?;
-                    if answer.to() == index && !self.follow {
-                        return Ok(None);
-                    }
-                    self.answer.insert(answer)
-                }
-            };
-            match answer.chunk()? {
-                Some(bytes) => self.decoder.feed(&bytes),
-                None => {
-                    self.decoder.finish().environment("the service's answer")?;
-                    self.answer = None;
-                }
-            }
-        }
-        self.decoder.next_record().environment("the service's answer")
     }
 }
 

@@ -14,12 +14,17 @@ mod directory;
 mod growth;
 mod index;
 mod listing;
+mod reader;
 
 use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
 };
 
@@ -35,8 +40,8 @@ use listing::Listing;
 pub struct View {
     session: Option<BackgroundSession>,
     growth: Option<JoinHandle<()>>,
-    /// Where it is to be unmounted, unless somebody else does that.
-    mount: Option<PathBuf>,
+    mount: PathBuf,
+    is_ending: Arc<AtomicBool>,
 }
 
 /// Why there is no view.
@@ -112,9 +117,23 @@ impl View {
         let failed = |error| ViewError::Fuse { path: mount.to_owned(), error };
         let session = session(directory).map_err(failed)?;
         let notifier = session.notifier();
-        let mut view = View { session: Some(session), growth: None, mount: None };
-        let growth =
-            Growth { tree, listing, open, shared: Arc::clone(shared), notifier, said: None };
+        shared.set_view_failed(false);
+        let mut view = View {
+            session: Some(session),
+            growth: None,
+            mount: mount.to_owned(),
+            is_ending: Arc::default(),
+        };
+        let growth = Growth {
+            tree,
+            listing,
+            open,
+            shared: Arc::clone(shared),
+            mount: mount.to_owned(),
+            notifier,
+            is_ending: Arc::clone(&view.is_ending),
+            said: None,
+        };
         let spawned = thread::Builder::new().name("view".into()).spawn(move || growth.run(&inbox));
         view.growth = Some(spawned.map_err(failed)?);
         Ok(view)
@@ -123,7 +142,12 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        let (Some(session), Some(mount)) = (self.session.take(), &self.mount) else { return };
+        let Some(session) = self.session.take() else { return };
+        self.is_ending.store(true, Ordering::SeqCst);
+        if self.growth.as_ref().is_some_and(JoinHandle::is_finished) {
+            // Somebody else unmounted it: what may be mounted there now is not ours.
+            return;
+        }
         match session.umount_and_join() {
             Ok(()) => {
                 // The session had the other end of the queue.

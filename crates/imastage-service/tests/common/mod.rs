@@ -11,7 +11,7 @@ use std::{
 
 use ima_log::{Bank, Digest, Extend, RecordBuf};
 use imastage_store::Reader;
-use imastage_tpm::{Endpoint, SharedTpm, Swtpm};
+use imastage_tpm::{Endpoint, Serving, SharedTpm, Swtpm};
 
 /// How long anything is waited for that should happen: long enough for a machine that has ten times
 /// as much to do as it can. Only a test that fails waits so long.
@@ -57,6 +57,7 @@ pub fn wait_for_alerts(path: &Path) {
 pub struct TestTpm {
     pub shared: SharedTpm,
     pub endpoint: Endpoint,
+    pub serving: Serving,
     banks: Vec<Bank>,
     _swtpm: Swtpm,
 }
@@ -67,8 +68,8 @@ impl TestTpm {
         let banks = tpm.banks().unwrap();
         let shared = SharedTpm::new(tpm);
         let socket = dir.join("tpm.sock");
-        shared.serve(UnixListener::bind(&socket).unwrap()).unwrap();
-        TestTpm { shared, endpoint: Endpoint::Unix(socket), banks, _swtpm: swtpm }
+        let serving = shared.serve(UnixListener::bind(&socket).unwrap()).unwrap();
+        TestTpm { shared, endpoint: Endpoint::Unix(socket), serving, banks, _swtpm: swtpm }
     }
 
     /// Extends PCR 10 as a kernel does that has the hashes of `own` only.
