@@ -93,10 +93,8 @@ pub use keys::{KeyError, SigningKey, VerifyError};
 pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
 pub use pcrs::{BankPcrs, PcrSet, PcrSetError};
 pub use printable::Printable;
-pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
-pub use replay::{Extend, Replay, UnknownExtendError};
-pub use printable::Printable;
 pub use record::{Endian, Format, MAX_FIELDS, MAX_NAME, MAX_TEMPLATE_DATA, MAX_TEXT_DATA, Record};
+pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};
 

@@ -154,14 +154,68 @@ pub fn ask(
         ),
         _ => error,
     };
+    let list = match command {
+        Command::Replay { path, .. } => Some((path, File::open(path).map_err(about(path))?)),
+        _ => None,
+    };
     let mut line = serde_json::to_vec(command)?;
     line.push(b'\n');
     stream.write_all(&line).map_err(silent)?;
-    for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line.map_err(silent)?)? {
-            Answer::Progress(measured) => progress(&measured),
-            Answer::Failed { why } => return Err(io::Error::other(why)),
-            answer => return Ok(answer),
+    let to = stream.try_clone()?;
+    // Beside each other: who does not hear how far it is, does not get further.
+    thread::scope(|scope| {
+        let sending =
+            list.map(|(path, list)| scope.spawn(move || send(list, to).map_err(about(path))));
+        let answer = hear(stream, progress).map_err(silent);
+        match sending.map(|sending| sending.join()) {
+            // Why the sandbox did not get what it was to read.
+            Some(Ok(Err(error))) => Err(error),
+            _ => answer,
+        }
+    })
+}
+
+/// How long the sandbox may say nothing.
+fn patience(command: &Command) -> Duration {
+    match command {
+        Command::Status => Duration::from_secs(5),
+        // It says how far it is every 100 records, at the slowest rate every 100 seconds.
+        _ => Duration::from_secs(150),
+    }
+}
+
+/// A connection on which nothing is waited for longer than `patience`, this included.
+fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let stream =
+        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for direction in [Timeout::Send, Timeout::Recv] {
+        sockopt::set_socket_timeout(&stream, direction, Some(patience))?;
+    }
+    net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    Ok(UnixStream::from(stream))
+}
+
+fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
+    let path = path.display().to_string();
+    move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
+}
+
+/// Sends what is in a file. Where the sandbox does not want any more, it says why itself.
+fn send(mut list: File, mut to: UnixStream) -> io::Result<()> {
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match list.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) => {
+                if to.write_all(&chunk[..n]).is_err() {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let _ = to.shutdown(Shutdown::Write);
+                return Err(error);
+            }
         }
     }
     // If it has gone, it hears no end.
@@ -187,26 +241,6 @@ fn hear(stream: UnixStream, progress: &mut dyn FnMut(&Measured)) -> io::Result<A
     let ended =
         || io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended before it answered");
     answer.unwrap_or_else(|| Err(ended()))
-}
-
-/// How long the sandbox may say nothing.
-fn patience(command: &Command) -> Duration {
-    match command {
-        Command::Status => Duration::from_secs(5),
-        // It says how far it is every 100 records, at the slowest rate every 100 seconds.
-        _ => Duration::from_secs(150),
-    }
-}
-
-/// A connection on which nothing is waited for longer than `patience`, this included.
-fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let stream =
-        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    for direction in [Timeout::Send, Timeout::Recv] {
-        sockopt::set_socket_timeout(&stream, direction, Some(patience))?;
-    }
-    net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
-    Ok(UnixStream::from(stream))
 }
 
 /// Serves the control socket. Ends with the process.

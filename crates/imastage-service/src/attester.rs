@@ -35,8 +35,14 @@ impl Attester {
         let banks = connection.tpm.banks()?;
         let clock = connection.tpm.clock()?;
         let public_pem = connection.key.public_pem().to_owned();
+        let identity = match connection.tpm.identity() {
+            Ok(identity) => identity,
+            // Where nobody may use the endorsement hierarchy, this key has to do.
+            Err(TpmError::Refused { .. }) => Bank::Sha256.hash(&[public_pem.as_bytes()]),
+            Err(error) => return Err(error),
+        };
         let turns = Arc::new(Turns::new(Link::new(endpoint.clone(), connection)));
-        Ok(Attester { turns, banks, clock, public_pem })
+        Ok(Attester { turns, banks, clock, identity, public_pem })
     }
 
     /// The banks the TPM has.

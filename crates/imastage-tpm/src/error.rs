@@ -81,15 +81,6 @@ pub enum TpmError {
     /// PCRs kept changing while they were read.
     #[error("PCRs changed each time they were read; try again when less is measured")]
     Unsteady,
-    /// The connection broke and could not be made again yet. For who keeps a connection and
-    /// makes it again by himself.
-    #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
-    Lost {
-        /// The endpoint.
-        endpoint: Endpoint,
-        /// What failed last.
-        why: String,
-    },
     /// swtpm is not installed.
     #[error("swtpm: {error}; install it with: apt-get install swtpm")]
     SwtpmMissing {
@@ -102,6 +93,15 @@ pub enum TpmError {
         /// Its state directory.
         state: PathBuf,
         /// What happened.
+        why: String,
+    },
+    /// The connection broke and could not be made again yet. For who keeps a connection and
+    /// makes it again by himself.
+    #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
+    Lost {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// What failed last.
         why: String,
     },
 }
@@ -127,6 +127,12 @@ impl ResponseCode {
             self.tpm().map(|code| code.base()),
             Some(TpmRcBase::ReferenceH0 | TpmRcBase::Handle)
         )
+    }
+
+    /// Whether a TPM says that an authorization value was not the right one.
+    pub(crate) fn is_wrong_auth(self) -> bool {
+        let base = self.tpm().map(|code| code.base());
+        matches!(base, Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth))
     }
 
     /// The TPM's part of the code.

@@ -2,7 +2,6 @@
 //! packed with gzip.
 
 mod kind;
-
 mod service;
 
 use std::{
@@ -12,12 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use flate2::bufread::MultiGzDecoder;
+use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
+use kind::{Kind, ListKind};
+use service::Service;
+
 use crate::{
     exit::{Fail, Failure},
     output::Progress,
 };
-use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
-use service::Service;
 
 /// A measurement list to be read from beginning to end, in memory that does not grow with it.
 pub struct List {
@@ -176,6 +178,57 @@ impl List {
         }
         while self.index < from && self.next_record()?.is_some() {}
         Ok(())
+    }
+}
+
+/// What a directory is that holds no records of a service, and what to give instead.
+fn not_a_state_directory(path: &Path) -> Option<String> {
+    let list = "binary_runtime_measurements";
+    let of_ima = |dir: &Path| dir.join(list).exists().then(|| dir.join(list));
+    if let Some(list) = of_ima(path).or_else(|| of_ima(&path.join("ima"))) {
+        return Some(format!("a directory with IMA's files; give {}", list.display()));
+    }
+    if path.join("binary_bios_measurements").exists() {
+        return Some(
+            "a directory with the firmware's event log; IMA's list is in .../ima".to_owned(),
+        );
+    }
+    if path.join("epoch.json").exists() {
+        let state =
+            "an epoch of a state directory; give the state directory, or one of its .ima files";
+        return Some(state.to_owned());
+    }
+    None
+}
+
+/// Reads until the buffer is full or the file ends; gives how much was read.
+fn fill(file: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// What gzip unpacks.
+struct Unpacked<R>(R);
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof => {
+                let why = format!("the gzip file is damaged or cut short ({error}); try gunzip -t");
+                io::Error::new(error.kind(), why)
+            }
+            _ => error,
+        })
     }
 }
 

@@ -40,8 +40,9 @@ use listing::Listing;
 pub struct View {
     session: Option<BackgroundSession>,
     growth: Option<JoinHandle<()>>,
-    mount: PathBuf,
     is_ending: Arc<AtomicBool>,
+    /// Where it is to be unmounted, unless somebody else does that.
+    mount: Option<PathBuf>,
 }
 
 /// Why there is no view.
@@ -118,11 +119,12 @@ impl View {
         let session = session(directory).map_err(failed)?;
         let notifier = session.notifier();
         shared.set_view_failed(false);
+        let is_ending = Arc::<AtomicBool>::default();
         let mut view = View {
             session: Some(session),
             growth: None,
-            mount: mount.to_owned(),
-            is_ending: Arc::default(),
+            mount: None,
+            is_ending: Arc::clone(&is_ending),
         };
         let growth = Growth {
             tree,
@@ -131,7 +133,7 @@ impl View {
             shared: Arc::clone(shared),
             mount: mount.to_owned(),
             notifier,
-            is_ending: Arc::clone(&view.is_ending),
+            is_ending,
             said: None,
         };
         let spawned = thread::Builder::new().name("view".into()).spawn(move || growth.run(&inbox));
@@ -142,8 +144,8 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
         self.is_ending.store(true, Ordering::SeqCst);
+        let (Some(session), Some(mount)) = (self.session.take(), &self.mount) else { return };
         if self.growth.as_ref().is_some_and(JoinHandle::is_finished) {
             // Somebody else unmounted it: what may be mounted there now is not ours.
             return;
