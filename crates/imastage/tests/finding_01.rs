@@ -79,7 +79,7 @@ fn verify(state: &str, key: &str, token: &str) -> Answer {
 
 #[test]
 fn finding_01_continuity_does_not_survive_tpm2_clear() {
-    let Some(machine) = Machine::start_with(&["--no-watch"]) else { return };
+    let Some(machine) = Machine::start_with(&[]) else { return };
     order(&machine, "reboot", &[]);
     let resets = clock(&machine).reset_count;
     let (honest, forged) = (machine.path("honest"), machine.path("forged"));
