@@ -18,6 +18,7 @@
 //! - [`Record::file_digest`], [`Record::signature`] and [`Record::event`] say what was measured,
 //!   [`check_boot_aggregate`] whether it fits the PCRs the kernel booted with; with the feature
 //!   `signatures`, files' signatures are verified;
+//! - [`Printable`] shows names and other foreign text on a terminal or in a log without obeying it;
 //! - with the feature `json`, the module `json` writes records as JSON lines and reads them; with
 //!   the feature `cel`, the module `cel` does so with the TCG Canonical Event Log.
 //!
@@ -69,6 +70,7 @@ mod kexec;
 mod keys;
 mod list_replay;
 mod pcrs;
+mod printable;
 mod record;
 mod replay;
 mod signature;
@@ -90,6 +92,7 @@ pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
 pub use keys::{KeyError, SigningKey, VerifyError};
 pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
 pub use pcrs::{BankPcrs, PcrSet};
+pub use printable::Printable;
 pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
 pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
