@@ -23,7 +23,7 @@ use axum::{
     routing::{get, post},
     serve::Listener,
 };
-use ima_log::{Bank, Extend};
+use ima_log::{Bank, Extend, IMA_PCR};
 use imastage_store::Reader;
 use serde::Deserialize;
 use tokio::{
@@ -130,11 +130,11 @@ async fn status(State(shared): State<Arc<Shared>>) -> Result<Json<Status>, Error
     let asked = tokio::task::spawn_blocking(move || {
         let mut status = shared.status().clone();
         if let Some(attester) = &shared.attester {
-            match attester.pcrs() {
-                Ok(pcrs) => {
-                    for pcr in pcrs {
-                        if let Some(bank) = status.banks.get_mut(&pcr.bank().to_string()) {
-                            bank.tpm = Some(pcr.to_string());
+            match attester.read_for_client(&[IMA_PCR]) {
+                Ok(values) => {
+                    for (bank, _, value) in values {
+                        if let Some(bank) = status.banks.get_mut(bank.name()) {
+                            bank.tpm = Some(value.to_string());
                         }
                     }
                 }
@@ -180,7 +180,7 @@ fn make_quote(shared: &Shared, request: &QuoteRequest) -> Result<QuoteReply, Err
     if banks.is_empty() {
         banks.push(attester.bank());
     }
-    let quote = attester.quote(&nonce, &banks).map_err(Error::internal)?;
+    let (quote, _) = attester.quote(&nonce, &banks, &[IMA_PCR]).map_err(Error::internal)?;
     shared.drain().map_err(|error| {
         Error::new(StatusCode::SERVICE_UNAVAILABLE, format!("the list was not drained: {error}"))
     })?;

@@ -1,35 +1,41 @@
-//! The TPM as the service uses it: one connection, one attestation key.
+//! The TPM as the service uses it: one connection, one attestation key, and an order of who is next.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod link;
+mod turns;
+
+use std::sync::Arc;
 
 use ima_log::{Bank, Digest, IMA_PCR};
-use imastage_tpm::{
-    AttestationKey, ClockInfo, Endpoint, KeyKind, PcrSelection, Quote, Tpm, TpmError,
-};
+use imastage_tpm::{ClockInfo, Endpoint, PcrSelection, PcrValue, Quote, TpmError};
 
-/// Quotes and reads PCR 10. Cheap to clone; all clones share one connection.
+use link::{Connection, Link};
+use turns::{Caller, Turns};
+
+/// Quotes and reads PCRs. Cheap to clone; all clones share one connection, which is made again by
+/// itself when it breaks.
+///
+/// The drain goes first: clients of the API have the TPM only while no drain waits for it, and give
+/// it back after each thing they ask of it.
 #[derive(Clone)]
 pub(crate) struct Attester {
-    inner: Arc<Mutex<Inner>>,
+    turns: Arc<Turns<Link>>,
     banks: Vec<Bank>,
     clock: ClockInfo,
     public_pem: String,
 }
 
-struct Inner {
-    tpm: Tpm,
-    key: AttestationKey,
-}
-
 impl Attester {
     /// Connects and makes the attestation key, which is the same each time for the same TPM.
+    ///
+    /// # Errors
+    /// [`TpmError`].
     pub(crate) fn connect(endpoint: &Endpoint) -> Result<Attester, TpmError> {
-        let mut tpm = Tpm::connect(endpoint)?;
-        let banks = tpm.banks()?;
-        let clock = tpm.clock()?;
-        let key = tpm.attestation_key(KeyKind::EccP256)?;
-        let public_pem = key.public_pem().to_owned();
-        Ok(Attester { inner: Arc::new(Mutex::new(Inner { tpm, key })), banks, clock, public_pem })
+        let mut connection = Connection::make(endpoint)?;
+        let banks = connection.tpm.banks()?;
+        let clock = connection.tpm.clock()?;
+        let public_pem = connection.key.public_pem().to_owned();
+        let turns = Arc::new(Turns::new(Link::new(endpoint.clone(), connection)));
+        Ok(Attester { turns, banks, clock, public_pem })
     }
 
     /// The banks the TPM has.
@@ -53,25 +59,99 @@ impl Attester {
         &self.public_pem
     }
 
+    /// These PCRs in every bank the TPM has, all of one moment, bank by bank, ascending. For the
+    /// drain: before all clients. One TPM command for eight values.
+    ///
+    /// # Errors
+    /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of them.
+    pub(crate) fn read(&self, pcrs: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
+        self.values(Caller::Drain, &selection(&self.banks, pcrs)?)
+    }
+
+    /// As [`Attester::read`], for a client.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub(crate) fn read_for_client(&self, pcrs: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
+        self.values(Caller::Client, &selection(&self.banks, pcrs)?)
+    }
+
     /// PCR 10 of every bank, all of one moment.
+    ///
+    /// # Errors
+    /// [`TpmError`].
     pub(crate) fn pcrs(&self) -> Result<Vec<Digest>, TpmError> {
-        let values = self.lock().tpm.pcr_values(&selection(&self.banks))?;
-        Ok(values.into_iter().map(|(_, _, value)| value).collect())
+        Ok(self.read(&[IMA_PCR])?.into_iter().map(|(_, _, value)| value).collect())
     }
 
-    /// A quote over PCR 10 of `banks`.
-    pub(crate) fn quote(&self, nonce: &[u8], banks: &[Bank]) -> Result<Quote, TpmError> {
-        let Inner { tpm, key } = &mut *self.lock();
-        tpm.quote(key, nonce, &selection(banks))
+    /// The clock and the counters as they are now, for the drain: another reset counter than
+    /// [`Attester::clock`]'s says that the TPM was reset since the service connected.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    #[allow(dead_code)]
+    pub(crate) fn clock_now(&self) -> Result<ClockInfo, TpmError> {
+        self.with(Caller::Drain, |connection| connection.tpm.clock())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic elsewhere leaves a connection that answers or fails; both are handled.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A quote over these PCRs of these banks, for a client, and their values if they were the same
+    /// before the quote and after it; `None` if they changed each time.
+    ///
+    /// # Errors
+    /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of them.
+    pub(crate) fn quote(
+        &self,
+        nonce: &[u8],
+        banks: &[Bank],
+        pcrs: &[u32],
+    ) -> Result<(Quote, Option<Vec<PcrValue>>), TpmError> {
+        const TRIES: usize = 3;
+        let selection = selection(banks, pcrs)?;
+        let mut before = self.values(Caller::Client, &selection)?;
+        let mut tries = 1;
+        loop {
+            let quote = self.with(Caller::Client, |connection| {
+                let Connection { tpm, key } = connection;
+                tpm.quote(key, nonce, &selection)
+            })?;
+            let after = self.values(Caller::Client, &selection)?;
+            if after == before {
+                return Ok((quote, Some(after)));
+            }
+            if tries == TRIES {
+                return Ok((quote, None));
+            }
+            before = after;
+            tries += 1;
+        }
+    }
+
+    fn values(
+        &self,
+        caller: Caller,
+        selection: &[PcrSelection],
+    ) -> Result<Vec<PcrValue>, TpmError> {
+        self.with(caller, |connection| connection.tpm.pcr_values(selection))
+    }
+
+    fn with<T>(
+        &self,
+        caller: Caller,
+        act: impl FnMut(&mut Connection) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
+        self.turns.with(caller, |link| link.act(&self.public_pem, act))
     }
 }
 
-/// PCR 10 of each bank.
-fn selection(banks: &[Bank]) -> Vec<PcrSelection> {
-    banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: 1 << IMA_PCR }).collect()
+/// These PCRs of each bank.
+fn selection(banks: &[Bank], pcrs: &[u32]) -> Result<Vec<PcrSelection>, TpmError> {
+    let mut selected = 0;
+    for pcr in pcrs.iter().copied() {
+        if pcr >= PcrSelection::PCRS {
+            let bank = banks.first().copied().unwrap_or(Bank::Sha256);
+            return Err(TpmError::NoPcr { bank, pcr });
+        }
+        selected |= 1 << pcr;
+    }
+    Ok(banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: selected }).collect())
 }

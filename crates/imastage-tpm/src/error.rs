@@ -70,6 +70,15 @@ pub enum TpmError {
     /// PCRs kept changing while they were read.
     #[error("PCRs changed each time they were read; try again when less is measured")]
     Unsteady,
+    /// The connection broke and could not be made again yet. For who keeps a connection and
+    /// makes it again by himself.
+    #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
+    Lost {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// What failed last.
+        why: String,
+    },
     /// swtpm is not installed.
     #[error("swtpm: {error}; install it with: apt-get install swtpm")]
     SwtpmMissing {
@@ -98,6 +107,15 @@ impl ResponseCode {
     /// Whether a TPM says that it does not know a hash.
     pub(crate) fn is_unknown_hash(self) -> bool {
         self.tpm().is_some_and(|code| code.base() == TpmRcBase::Hash)
+    }
+
+    /// Whether a TPM says that a handle in the command stands for nothing: what it stood for is gone
+    /// since the TPM was reset.
+    pub fn is_lost_handle(self) -> bool {
+        matches!(
+            self.tpm().map(|code| code.base()),
+            Some(TpmRcBase::ReferenceH0 | TpmRcBase::Handle)
+        )
     }
 
     /// The TPM's part of the code.
