@@ -80,7 +80,7 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
             Step::Suspend => Ask::Suspend { dump: false },
             Step::Dump => Ask::Suspend { dump: true },
             Step::Kexec => Ask::Kexec(Kexec::default()),
-            Step::Restart => Ask::Kexec(Kexec { forget: true, capacity: None }),
+            Step::Restart => Ask::Kexec(Kexec { forget: true, ..Kexec::default() }),
         })
     };
     let mut groups = Vec::new();

@@ -25,6 +25,13 @@ pub enum Command {
         /// Absolute paths.
         paths: Vec<PathBuf>,
     },
+    /// As [`Command::Measure`], by a policy rule with `pcr=`.
+    MeasureInto {
+        /// The PCR, 0 to 23.
+        pcr: u32,
+        /// Absolute paths.
+        paths: Vec<PathBuf>,
+    },
     /// Note that these files were changed while they were measured.
     Violation {
         /// Absolute paths. The files need not be there.

@@ -12,9 +12,11 @@ use std::{
 };
 
 use ima_list::{AppendError, List, Options, SharedList};
-use ima_log::{Bank, Digest, Extend, IMA_PCR, RecordBuf, RecordBuilder};
+use ima_log::{Bank, Digest, Extend, RecordBuf, RecordBuilder};
 use imastage_tpm::{SharedTpm, TpmError};
 use sha2::{Digest as _, Sha256};
+
+use crate::Kernel;
 
 /// What IMA does in the kernel: measures files, adds records to the list, extends the TPM. One for
 /// all who measure.
@@ -34,17 +36,18 @@ pub struct Policy {
     pub list: Options,
     /// The banks that have files; of the TPM's if it says none.
     pub banks: Option<Vec<Bank>>,
-    /// Banks whose hash the kernel has not when IMA starts: they are extended with the SHA-1 template
-    /// digest, padded with zeros, and their files show that (stock 6.1: sha384, sha512).
-    pub padded: Vec<Bank>,
+    /// The kernel that IMA is in, until another is started.
+    pub kernel: Kernel,
     /// Whether the kernel measures what it does itself: kexec and trimming.
     pub critical_data: bool,
 }
 
 /// What ends with a kernel.
 struct Boot {
+    kernel: Kernel,
     list: Arc<SharedList>,
-    measured: Mutex<HashSet<FileState>>,
+    /// Files, each with the PCR it was measured into.
+    measured: Mutex<HashSet<(FileState, u32)>>,
 }
 
 /// What became of a measurement.
@@ -64,26 +67,29 @@ pub const HASH: Bank = Bank::Sha256;
 impl Ima {
     /// Starts with an empty list and measures `boot_aggregate`, as a booting kernel does: over PCR
     /// 0 to 9 of the TPM's sha256 bank (of the sha1 bank, PCR 0 to 7, if there is no other), or
-    /// zeros without a TPM.
+    /// zeros if it finds no TPM.
     ///
     /// # Errors
     /// [`TpmError`] if the TPM does not tell its banks or PCRs.
     pub fn boot(policy: Policy, tpm: Option<SharedTpm>) -> Result<Ima, TpmError> {
         let banks = tpm.as_ref().map_or(Ok(Vec::new()), |tpm| tpm.lock().banks())?;
-        let boot = Mutex::new(Arc::new(Boot::of(SharedList::new(policy.list))));
+        let kernel = policy.kernel.clone();
+        let boot = Boot::of(kernel.clone(), SharedList::new(policy.list));
+        let boot = Mutex::new(Arc::new(boot));
         let ima = Ima { policy, tpm, banks, boot, failed_extends: AtomicU64::new(0) };
-        ima.add(&ima.boot_aggregate()?);
+        ima.add(&ima.boot_aggregate(&kernel)?);
         Ok(ima)
     }
 
-    /// Goes on with another list, as the next kernel does: nothing is known to be measured, and a
-    /// `boot_aggregate` follows what the list holds.
+    /// Goes on with another list, as the next kernel does (one like this, if it is not said which):
+    /// nothing is known to be measured, and a `boot_aggregate` follows what the list holds.
     ///
     /// # Errors
     /// As [`Ima::boot`]; the old list is still there then.
-    pub(crate) fn boot_again(&self, list: List) -> Result<(), TpmError> {
-        let aggregate = self.boot_aggregate()?;
-        *self.lock() = Arc::new(Boot::of(list.into()));
+    pub(crate) fn boot_again(&self, list: List, next: Option<Kernel>) -> Result<(), TpmError> {
+        let kernel = next.unwrap_or_else(|| self.current().kernel.clone());
+        let aggregate = self.boot_aggregate(&kernel)?;
+        *self.lock() = Arc::new(Boot::of(kernel, list.into()));
         self.add(&aggregate);
         Ok(())
     }
@@ -96,12 +102,24 @@ impl Ima {
         self.measure_file(File::open(path)?, path)
     }
 
+    /// As [`Ima::measure_path`], into a PCR of its own, as a policy rule with `pcr=` has it.
+    ///
+    /// # Errors
+    /// As [`Ima::measure_path`].
+    pub fn measure_path_into(&self, pcr: u32, path: &Path) -> io::Result<Outcome> {
+        self.measure(pcr, File::open(path)?, path)
+    }
+
     /// Measures an open file, to be called `path` in the list.
     ///
     /// # Errors
     /// What the system says when it cannot be read.
-    pub fn measure_file(&self, mut file: File, path: &Path) -> io::Result<Outcome> {
-        let state = FileState::of(&file)?;
+    pub fn measure_file(&self, file: File, path: &Path) -> io::Result<Outcome> {
+        self.measure(self.pcr(), file, path)
+    }
+
+    fn measure(&self, pcr: u32, mut file: File, path: &Path) -> io::Result<Outcome> {
+        let state = (FileState::of(&file)?, pcr);
         let boot = self.current();
         if !boot.measured().insert(state) {
             return Ok(Outcome::Known);
@@ -109,12 +127,12 @@ impl Ima {
         let digest = hash_file(&mut file).inspect_err(|_| {
             boot.measured().remove(&state);
         })?;
-        Ok(self.add(&RecordBuf::ima_ng(IMA_PCR, &digest, path.as_os_str().as_bytes())))
+        Ok(self.add(&RecordBuf::ima_ng(pcr, &digest, path.as_os_str().as_bytes())))
     }
 
     /// Notes that a file was changed while it was measured: no digest would be true of it.
     pub fn violate(&self, path: &Path) -> Outcome {
-        self.add(&RecordBuf::ima_ng_violation(IMA_PCR, HASH, path.as_os_str().as_bytes()))
+        self.add(&RecordBuf::ima_ng_violation(self.pcr(), HASH, path.as_os_str().as_bytes()))
     }
 
     /// Measures data that is no file. `name` is what the record calls it.
@@ -122,7 +140,7 @@ impl Ima {
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if no record can be so long, or so called.
     pub fn measure_data(&self, name: &[u8], data: &[u8]) -> io::Result<Outcome> {
-        let record = RecordBuilder::new(IMA_PCR).ima_buf(&HASH.hash(&[data]), name, data);
+        let record = RecordBuilder::new(self.pcr()).ima_buf(&HASH.hash(&[data]), name, data);
         let record = record
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
         Ok(self.add(&record))
@@ -155,17 +173,19 @@ impl Ima {
         // Everything slow that can be done before the list is locked is done before.
         let borrowed = record.record();
         let key = borrowed.template_digest(HASH);
-        let values: Vec<Digest> =
-            self.banks.iter().map(|bank| self.extend(*bank).value(*bank, &borrowed)).collect();
+        let boot = self.current();
+        let tpm = self.tpm.as_ref().filter(|_| !boot.kernel.tpm_late);
+        let value = |bank: &Bank| boot.kernel.value(*bank, &borrowed);
+        let values: Vec<Digest> = self.banks.iter().map(value).collect();
         let extend = || {
-            if let Some(tpm) = &self.tpm
+            if let Some(tpm) = tpm
                 && let Err(error) = tpm.lock().pcr_extend(borrowed.pcr(), &values)
             {
                 self.failed_extends.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%error, "PCR {} was not extended", borrowed.pcr());
             }
         };
-        match self.list().append(record, &key, extend) {
+        match boot.list.append(record, &key, extend) {
             Ok(()) => Outcome::Added,
             Err(AppendError::Duplicate) => Outcome::Known,
             Err(AppendError::Suspended) => Outcome::Refused,
@@ -187,9 +207,19 @@ impl Ima {
         self.tpm.as_ref()
     }
 
-    /// The banks that have files: those that were named, or the TPM's, and sha1 in any case.
+    /// The PCR that is extended unless a rule says another.
+    pub fn pcr(&self) -> u32 {
+        self.current().kernel.pcr
+    }
+
+    /// The banks that have files: those that were named, or those of the TPM that the kernel found,
+    /// and sha1 in any case.
     pub fn banks(&self) -> Vec<Bank> {
-        let mut banks = self.policy.banks.clone().unwrap_or_else(|| self.banks.clone());
+        let found = || match self.current().kernel.tpm_late {
+            true => Vec::new(),
+            false => self.banks.clone(),
+        };
+        let mut banks = self.policy.banks.clone().unwrap_or_else(found);
         if !banks.contains(&Bank::Sha1) {
             banks.insert(0, Bank::Sha1);
         }
@@ -198,7 +228,7 @@ impl Ima {
 
     /// What a bank is extended with.
     pub fn extend(&self, bank: Bank) -> Extend {
-        if self.policy.padded.contains(&bank) { Extend::Sha1Padded } else { Extend::Own }
+        self.current().kernel.extend(bank)
     }
 
     /// How many records the TPM was not extended with because it failed.
@@ -214,8 +244,8 @@ impl Ima {
         }
     }
 
-    fn boot_aggregate(&self) -> Result<RecordBuf, TpmError> {
-        let aggregate = match &self.tpm {
+    fn boot_aggregate(&self, kernel: &Kernel) -> Result<RecordBuf, TpmError> {
+        let aggregate = match self.tpm.as_ref().filter(|_| !kernel.tpm_late) {
             None => Digest::zero(HASH),
             Some(tpm) => {
                 let (bank, last) =
@@ -227,7 +257,7 @@ impl Ima {
                 bank.hash(&[&values])
             }
         };
-        Ok(RecordBuf::ima_ng(IMA_PCR, &aggregate, b"boot_aggregate"))
+        Ok(RecordBuf::ima_ng(kernel.pcr, &aggregate, kernel.boot_aggregate()))
     }
 
     fn current(&self) -> Arc<Boot> {
@@ -240,11 +270,11 @@ impl Ima {
 }
 
 impl Boot {
-    fn of(list: SharedList) -> Boot {
-        Boot { list: Arc::new(list), measured: Mutex::default() }
+    fn of(kernel: Kernel, list: SharedList) -> Boot {
+        Boot { kernel, list: Arc::new(list), measured: Mutex::default() }
     }
 
-    fn measured(&self) -> MutexGuard<'_, HashSet<FileState>> {
+    fn measured(&self) -> MutexGuard<'_, HashSet<(FileState, u32)>> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,7 @@
 //! IMA in user space: a measurement list behind a FUSE mount that looks like securityfs.
 //!
 //! A [`Sandbox`] measures real files (on request, and as root every program that is executed),
-//! keeps their records in the list that `ima-list` is, extends PCR 10 of a TPM with them in list
+//! keeps their records in the list that `ima-list` is, extends a PCR of a TPM with them in list
 //! order, and serves securityfs's files through FUSE: for development, for tests, and for machines
 //! whose kernel cannot stage.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod faults;
 mod files;
 mod filesystem;
 mod ima;
+mod kernel;
 mod machine;
 mod orders;
 mod reading;
@@ -24,5 +25,6 @@ pub use fault::{Fault, UnknownFault};
 pub use ima::{HASH, Ima, Outcome, Policy};
 pub use ima_list::Duplicates;
 pub use ima_securityfs::Dialect;
+pub use kernel::Kernel;
 pub use machine::{Carried, Hazard, Kexec, Machine};
 pub use sandbox::{Config, Sandbox, SandboxError, TpmChoice, tpm_of};

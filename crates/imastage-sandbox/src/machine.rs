@@ -14,7 +14,7 @@ use ima_securityfs::{Dialect, Grammar};
 use imastage_tpm::{Swtpm, TpmError};
 use serde::{Deserialize, Serialize};
 
-use crate::Ima;
+use crate::{Ima, Kernel};
 
 /// A machine with IMA in its kernel: it can be rebooted.
 pub struct Machine {
@@ -42,13 +42,16 @@ pub enum Hazard {
 }
 
 /// How a machine is kexec'ed.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Kexec {
     /// How large the buffer for the records is, in bytes; as the kernel would make it, if nothing
     /// is said.
     pub capacity: Option<usize>,
     /// The next kernel is handed no records (`CONFIG_IMA_KEXEC` is off).
     pub forget: bool,
+    /// The next kernel; one like this, if nothing is said.
+    #[serde(default)]
+    pub kernel: Option<Kernel>,
 }
 
 /// What a kexec carried over.
@@ -73,6 +76,9 @@ pub enum RebootError {
         "the TPM is not the sandbox's own and cannot be reset; with --tpm swtpm or none it can"
     )]
     NotOurs,
+    /// There is no such kernel.
+    #[error("a kernel that measures into PCR {0}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")]
+    NoSuchPcr(u32),
     /// The list is used without a mount.
     #[error("the list is used by this very process, not through a mount: it cannot be exchanged")]
     ListIsHeld,
@@ -141,6 +147,9 @@ impl Machine {
     /// [`RebootError`].
     pub(crate) fn kexec(&self, kexec: Kexec) -> Result<Carried, RebootError> {
         self.may_boot()?;
+        if let Some(kernel) = kexec.kernel.as_ref().filter(|k| !Kernel::PCRS.contains(&k.pcr)) {
+            return Err(RebootError::NoSuchPcr(kernel.pcr));
+        }
         let list = self.ima.list();
         let capacity = kexec.capacity.unwrap_or_else(|| segment_size(list.counts().held_bytes));
         self.ima.note_kexec("kexec_load", capacity);
@@ -156,7 +165,7 @@ impl Machine {
             self.restore(&buffer, dumped)
         };
         let carried = next.counts().total;
-        self.boot(next)?;
+        self.boot(next, kexec.kernel)?;
         Ok(Carried { before, carried, why: problem })
     }
 
@@ -177,7 +186,7 @@ impl Machine {
             shared.replace(tpm);
             *swtpm = Some((state, new));
         }
-        self.boot(List::new(self.ima.options()))?;
+        self.boot(List::new(self.ima.options()), None)?;
         Ok(())
     }
 
@@ -190,11 +199,11 @@ impl Machine {
         if self.list_is_held { Err(RebootError::ListIsHeld) } else { Ok(()) }
     }
 
-    fn boot(&self, list: List) -> Result<(), TpmError> {
+    fn boot(&self, list: List, kernel: Option<Kernel>) -> Result<(), TpmError> {
         // First, so that nobody gets hold of the next list through a file opened before.
         self.boots.fetch_add(1, Ordering::AcqRel);
         self.down.store(false, Ordering::Release);
-        self.ima.boot_again(list)
+        self.ima.boot_again(list, kernel)
     }
 
     fn restore(&self, buffer: &[u8], dumped: Result<(), KexecError>) -> (List, Option<String>) {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ima_log::{Decoder, Format, RecordBuf};
+use imastage_tpm::PcrSelection;
 use walkdir::WalkDir;
 
 use crate::{
@@ -31,7 +32,16 @@ pub(crate) fn carry_out(
     let ima = machine.ima();
     let mut measured = Measured::default();
     match command {
-        Command::Measure { paths } => measure(ima, &paths, &mut measured, progress)?,
+        Command::Measure { paths } => {
+            measure(&|path| ima.measure_path(path), &paths, &mut measured, progress)?;
+        }
+        Command::MeasureInto { pcr, paths } => {
+            if pcr >= PcrSelection::PCRS {
+                return Err(io::Error::other(format!("PCR {pcr}: a TPM has PCR 0 to 23")));
+            }
+            let into = |path: &Path| ima.measure_path_into(pcr, path);
+            measure(&into, &paths, &mut measured, progress)?;
+        }
         Command::Violation { paths } => {
             for path in paths {
                 measured.count(ima.violate(&path))?;
@@ -86,7 +96,7 @@ impl Measured {
 }
 
 fn measure(
-    ima: &Ima,
+    one: &dyn Fn(&Path) -> io::Result<Outcome>,
     paths: &[PathBuf],
     measured: &mut Measured,
     progress: &mut Progress<'_>,
@@ -103,7 +113,7 @@ fn measure(
             if !entry.file_type().is_file() {
                 continue;
             }
-            match ima.measure_path(entry.path()) {
+            match one(entry.path()) {
                 Ok(outcome) => measured.count(outcome)?,
                 Err(error) => {
                     measured.unreadable(format!("{}: {error}", entry.path().display()));

@@ -14,7 +14,7 @@ use imastage_tpm::{Endpoint, SharedTpm, Swtpm, Tpm, TpmError};
 use tempfile::TempDir;
 
 use crate::{
-    Hazard, Ima, Machine, Policy,
+    Hazard, Ima, Kernel, Machine, Policy,
     control::{self, RUN_LINK},
     exec_watch,
     fault::Fault,
@@ -35,9 +35,8 @@ pub struct Config {
     pub duplicates: Duplicates,
     /// The banks that have files, and that a swtpm has; all that the TPM has if it says none.
     pub banks: Option<Vec<Bank>>,
-    /// Banks whose hash the kernel has not when IMA starts, as stock 6.1 has not sha384 and sha512:
-    /// they are extended with padded SHA-1.
-    pub padded: Vec<Bank>,
+    /// The kernel that it is.
+    pub kernel: Kernel,
     /// Whether the kernel measures what it does itself: kexec and trimming.
     pub critical_data: bool,
     /// Whether programs are measured as they are executed, if that is permitted.
@@ -105,7 +104,7 @@ impl Config {
             dialect: Dialect::default(),
             duplicates: Duplicates::default(),
             banks: None,
-            padded: Vec::new(),
+            kernel: Kernel::default(),
             critical_data: false,
             watch: true,
             hazards: Vec::new(),
@@ -238,7 +237,7 @@ impl Sandbox {
         let policy = Policy {
             list: Options { duplicates: config.duplicates, rules },
             banks: config.banks.clone(),
-            padded: config.padded.clone(),
+            kernel: config.kernel.clone(),
             critical_data: config.critical_data,
         };
         let ima = Ima::boot(policy, tpm)?;

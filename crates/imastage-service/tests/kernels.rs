@@ -343,7 +343,7 @@ fn what_is_stored_outlives_a_kexec_that_carries_nothing() {
     let service = machine.service();
     machine.measure(5);
     service.drain().unwrap();
-    kexec(&machine, Kexec { capacity: None, forget: true });
+    kexec(&machine, Kexec { forget: true, ..Kexec::default() });
     machine.measure(5);
     service.drain().unwrap();
     // The list alone leads nowhere any more, with what is stored it does.
@@ -351,7 +351,7 @@ fn what_is_stored_outlives_a_kexec_that_carries_nothing() {
     assert_in_step(&service.status());
 
     machine.measure(3);
-    kexec(&machine, Kexec { capacity: None, forget: true });
+    kexec(&machine, Kexec { forget: true, ..Kexec::default() });
     machine.measure(2);
     service.drain().unwrap();
     let parting = parting(&service);
@@ -376,7 +376,7 @@ fn records_that_cannot_be_deleted_any_more_are_kept_before_they_are_lost() {
         let refused = service.status().since_start.last_error;
         assert_eq!(refused.is_some(), dialect != Dialect::V4, "{dialect}: {refused:?}");
         // They come back, or do not: neither doubles nor loses anything.
-        kexec(&machine, Kexec { capacity: None, forget: dialect == Dialect::Trim });
+        kexec(&machine, Kexec { forget: dialect == Dialect::Trim, ..Kexec::default() });
         machine.measure(3);
         service.drain().unwrap();
         machine.assert_complete();

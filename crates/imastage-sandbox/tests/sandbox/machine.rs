@@ -36,7 +36,7 @@ impl Mounted {
         }
     }
 
-    fn tpm(&self) -> Tpm {
+    pub fn tpm(&self) -> Tpm {
         Tpm::connect(&tpm_of(&self.mount()).unwrap()).unwrap()
     }
 
@@ -102,13 +102,13 @@ fn what_does_not_fit_is_lost_at_kexec() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     mounted.add(&["a", "b", "c"]);
     let all = fs::read(mounted.file(CURRENT)).unwrap();
-    let carried = mounted.kexec(Kexec { capacity: Some(24 + all.len() - 1), forget: false });
+    let carried = mounted.kexec(Kexec { capacity: Some(24 + all.len() - 1), ..Kexec::default() });
     assert_eq!((carried.before, carried.carried), (4, 3));
     let why = carried.why.unwrap();
     assert!(why.contains("record 3"), "{why}");
     assert_eq!(mounted.records(CURRENT), ["boot_aggregate", "a", "b", "boot_aggregate"]);
     assert!(!mounted.agrees_with_tpm(&fs::read(mounted.file(CURRENT)).unwrap()));
-    let carried = mounted.kexec(Kexec { forget: true, capacity: None });
+    let carried = mounted.kexec(Kexec { forget: true, ..Kexec::default() });
     assert_eq!((carried.before, carried.carried), (4, 0));
     assert_eq!(mounted.records(CURRENT), ["boot_aggregate"]);
 }
@@ -257,7 +257,8 @@ fn only_named_banks_have_files_and_pcrs() {
 
 #[test]
 fn padded_banks_are_extended_and_shown_as_stock_6_1_does() {
-    let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.padded = vec![Bank::Sha384]) else {
+    let padded = vec![Bank::Sha384];
+    let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.kernel.padded = padded) else {
         return;
     };
     mounted.add(&["a"]);

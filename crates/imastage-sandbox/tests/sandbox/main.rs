@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod clients;
+mod kernel;
 mod machine;
 mod mount;
 mod mounted;

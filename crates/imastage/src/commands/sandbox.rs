@@ -6,7 +6,7 @@ use std::{
 use clap::Subcommand;
 use ima_log::Bank;
 use imastage_sandbox::{
-    Config, Dialect, Duplicates, Fault, Hazard, Kexec, Sandbox, TpmChoice,
+    Config, Dialect, Duplicates, Fault, Hazard, Kernel, Kexec, Sandbox, TpmChoice,
     control::{Answer, Command as Ask, Measured, ask},
 };
 
@@ -26,7 +26,7 @@ pub struct Args {
     /// Where to mount it: a directory, made if it is not there.
     #[arg(long, value_name = "DIR", required = true)]
     mount: Option<PathBuf>,
-    /// The TPM whose PCR 10 it extends: `swtpm` (one of its own, ends with it), a device such as
+    /// The TPM that it extends: `swtpm` (one of its own, ends with it), a device such as
     /// /dev/tpm0, `unix:PATH`, `tcp:HOST:PORT`, or `none`.
     #[arg(long, value_name = "TPM", default_value = "swtpm")]
     tpm: TpmChoice,
@@ -45,10 +45,8 @@ pub struct Args {
     /// that the TPM has.
     #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
     banks: Option<Vec<Bank>>,
-    /// Banks that are extended with SHA-1, padded with zeros, because the kernel has not their hash when
-    /// IMA starts: sha384,sha512 for a stock 6.1.
-    #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
-    padded: Vec<Bank>,
+    #[command(flatten)]
+    kernel: KernelArgs,
     /// Measure what the kernel does itself, kexec and trimming, as with a policy rule for
     /// CRITICAL_DATA.
     #[arg(long)]
@@ -74,6 +72,10 @@ enum Action {
     Measure {
         #[command(flatten)]
         at: At,
+        /// The PCR to extend, as a policy rule with pcr=N says it, 0 to 23. Without this, the
+        /// kernel's own.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..24))]
+        pcr: Option<u32>,
         /// Files and directories.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
@@ -113,7 +115,8 @@ enum Action {
         #[arg(long)]
         dump: bool,
     },
-    /// Go on with another kernel: records are carried over, the TPM goes on.
+    /// Go on with another kernel: records are carried over, the TPM goes on. It is one like this,
+    /// unless an option says how it was built or what it finds.
     Kexec {
         #[command(flatten)]
         at: At,
@@ -124,6 +127,8 @@ enum Action {
         /// The next kernel takes no records over (CONFIG_IMA_KEXEC is off).
         #[arg(long)]
         forget: bool,
+        #[command(flatten)]
+        kernel: KernelArgs,
     },
     /// Reboot: an empty list, and the TPM is reset. Needs --tpm swtpm or none.
     Reboot {
@@ -137,6 +142,46 @@ enum Action {
     },
 }
 
+/// How a kernel was built, and what it finds when it starts.
+#[derive(clap::Args)]
+struct KernelArgs {
+    /// The PCR that is extended and that records name (CONFIG_IMA_MEASURE_PCR_IDX), 8 to 14;
+    /// otherwise 10.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(8..15))]
+    pcr: Option<u32>,
+    /// IMA starts late (CONFIG_IMA_INIT_LATE_SYNC, Linux 7.3): the first record is called
+    /// boot_aggregate_late.
+    #[arg(long)]
+    late: bool,
+    /// Banks that are extended with SHA-1, padded with zeros, because the kernel does not have their
+    /// hash when IMA starts: sha384,sha512 for a stock 6.1.
+    #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
+    padded: Vec<Bank>,
+    /// A kernel before 5.8: all banks are extended with padded SHA-1, and a violation extends them
+    /// with 20 bytes of 0xff, padded with zeros.
+    #[arg(long)]
+    padded_violations: bool,
+    /// IMA starts before the TPM's driver: boot_aggregate is zero and no PCR is extended, but
+    /// programs can use the TPM.
+    #[arg(long)]
+    tpm_late: bool,
+}
+
+impl KernelArgs {
+    /// `None` if none of them is given.
+    fn kernel(self) -> Option<Kernel> {
+        let default = Kernel::default();
+        let kernel = Kernel {
+            pcr: self.pcr.unwrap_or(default.pcr),
+            late: self.late,
+            padded: self.padded,
+            padded_violations: self.padded_violations,
+            tpm_late: self.tpm_late,
+        };
+        (self.pcr.is_some() || kernel != default).then_some(kernel)
+    }
+}
+
 #[derive(clap::Args)]
 struct At {
     /// Where the sandbox is mounted.
@@ -148,7 +193,14 @@ struct At {
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let Some(action) = args.action else { return serve(args, out) };
     let (at, order) = match action {
-        Action::Measure { at, paths } => (at, Ask::Measure { paths: absolute(paths)? }),
+        Action::Measure { at, pcr, paths } => {
+            let paths = absolute(paths)?;
+            let order = match pcr {
+                None => Ask::Measure { paths },
+                Some(pcr) => Ask::MeasureInto { pcr, paths },
+            };
+            (at, order)
+        }
         Action::Violation { at, paths } => (at, Ask::Violation { paths: absolute(paths)? }),
         Action::CriticalData { at, name, file } => {
             let data = hex::encode(data(file.as_deref())?);
@@ -159,7 +211,9 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
             (at, Ask::Replay { path, rate })
         }
         Action::Suspend { at, dump } => (at, Ask::Suspend { dump }),
-        Action::Kexec { at, capacity, forget } => (at, Ask::Kexec(Kexec { capacity, forget })),
+        Action::Kexec { at, capacity, forget, kernel } => {
+            (at, Ask::Kexec(Kexec { capacity, forget, kernel: kernel.kernel() }))
+        }
         Action::Reboot { at } => (at, Ask::Reboot),
         Action::Status { at } => (at, Ask::Status),
     };
@@ -189,7 +243,7 @@ fn serve(args: Args, out: &Output) -> Result<Outcome, Failure> {
         dialect: args.dialect,
         duplicates,
         banks: args.banks,
-        padded: args.padded,
+        kernel: args.kernel.kernel().unwrap_or_default(),
         critical_data: args.critical_data,
         watch: !args.no_watch,
         hazards: args.hazard,
