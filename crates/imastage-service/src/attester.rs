@@ -89,7 +89,6 @@ impl Attester {
     ///
     /// # Errors
     /// [`TpmError`].
-    #[allow(dead_code)]
     pub(crate) fn clock_now(&self) -> Result<ClockInfo, TpmError> {
         self.with(Caller::Drain, |connection| connection.tpm.clock())
     }

@@ -4,6 +4,7 @@ use ima_log::{Bank, Digest, Record, Replay};
 
 use crate::{
     banks::{BankReplay, Banks},
+    health::now,
     wire::{Cause, Parting, Verdict},
 };
 
@@ -23,6 +24,18 @@ pub struct Comparison {
     /// Where the kernel's own count tells that others deleted records, and how many.
     gap: Option<(u64, u64)>,
     is_asked: bool,
+}
+
+/// What the end of a drain has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Nothing that is to be kept.
+    Nothing,
+    /// TPM and store have parted: to be noted for good.
+    Parted(Parting),
+    /// All that is stored leads to the TPM's PCR in every bank: what was noted of a parting before
+    /// is refuted (a file that was restored, for one).
+    Refuted,
 }
 
 /// What is known about how a list and the TPM may have parted.
@@ -82,11 +95,16 @@ impl Comparison {
         matches!(self.verdict, Verdict::Parted(_))
     }
 
+    /// Whether the store is damaged.
+    pub fn is_damaged(&self) -> bool {
+        matches!(self.verdict, Verdict::Damaged { .. })
+    }
+
     /// Whether a drain that ended now would find that store and TPM part.
     pub fn is_apart(&self) -> bool {
         let agrees = |records| self.banks.apart(records).is_empty();
         let is_apart = self.is_asked && !self.banks.agreed().is_some_and(agrees);
-        !self.has_parted() && (self.gap.is_some() || is_apart)
+        !self.has_parted() && !self.is_damaged() && (self.gap.is_some() || is_apart)
     }
 
     /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
@@ -121,36 +139,50 @@ impl Comparison {
         self.banks.push(records);
     }
 
-    /// Ends a drain that stored everything there was: decides. `now` reads the TPM again. Gives
-    /// what is to be noted for good, if TPM and store have parted.
-    pub fn judge<E>(
+    /// Ends a drain that stored everything there was: decides. `now` reads the TPM again; `None` if
+    /// it does not answer.
+    pub fn judge(
         &mut self,
         circumstances: &Circumstances,
-        now: impl FnOnce() -> Result<Option<Vec<Digest>>, E>,
-    ) -> Result<Option<Parting>, E> {
+        now: impl FnOnce() -> Option<Vec<Digest>>,
+    ) -> Judgement {
+        if self.is_damaged() {
+            // What is not there cannot be told from what others deleted.
+            return Judgement::Nothing;
+        }
         if matches!(self.verdict, Verdict::Altered { .. }) {
             // This time it was read as it was measured.
             self.verdict = Verdict::Unchecked;
         }
         if self.gap.is_some() && !self.has_parted() {
             // Sooner or later the PCR will show it.
-            return Ok(Some(self.part(Vec::new(), circumstances)));
+            return Judgement::Parted(self.part(Vec::new(), circumstances));
         }
-        if !self.is_asked || self.has_parted() {
+        if !self.is_asked {
+            return Judgement::Nothing;
+        }
+        let agreed = self.banks.agreed();
+        let apart = agreed.map(|records| self.banks.apart(records)).unwrap_or_default();
+        let records = match agreed {
+            Some(records) if apart.is_empty() => records,
             // Once something is missing, no later PCR of this epoch can be reached.
-            return Ok(None);
-        }
-        let Some(records) = self.banks.agreed() else {
-            return Ok(Some(self.part(Vec::new(), circumstances)));
+            _ if self.has_parted() => return Judgement::Nothing,
+            _ => {
+                if agreed.is_some() {
+                    self.banks.settle();
+                }
+                return Judgement::Parted(self.part(apart, circumstances));
+            }
         };
-        let apart = self.banks.apart(records);
         self.banks.settle();
-        if !apart.is_empty() {
-            return Ok(Some(self.part(apart, circumstances)));
-        }
-        self.in_step = self.later(records, now()?);
+        let judgement = match self.has_parted() {
+            true => Judgement::Refuted,
+            false => Judgement::Nothing,
+        };
+        self.gap = None;
+        self.in_step = self.later(records, now());
         self.verdict = Verdict::InStep { records: self.in_step };
-        Ok(None)
+        judgement
     }
 
     /// When nothing is measured at the moment, the TPM's value is that of the last record.
@@ -171,9 +203,14 @@ impl Comparison {
 
     /// Ends a drain that found the record at `index` altered.
     pub fn altered(&mut self, index: u64, why: String) {
-        if !self.has_parted() {
+        if !self.has_parted() && !self.is_damaged() {
             self.verdict = Verdict::Altered { index, why };
         }
+    }
+
+    /// Says that the store is damaged: nothing is concluded from it any more.
+    pub fn damaged(&mut self, why: String) {
+        self.verdict = Verdict::Damaged { why };
     }
 
     /// TPM and store have parted, in `apart` alone if that is not empty.
@@ -227,10 +264,4 @@ impl Comparison {
 /// Whether a kernel began with this record (the second name is that of Linux 7.3).
 pub(crate) fn is_boot_aggregate(record: &Record<'_>) -> bool {
     matches!(record.event_name(), Some(b"boot_aggregate" | b"boot_aggregate_late"))
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

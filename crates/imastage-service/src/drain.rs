@@ -10,21 +10,40 @@ use imastage_source::{Dialect, Source, SourceError};
 use imastage_store::{Note, Store, StoreError};
 
 use crate::{
-    compare::{Circumstances, Comparison},
+    compare::{Circumstances, Comparison, Judgement, is_boot_aggregate},
+    health::now,
     place,
 };
 
-/// Reads PCR 10 of all banks, all of one moment.
-pub type ReadPcrs = Box<dyn FnMut() -> Result<Vec<Digest>, String> + Send>;
+/// What a drain asks a TPM.
+pub trait AskTpm: Send {
+    /// PCR 10 of all banks, all of one moment.
+    ///
+    /// # Errors
+    /// Why the TPM did not answer, in words.
+    fn pcrs(&mut self) -> Result<Vec<Digest>, String>;
+
+    /// How often it was reset (TPMS_CLOCK_INFO.resetCount); `None` if it does not count.
+    ///
+    /// # Errors
+    /// Why the TPM did not answer, in words.
+    fn reset_count(&mut self) -> Result<Option<u32>, String>;
+}
 
 /// Drains one list into one store.
 pub struct Drainer {
     source: Box<dyn Source>,
     store: Store,
     comparison: Comparison,
-    read_pcrs: Option<ReadPcrs>,
+    tpm: Option<Box<dyn AskTpm>>,
     /// Why the TPM did not answer, if it was asked and did not.
     tpm_error: Option<String>,
+    /// When it was asked last and did, in seconds since 1970.
+    compared: Option<u64>,
+    /// What was noted of a parting of store and TPM.
+    parted: Vec<Note>,
+    /// Why this epoch is over, once it is.
+    over: Option<(u32, u32)>,
     /// How many of the list's first records are stored already; `None` until that is known.
     stored_in_list: Option<u64>,
     /// How many records the list's kernel had up to the last one that was taken, where it tells.
@@ -77,25 +96,41 @@ pub enum DrainError {
     #[error("the list changed while it was looked at; nothing was deleted")]
     Moved,
     /// The TPM did not answer.
-    #[error("TPM: {0}")]
+    #[error("TPM: {0}; nothing was deleted from the list")]
     Tpm(String),
+    /// The TPM was reset: what is in the list belongs to another epoch.
+    #[error(
+        "the TPM was reset under the running service (its reset counter is {now}, and was {was}): \
+         nothing more is stored in this epoch, and nothing is deleted from the list; start the \
+         service again, which begins a new epoch"
+    )]
+    TpmReset {
+        /// The reset counter of the epoch.
+        was: u32,
+        /// The reset counter now.
+        now: u32,
+    },
 }
 
 impl Drainer {
-    /// Drains `source` into `store`, which has an epoch. `read_pcrs` reads PCR 10; `comparison` has
-    /// replayed what is stored.
+    /// Drains `source` into `store`, which has an epoch. `comparison` has replayed what is stored;
+    /// `parted` is what was noted of a parting of store and TPM.
     pub fn new(
         source: Box<dyn Source>,
         store: Store,
-        read_pcrs: Option<ReadPcrs>,
+        tpm: Option<Box<dyn AskTpm>>,
         comparison: Comparison,
+        parted: Vec<Note>,
     ) -> Drainer {
         Drainer {
             source,
             store,
             comparison,
-            read_pcrs,
+            tpm,
             tpm_error: None,
+            compared: None,
+            parted,
+            over: None,
             stored_in_list: None,
             position: None,
             counts_since_step: false,
@@ -155,6 +190,23 @@ impl Drainer {
         self.tpm_error.as_deref()
     }
 
+    /// When the TPM was asked last and answered, in seconds since 1970.
+    pub fn compared(&self) -> Option<u64> {
+        self.compared
+    }
+
+    /// Replaces what is known of the store, which was damaged: `comparison` has replayed it again.
+    pub fn compare_anew(&mut self, comparison: Comparison) {
+        self.comparison = comparison;
+        self.stored_in_list = None;
+        self.copied = None;
+    }
+
+    /// Says that the store is damaged: nothing is concluded from it, and nothing deleted.
+    pub fn damaged(&mut self, why: String) {
+        self.comparison.damaged(why);
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
@@ -178,9 +230,16 @@ impl Drainer {
     }
 
     fn try_drain(&mut self, round: &mut Round) -> Result<(), DrainError> {
+        if let Some((was, now)) = self.over {
+            return Err(DrainError::TpmReset { was, now });
+        }
+        if self.comparison.is_damaged() {
+            // What is stored behind the damage may not be found again: it stays in the list, too.
+            return self.try_copy(round);
+        }
         if self.stored_in_list.is_none() {
-            let Drainer { source, store, comparison, read_pcrs, .. } = self;
-            let place = place::find(source.as_mut(), store, comparison, read_pcrs)?;
+            let Drainer { source, store, comparison, tpm, .. } = self;
+            let place = place::find(source.as_mut(), store, comparison, tpm)?;
             self.stored_in_list = Some(place.stored as u64);
         }
         // Whatever the TPM was extended with by now is in the store or in the list. If it does not
@@ -194,14 +253,18 @@ impl Drainer {
     }
 
     fn try_copy(&mut self, round: &mut Round) -> Result<(), DrainError> {
+        if let Some((was, now)) = self.over {
+            return Err(DrainError::TpmReset { was, now });
+        }
         let waiting = self.source.count()?;
         if self.copied == Some(waiting) {
             return Ok(());
         }
-        let Drainer { source, store, comparison, read_pcrs, .. } = self;
-        let place = place::find(source.as_mut(), store, comparison, read_pcrs)?;
+        let Drainer { source, store, comparison, tpm, over, .. } = self;
+        let place = place::find(source.as_mut(), store, comparison, tpm)?;
         let records = parse(&place.bytes)?;
         let (_, new) = records.split_at(place.stored.min(records.len()));
+        same_boot(store, new, tpm, over)?;
         comparison.begin(place.pcrs);
         keep(store, new)?;
         comparison.push(new);
@@ -215,7 +278,7 @@ impl Drainer {
 
     /// Takes one batch, and tells whether there may be more from before it was taken.
     fn take(&mut self, round: &mut Round) -> Result<bool, DrainError> {
-        let Drainer { source, store, comparison, .. } = self;
+        let Drainer { source, store, comparison, tpm, over, .. } = self;
         comparison.turn();
         let is_freed = source.dialect() != Dialect::Follow;
         let since = Instant::now();
@@ -236,6 +299,7 @@ impl Drainer {
                 return Err(DrainError::Moved);
             }
         }
+        same_boot(store, new, tpm, over)?;
         // Before the first record of an epoch there is nothing that a kernel could have deleted.
         let taken = self.position.or(store.is_empty().then_some(0));
         keep(store, new)?;
@@ -266,17 +330,7 @@ impl Drainer {
 
     /// PCR 10 now, if there is a TPM and it answers.
     fn pcrs(&mut self) -> Option<Vec<Digest>> {
-        let read = self.read_pcrs.as_mut()?;
-        match read() {
-            Ok(pcrs) => {
-                self.tpm_error = None;
-                Some(pcrs)
-            }
-            Err(error) => {
-                self.tpm_error = Some(error);
-                None
-            }
-        }
+        ask(&mut self.tpm, &mut self.tpm_error)
     }
 
     fn judge(&mut self) -> Result<(), DrainError> {
@@ -293,27 +347,48 @@ impl Drainer {
             gaps_are_seen: self.counts_since_step,
             holders: self.others(),
         };
-        let Drainer { read_pcrs, comparison, store, .. } = self;
-        let now = || -> Result<_, DrainError> {
-            match read_pcrs {
-                Some(read) => read().map(Some).map_err(DrainError::Tpm),
-                None => Ok(None),
+        if self.comparison.is_apart() {
+            // A TPM that was reset is no reason to say that anything is missing.
+            if let (Some(was), Some(tpm)) = (self.epoch_resets(), &mut self.tpm) {
+                let now = tpm.reset_count().map_err(DrainError::Tpm)?;
+                not_reset(was, now, &mut self.over)?;
             }
-        };
-        if let Some(parting) = comparison.judge(&circumstances, now)? {
-            let after =
-                parting.after.map_or("the beginning".to_owned(), |at| format!("index {at}"));
-            tracing::error!("between {after} and index {}: {}", parting.before, parting.text);
-            store.note(&Note {
-                index: parting.before,
-                after: parting.after,
-                time: parting.time,
-                kind: parting.cause.to_string(),
-                text: parting.text,
-            })?;
+        }
+        if self.tpm.is_some() && self.tpm_error.is_none() {
+            self.compared = Some(now());
+        }
+        let Drainer { tpm, tpm_error, comparison, store, parted, .. } = self;
+        match comparison.judge(&circumstances, || ask(tpm, tpm_error)) {
+            Judgement::Nothing => {}
+            Judgement::Parted(parting) => {
+                let note = Note {
+                    index: parting.before,
+                    after: parting.after,
+                    time: parting.time,
+                    kind: parting.cause.to_string(),
+                    text: parting.text,
+                };
+                store.note(&note)?;
+                parted.push(note);
+            }
+            Judgement::Refuted => {
+                for note in parted.drain(..) {
+                    tracing::info!(
+                        "all records replay to the TPM's PCRs: what was noted about index {} is \
+                         withdrawn ({})",
+                        note.index,
+                        note.text
+                    );
+                }
+            }
         }
         self.counts_since_step = self.position.is_some();
         Ok(())
+    }
+
+    /// The TPM's reset counter when the epoch began.
+    fn epoch_resets(&self) -> Option<u32> {
+        self.store.epoch().and_then(|epoch| epoch.id.reset_count)
     }
 
     /// Who else has the list's files open, in words.
@@ -331,9 +406,46 @@ impl Drainer {
         self.store.rollback();
         self.stored_in_list = None;
         self.copied = None;
-        if let DrainError::Store(StoreError::WrongDigest { index, .. }) = error {
-            self.comparison.altered(*index, error.to_string());
+        match error {
+            DrainError::Store(StoreError::WrongDigest { index, .. }) => {
+                self.comparison.altered(*index, error.to_string());
+            }
+            DrainError::Tpm(error) => self.tpm_error = Some(error.clone()),
+            _ => {}
         }
+    }
+}
+
+/// PCR 10 now, if there is a TPM and it answers.
+fn ask(tpm: &mut Option<Box<dyn AskTpm>>, error: &mut Option<String>) -> Option<Vec<Digest>> {
+    let answer = tpm.as_mut()?.pcrs();
+    *error = answer.as_ref().err().cloned();
+    answer.ok()
+}
+
+/// A kernel begins with a `boot_aggregate`. If that kernel was not started by kexec, the TPM was
+/// reset for it.
+fn same_boot(
+    store: &Store,
+    new: &[Record<'_>],
+    tpm: &mut Option<Box<dyn AskTpm>>,
+    over: &mut Option<(u32, u32)>,
+) -> Result<(), DrainError> {
+    let was = store.epoch().and_then(|epoch| epoch.id.reset_count);
+    let (Some(was), Some(tpm)) = (was, tpm) else { return Ok(()) };
+    if !new.iter().any(is_boot_aggregate) {
+        return Ok(());
+    }
+    not_reset(was, tpm.reset_count().map_err(DrainError::Tpm)?, over)
+}
+
+fn not_reset(was: u32, now: Option<u32>, over: &mut Option<(u32, u32)>) -> Result<(), DrainError> {
+    match now {
+        Some(now) if now != was => {
+            *over = Some((was, now));
+            Err(DrainError::TpmReset { was, now })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use imastage_store::{Store, StoreError};
 use crate::{
     align::{Alignment, Question, align},
     compare::Comparison,
-    drain::{DrainError, ReadPcrs, parse},
+    drain::{AskTpm, DrainError, parse},
 };
 
 /// A list that was looked at.
@@ -27,7 +27,7 @@ pub fn find(
     source: &mut dyn Source,
     store: &Store,
     comparison: &Comparison,
-    read_pcrs: &mut Option<ReadPcrs>,
+    tpm: &mut Option<Box<dyn AskTpm>>,
 ) -> Result<Place, DrainError> {
     const TRIES: u32 = 5;
     const WAIT: Duration = Duration::from_millis(50);
@@ -40,19 +40,19 @@ pub fn find(
         let before_pcr = parse(&bytes)?.len();
         // A list's last record may be in it a moment before the PCR is extended with it; then no
         // answer fits, and all is asked again.
-        let pcrs = match read_pcrs {
-            Some(read) => Some(read().map_err(DrainError::Tpm)?),
+        let pcrs = match tpm {
+            Some(tpm) => Some(tpm.pcrs().map_err(DrainError::Tpm)?),
             None => None,
         };
         look.read(&mut |chunk| bytes.extend_from_slice(chunk))?;
         drop(look);
 
         let list = parse(&bytes)?;
-        let is_known_to_part = comparison.has_parted();
-        // No PCR is reached any more then.
-        let asked = pcrs.as_deref().filter(|_| !is_known_to_part).unwrap_or_default();
+        let asked = pcrs.as_deref().unwrap_or_default();
         let stored = match align_in_any(store, comparison, &list, before_pcr, asked)? {
             Alignment::Continues { stored, .. } => stored,
+            // No PCR is reached any more: it was noted before, and not refuted now.
+            Alignment::Parted { stored } if comparison.has_parted() => stored,
             Alignment::Parted { .. } | Alignment::Ambiguous if attempt < TRIES => {
                 thread::sleep(WAIT);
                 continue;

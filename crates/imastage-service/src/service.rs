@@ -1,5 +1,4 @@
 use std::{
-    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -10,25 +9,25 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{Bank, Extend, Replay};
+use ima_log::{Bank, Digest};
 use imastage_source::Source;
-use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
+use imastage_store::{EpochId, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
 
 use crate::{
-    api,
+    api, at_rest,
     attester::Attester,
-    banks::Banks,
     closed::{self, ClosedEpochs},
     compare::Comparison,
-    drain::{DrainError, Drainer, ReadPcrs},
+    drain::{AskTpm, DrainError, Drainer},
     drain_loop::{DrainLoop, Request, describe},
     epoch,
+    health::{Health, now},
     memory::Memory,
     metrics::Metrics,
     pulse::{Pulse, Watched},
     view::{View, ViewError},
-    wire::{Activity, BankStatus, Cause, Parting, Status, Verdict},
+    wire::{Activity, Status, Verdict},
 };
 
 /// How a service is to run.
@@ -122,41 +121,41 @@ impl Service {
     /// cannot be drained at the moment is no error: it is tried again.
     pub fn start(config: Config, mut source: Box<dyn Source>) -> Result<Service, ServiceError> {
         let mut store = Store::open(&config.state)?;
-        report(store.recovery());
+        at_rest::report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
         let notes = imastage_store::notes(&config.state)?;
         let epoch = epoch::enter(&mut store, epoch_id(attester.as_ref()), &notes, source.as_mut())?;
         let known = Memory::load(&config.state, epoch, store.len());
         let memory = known.unwrap_or(Memory { epoch, in_step: 0 });
-        let damage = damage(&config.state)?;
-        let parted = parted(&config.state)?;
-        let banks = match &attester {
-            Some(attester) => replayed(&config.state, &store, attester.banks()),
-            None => Banks::new(&[]),
+        let damage = at_rest::damage(&config.state)?;
+        let (parted, notes) = at_rest::parted(&config.state)?;
+        let pulse = Pulse::default();
+        let kept = attester.as_ref().map(Attester::banks).unwrap_or_default();
+        let comparison = match damage.first() {
+            None => {
+                let banks = at_rest::replayed(&config.state, kept, &pulse)?;
+                Comparison::new(banks, parted, memory.in_step)
+            }
+            Some(why) => {
+                let verdict = Verdict::Damaged { why: why.clone() };
+                Comparison::new(at_rest::committed(&store, kept), verdict, memory.in_step)
+            }
         };
-
-        let read_pcrs = attester.clone().map(|attester| -> ReadPcrs {
-            Box::new(move || attester.pcrs().map_err(|error| error.to_string()))
-        });
         let mut status = Status {
-            verdict: parted.clone(),
             problems: damage,
             pid: Some(std::process::id()),
-            epoch: 0,
-            records: 0,
-            bytes: 0,
-            banks: BTreeMap::new(),
             since_start: Activity {
                 source: source.name(),
                 dialect: source.dialect().to_string(),
                 ..Activity::default()
             },
+            ..Status::default()
         };
-        let comparison = Comparison::new(banks, parted, memory.in_step);
-        let pulse = Pulse::default();
         let source = Box::new(Watched::new(source, pulse.clone()));
-        let drainer = Drainer::new(source, store, read_pcrs, comparison);
+        let tpm = attester.clone().map(|attester| Box::new(attester) as Box<dyn AskTpm>);
+        let drainer = Drainer::new(source, store, tpm, comparison, notes);
         describe(&mut status, &drainer);
+        status.health = Health::of(&status, now());
 
         let (requests, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
@@ -253,6 +252,12 @@ impl Shared {
         })?
     }
 
+    /// Tells the drain loop what a check of the whole store found, and how long that took.
+    pub(crate) fn checked(&self, damage: Vec<String>, took: Duration) {
+        // If the loop has ended nobody needs to know.
+        let _ = self.requests.send(Request::Checked(damage, took));
+    }
+
     fn ask_for_drain(&self) -> Result<mpsc::Receiver<Result<(), String>>, String> {
         let (answer, answered) = mpsc::sync_channel(1);
         self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())?;
@@ -261,45 +266,6 @@ impl Shared {
 }
 
 const STOPPED: &str = "the service is stopping";
-
-/// The state that a state directory tells when no service runs.
-///
-/// # Errors
-/// [`StoreError`] if it is not a state directory or cannot be read.
-pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
-    let reader = Reader::open(state)?;
-    Ok(Status {
-        verdict: parted(state)?,
-        problems: damage(state)?,
-        pid: None,
-        epoch: reader.epoch().number,
-        records: reader.len(),
-        bytes: reader.bytes(),
-        banks: reader
-            .running()
-            .iter()
-            .map(|pcr| {
-                let replayed = pcr.to_string();
-                (pcr.bank().to_string(), BankStatus { replayed, tpm: None, extended_with: None })
-            })
-            .collect(),
-        since_start: Activity::default(),
-    })
-}
-
-/// Says what an interrupted commit had left.
-fn report(recovery: &Recovery) {
-    let Recovery { commit_bytes, record_bytes, kept } = recovery;
-    if *commit_bytes + *record_bytes > 0 {
-        tracing::info!("cut off what a crash interrupted: {record_bytes} bytes of records");
-    }
-    if let Some(kept) = kept {
-        tracing::warn!(
-            "the last commit was torn or damaged; what it may have covered is kept in {}",
-            kept.display()
-        );
-    }
-}
 
 /// What tells the epoch of this boot from others.
 fn epoch_id(attester: Option<&Attester>) -> EpochId {
@@ -314,52 +280,12 @@ fn epoch_id(attester: Option<&Attester>) -> EpochId {
     }
 }
 
-/// Replays what is stored in every bank of the TPM. Linear in the records. If they cannot be read
-/// any more, as many banks are known as the store keeps.
-fn replayed(state: &Path, store: &Store, banks: &[Bank]) -> Banks {
-    let all = || -> Result<Banks, StoreError> {
-        let mut replays = Banks::new(banks);
-        let mut cursor = Reader::open(state)?.records(0)?;
-        while let Some(record) = cursor.next_record()? {
-            replays.push(&[record]);
-        }
-        Ok(replays)
-    };
-    all().unwrap_or_else(|error| {
-        tracing::error!("not all banks of the TPM can be compared: {error}");
-        let kept = banks.iter().filter_map(|bank| {
-            let value = store.running(*bank)?;
-            Some(vec![Replay::resume(value, Extend::Own)])
-        });
-        Banks::resume(kept.collect(), store.len())
-    })
-}
-
-/// Reads everything that is stored again, and says in words what is damaged.
-fn damage(state: &Path) -> Result<Vec<String>, StoreError> {
-    let damage = imastage_store::check(state)?.damage;
-    for found in &damage {
-        tracing::error!("the store is damaged: {found}");
+impl AskTpm for Attester {
+    fn pcrs(&mut self) -> Result<Vec<Digest>, String> {
+        Attester::pcrs(self).map_err(|error| error.to_string())
     }
-    Ok(damage.iter().map(ToString::to_string).collect())
-}
 
-/// Whether TPM and store parted before, as was noted then: no later PCR of the epoch is reached.
-fn parted(state: &Path) -> Result<Verdict, StoreError> {
-    let notes = imastage_store::notes(state)?;
-    let parting = notes.into_iter().find_map(|note| {
-        Some(Parting {
-            after: note.after,
-            before: note.index,
-            cause: cause(&note.kind)?,
-            time: note.time,
-            text: note.text,
-        })
-    });
-    Ok(parting.map_or(Verdict::Unchecked, Verdict::Parted))
-}
-
-/// The cause that a note tells, if it tells of a parting.
-fn cause(kind: &str) -> Option<Cause> {
-    serde_json::from_value(kind.into()).ok()
+    fn reset_count(&mut self) -> Result<Option<u32>, String> {
+        self.clock_now().map(|clock| Some(clock.reset_count)).map_err(|error| error.to_string())
+    }
 }

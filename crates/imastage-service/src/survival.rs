@@ -20,7 +20,7 @@ use imastage_store::{EpochId, Reader, Store};
 use crate::{
     banks::Banks,
     compare::Comparison,
-    drain::{DrainError, Drainer, ReadPcrs},
+    drain::{AskTpm, DrainError, Drainer},
     wire::Verdict,
 };
 
@@ -80,15 +80,18 @@ impl World {
         self.lock().is_held = true;
         Held(self.clone())
     }
+}
 
-    fn read_pcrs(&self) -> ReadPcrs {
-        let world = self.clone();
-        Box::new(move || {
-            world.lock().happen();
-            let pcrs: Vec<Digest> = world.lock().pcrs.iter().map(Replay::value).collect();
-            world.lock().happen();
-            Ok(pcrs)
-        })
+impl AskTpm for World {
+    fn pcrs(&mut self) -> Result<Vec<Digest>, String> {
+        self.lock().happen();
+        let pcrs: Vec<Digest> = self.lock().pcrs.iter().map(Replay::value).collect();
+        self.lock().happen();
+        Ok(pcrs)
+    }
+
+    fn reset_count(&mut self) -> Result<Option<u32>, String> {
+        Ok(None)
     }
 }
 
@@ -210,7 +213,7 @@ fn drainer(world: &World, state: &Path, flavour: Flavour) -> Drainer {
     let comparison = Comparison::new(banks, Verdict::Unchecked, 0);
     let source = InProcess::new(Arc::clone(&world.lock().list), flavour);
     let source = Mortal { source, world: world.clone() };
-    Drainer::new(Box::new(source), store, Some(world.read_pcrs()), comparison)
+    Drainer::new(Box::new(source), store, Some(Box::new(world.clone())), comparison, Vec::new())
 }
 
 fn die_and_compare(flavour: Flavour, kills: u64) {

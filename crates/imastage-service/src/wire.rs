@@ -4,9 +4,14 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::{Health, State};
+
 /// `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// What is wrong, the worst first.
+    #[serde(default)]
+    pub health: Health,
     /// Whether TPM and store agree.
     pub verdict: Verdict,
     /// In words, what is wrong and what to do; empty when nothing is.
@@ -55,8 +60,20 @@ pub struct Activity {
     pub holders: Vec<Holder>,
     /// Why the last drain failed, or did not delete what it stored; `None` if it did.
     pub last_error: Option<String>,
+    /// What that means for the service's health.
+    #[serde(default)]
+    pub last_error_state: Option<State>,
     /// Why the TPM did not tell its PCRs at the last drain; `None` if it did, or there is none.
     pub tpm_error: Option<String>,
+    /// Why the view cannot be read; `None` if it can, or there is none.
+    #[serde(default)]
+    pub view_error: Option<String>,
+    /// When the list was last drained, or its records stored, in seconds since 1970.
+    #[serde(default)]
+    pub drained: Option<u64>,
+    /// When store and TPM were last compared, in seconds since 1970.
+    #[serde(default)]
+    pub compared: Option<u64>,
 }
 
 /// A process that has one of the list's files open.
@@ -73,10 +90,11 @@ pub struct Holder {
 }
 
 /// Whether TPM and store agree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum Verdict {
     /// There is no TPM to compare with, or nothing was compared yet.
+    #[default]
     Unchecked,
     /// The first `records` stored records replay to the TPM's PCR.
     InStep {
@@ -101,11 +119,23 @@ pub enum Verdict {
         /// What was found.
         why: String,
     },
+    /// The store cannot be read, or does not hold what was stored: nothing is concluded from it.
+    Damaged {
+        /// What was found first.
+        why: String,
+    },
+    /// The PCR is zero in every bank although there are records: the kernel does not extend this
+    /// TPM. No record is proven, and none is deleted.
+    NotExtended {
+        /// What was found, and what to do.
+        why: String,
+    },
 }
 
 impl Verdict {
     /// All names there are.
-    pub const NAMES: [&str; 5] = ["unchecked", "in-step", "behind", "parted", "altered"];
+    pub const NAMES: [&str; 7] =
+        ["unchecked", "in-step", "behind", "parted", "altered", "damaged", "not-extended"];
 
     /// Its name, as in JSON.
     pub fn name(&self) -> &'static str {
@@ -115,6 +145,8 @@ impl Verdict {
             Verdict::Behind { .. } => "behind",
             Verdict::Parted(_) => "parted",
             Verdict::Altered { .. } => "altered",
+            Verdict::Damaged { .. } => "damaged",
+            Verdict::NotExtended { .. } => "not-extended",
         }
     }
 }

@@ -12,7 +12,7 @@ use imastage_source::{Flavour, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
-    commands::{retention::RetentionArgs, state_dir, status::verdict_text},
+    commands::{retention::RetentionArgs, state_dir, status::health_text},
     config::Settings,
     exit::{Fail, Failure, Outcome},
     output::Output,
@@ -62,8 +62,9 @@ pub struct Args {
     pack: bool,
     #[command(flatten)]
     kept: RetentionArgs,
-    /// Run this command (with `sh -c`) once on each change of verdict. It finds the verdict in
-    /// $IMASTAGE_VERDICT: in-step, behind, parted or altered, and all of `imastage --json status` in
+    /// Run this command (with `sh -c`) whenever something begins or ends to be wrong. It finds the
+    /// worst of it in $IMASTAGE_STATE (ok, damaged, altered, diverged, not-extended, cannot-drain, busy,
+    /// cannot-compare, ...), the verdict in $IMASTAGE_VERDICT and all of `imastage --json status` in
     /// $IMASTAGE_STATUS.
     #[arg(long, value_name = "COMMAND")]
     alert: Option<String>,
@@ -151,7 +152,7 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
         status.records
     );
     out.answer(&status, text)?;
-    supervisor.supervise(&service, settings, out);
+    let ended = supervisor.supervise(&service, settings, out);
     drop(view);
     let shared_status = service.stop();
     if let Some(embedded) = embedded {
@@ -160,10 +161,13 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
     let text = format!(
         "stopped: {} records stored; {}",
         shared_status.records,
-        verdict_text(&shared_status.verdict, out)
+        health_text(&shared_status, out)
     );
     out.answer(&shared_status, text)?;
-    Ok(Outcome::Fine)
+    match ended {
+        Some(why) => Err(Failure::environment(why)),
+        None => Ok(Outcome::Fine),
+    }
 }
 
 fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, Failure> {

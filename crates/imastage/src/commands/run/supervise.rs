@@ -18,7 +18,7 @@ use signal_hook::{
 use super::RELOADED;
 use crate::{
     Command,
-    commands::status::verdict_text,
+    commands::status::health_text,
     config::{self, Settings},
     exit::{Fail, Failure},
     output::Output,
@@ -48,8 +48,15 @@ impl Supervisor {
     }
 
     /// Tells how the service goes until it is told to stop. SIGHUP reads the configuration again;
-    /// where there is none, the terminal is gone, and that is the end, too.
-    pub fn supervise(self, service: &Service, settings: Option<Settings>, out: &Output) {
+    /// where there is none, the terminal is gone, and that is the end, too. Gives the reason if the
+    /// service has ended by itself.
+    pub fn supervise(
+        self,
+        service: &Service,
+        settings: Option<Settings>,
+        out: &Output,
+    ) -> Option<String> {
+        let mut ended = None;
         let mut settings = settings;
         let mut told = String::new();
         let mut is_ready = false;
@@ -59,11 +66,13 @@ impl Supervisor {
         let mut beats = service.beats();
         loop {
             let status = service.status();
-            let text = format!(
-                "{} records stored; {}",
-                status.records,
-                verdict_text(&status.verdict, out)
-            );
+            let text = format!("{} records stored; {}", status.records, health_text(&status, out));
+            let mut conditions = status.health.conditions.iter();
+            if let Some(last) = conditions.find(|condition| condition.state.is_final()) {
+                tell(&[NotifyState::Status(&text)]);
+                ended = Some(last.reason.clone());
+                break;
+            }
             if !is_ready {
                 tell(&[NotifyState::Ready, NotifyState::Status(&text)]);
                 is_ready = true;
@@ -92,6 +101,7 @@ impl Supervisor {
             }
         }
         tell(&[NotifyState::Stopping, NotifyState::Status("draining once more")]);
+        ended
     }
 }
 
