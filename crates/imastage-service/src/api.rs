@@ -23,7 +23,7 @@ use axum::{
     routing::{get, post},
     serve::Listener,
 };
-use ima_log::{Bank, Extend, IMA_PCR};
+use ima_log::{Bank, Extend};
 use imastage_store::Reader;
 use serde::Deserialize;
 use tokio::{
@@ -33,7 +33,9 @@ use tokio::{
 };
 
 use crate::{
-    ServiceError, metrics,
+    ServiceError,
+    health::{Health, now},
+    metrics,
     service::Shared,
     wire::{ExtendedWith, Pcr, Pcrs, QuoteReply, QuoteRequest, Refusal, Status},
 };
@@ -125,21 +127,22 @@ fn bind(socket: &Path, group: Option<u32>) -> io::Result<std::os::unix::net::Uni
     Ok(listener)
 }
 
-/// With PCR 10 as the TPM has it now.
+/// With the list's PCRs as the TPM has them now.
 async fn status(State(shared): State<Arc<Shared>>) -> Result<Json<Status>, Error> {
     let asked = tokio::task::spawn_blocking(move || {
         let mut status = shared.status().clone();
         if let Some(attester) = &shared.attester {
-            match attester.read_for_client(&[IMA_PCR]) {
+            match attester.read_for_client(&shared.list_pcrs()) {
                 Ok(values) => {
-                    for (bank, _, value) in values {
-                        if let Some(bank) = status.banks.get_mut(bank.name()) {
-                            bank.tpm = Some(value.to_string());
-                        }
+                    for (bank, pcr, value) in values {
+                        status.set_tpm(bank.name(), pcr, value.to_string());
                     }
                 }
                 // All else can be told.
-                Err(error) => status.since_start.tpm_error = Some(error.to_string()),
+                Err(error) => {
+                    status.since_start.tpm_error = Some(error.to_string());
+                    status.health = Health::of(&status, now());
+                }
             }
         }
         Ok(status)
@@ -180,7 +183,8 @@ fn make_quote(shared: &Shared, request: &QuoteRequest) -> Result<QuoteReply, Err
     if banks.is_empty() {
         banks.push(attester.bank());
     }
-    let (quote, _) = attester.quote(&nonce, &banks, &[IMA_PCR]).map_err(Error::internal)?;
+    let (quote, _) =
+        attester.quote(&nonce, &banks, &shared.list_pcrs()).map_err(Error::internal)?;
     shared.drain().map_err(|error| {
         Error::new(StatusCode::SERVICE_UNAVAILABLE, format!("the list was not drained: {error}"))
     })?;

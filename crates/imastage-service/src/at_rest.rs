@@ -2,7 +2,7 @@
 
 use std::{io::Read, path::Path};
 
-use ima_log::{Bank, Extend, Replay};
+use ima_log::{Bank, BankPcrs, Extend, IMA_PCR};
 use imastage_store::{Note, Reader, Recovery, Store, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -78,7 +78,7 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
 
 fn replayed_to(pcr: &ima_log::Digest) -> (String, BankStatus) {
     let replayed = pcr.to_string();
-    (pcr.bank().to_string(), BankStatus { replayed, tpm: None, extended_with: None })
+    (pcr.bank().to_string(), BankStatus { replayed, ..BankStatus::default() })
 }
 
 /// Says what an interrupted commit had left.
@@ -104,7 +104,7 @@ pub(crate) fn replayed(state: &Path, banks: &[Bank], pulse: &Pulse) -> Result<Ba
     let mut replays = Banks::new(banks);
     if banks.is_empty() {
         let records = Reader::open(state)?.len();
-        return Ok(Banks::resume(Vec::new(), records));
+        return Ok(Banks::resume(Vec::new(), records, own_pcr(state)));
     }
     let mut cursor = Reader::open(state)?.records(0)?;
     while let Some(record) = cursor.next_record()? {
@@ -121,9 +121,15 @@ pub(crate) fn replayed(state: &Path, banks: &[Bank], pulse: &Pulse) -> Result<Ba
 pub(crate) fn committed(store: &Store, banks: &[Bank]) -> Banks {
     let kept = banks.iter().filter_map(|bank| {
         let value = store.running(*bank)?;
-        Some(vec![Replay::resume(value, Extend::Own)])
+        Some(BankPcrs::resume(*bank, Extend::Own, [(IMA_PCR, value)]))
     });
-    Banks::resume(kept.collect(), store.len())
+    Banks::resume(kept.collect(), store.len(), Some(IMA_PCR))
+}
+
+/// The PCR that the first record names.
+fn own_pcr(state: &Path) -> Option<u32> {
+    let mut cursor = Reader::open(state).ok()?.records(0).ok()?;
+    cursor.next_record().ok()?.map(|record| record.pcr())
 }
 
 /// Reads everything that is stored again, and says in words what is damaged.

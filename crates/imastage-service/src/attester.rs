@@ -5,7 +5,7 @@ mod turns;
 
 use std::sync::Arc;
 
-use ima_log::{Bank, Digest, IMA_PCR};
+use ima_log::Bank;
 use imastage_tpm::{ClockInfo, Endpoint, PcrSelection, PcrValue, Quote, TpmError};
 
 use link::{Connection, Link};
@@ -74,14 +74,6 @@ impl Attester {
     /// [`TpmError`].
     pub(crate) fn read_for_client(&self, pcrs: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
         self.values(Caller::Client, &selection(&self.banks, pcrs)?)
-    }
-
-    /// PCR 10 of every bank, all of one moment.
-    ///
-    /// # Errors
-    /// [`TpmError`].
-    pub(crate) fn pcrs(&self) -> Result<Vec<Digest>, TpmError> {
-        Ok(self.read(&[IMA_PCR])?.into_iter().map(|(_, _, value)| value).collect())
     }
 
     /// The clock and the counters as they are now, for the drain: another reset counter than

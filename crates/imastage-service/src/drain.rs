@@ -5,23 +5,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ima_log::{Bank, Digest, Format, ParseError, Record, Records};
+use ima_log::{Bank, Format, IMA_PCR, ParseError, PcrSet, PcrTarget, Record, Records};
 use imastage_source::{Dialect, Source, SourceError};
 use imastage_store::{Note, Store, StoreError};
 
 use crate::{
-    compare::{Circumstances, Comparison, Judgement, is_boot_aggregate},
+    banks::is_reset,
+    compare::{Circumstances, Comparison, Judgement},
     health::now,
-    place,
+    place::{self, Beginning, Place},
+    wire::Verdict,
 };
 
 /// What a drain asks a TPM.
 pub trait AskTpm: Send {
-    /// PCR 10 of all banks, all of one moment.
+    /// These PCRs in all banks, all of one moment.
     ///
     /// # Errors
     /// Why the TPM did not answer, in words.
-    fn pcrs(&mut self) -> Result<Vec<Digest>, String>;
+    fn pcrs(&mut self, pcrs: PcrSet) -> Result<Vec<PcrTarget>, String>;
 
     /// How often it was reset (TPMS_CLOCK_INFO.resetCount); `None` if it does not count.
     ///
@@ -42,6 +44,10 @@ pub struct Drainer {
     compared: Option<u64>,
     /// What was noted of a parting of store and TPM.
     parted: Vec<Note>,
+    /// Whether nothing before the list's first record is missing, as far as can be told.
+    is_ours: bool,
+    /// Delete from any list.
+    adopt: bool,
     /// Why this epoch is over, once it is.
     over: Option<(u32, u32)>,
     /// How many of the list's first records are stored already; `None` until that is known.
@@ -98,6 +104,18 @@ pub enum DrainError {
     /// The TPM did not answer.
     #[error("TPM: {0}; nothing was deleted from the list")]
     Tpm(String),
+    /// Records that came before the list's first are in no place that is known.
+    #[error(
+        "{list}: records before its first one are neither in this state directory nor in the list \
+         (another service keeps them in another state directory, someone deleted them, or a PCR was \
+         extended without a record); nothing was stored or deleted. Run the service with the state \
+         directory that has them, or with --adopt to go on without them, which cannot be verified \
+         before the next TPM reset"
+    )]
+    Foreign {
+        /// The list.
+        list: String,
+    },
     /// The TPM was reset: what is in the list belongs to another epoch.
     #[error(
         "the TPM was reset under the running service (its reset counter is {now}, and was {was}): \
@@ -122,6 +140,7 @@ impl Drainer {
         comparison: Comparison,
         parted: Vec<Note>,
     ) -> Drainer {
+        let is_ours = source.is_private();
         Drainer {
             source,
             store,
@@ -130,12 +149,20 @@ impl Drainer {
             tpm_error: None,
             compared: None,
             parted,
+            is_ours,
+            adopt: false,
             over: None,
             stored_in_list: None,
             position: None,
             counts_since_step: false,
             copied: None,
         }
+    }
+
+    /// Deletes records of any list, also of one whose earlier records are not in this store.
+    #[must_use]
+    pub fn adopting(self, adopt: bool) -> Drainer {
+        Drainer { adopt, ..self }
     }
 
     /// Drains once: everything that was in the list when this was called is stored when it
@@ -149,10 +176,7 @@ impl Drainer {
         let result = self.try_drain(&mut round);
         round.took = since.elapsed();
         match result {
-            Ok(()) => {
-                self.copied = None;
-                Ok(round)
-            }
+            Ok(()) => Ok(round),
             Err(error) => {
                 self.give_up(&error);
                 Err(error)
@@ -230,26 +254,73 @@ impl Drainer {
     }
 
     fn try_drain(&mut self, round: &mut Round) -> Result<(), DrainError> {
+        /// PCRs that records name for the first time were not read before the drain.
+        const MOST_READS: u32 = 4;
         if let Some((was, now)) = self.over {
             return Err(DrainError::TpmReset { was, now });
         }
-        if self.comparison.is_damaged() {
+        if self.comparison.is_damaged() && !self.adopt {
             // What is stored behind the damage may not be found again: it stays in the list, too.
+            self.stored_in_list = None;
+            return self.try_copy(round);
+        }
+        // A list that was not seen yet may name others than these.
+        let mut own = self.comparison.own_pcr().unwrap_or(IMA_PCR);
+        let mut asked_for = self.comparison.compared();
+        if matches!(self.comparison.verdict(), Verdict::NotExtended { .. })
+            && ask(&mut self.tpm, asked_for, &mut self.tpm_error)
+                .is_none_or(|pcrs| is_reset(own, &pcrs))
+        {
             return self.try_copy(round);
         }
         if self.stored_in_list.is_none() {
-            let Drainer { source, store, comparison, tpm, .. } = self;
-            let place = place::find(source.as_mut(), store, comparison, tpm)?;
+            let place = self.find()?;
+            if place.is_reset {
+                return self.keep_unproven(place, round);
+            }
+            (own, asked_for) = (place.own, place.named);
             self.stored_in_list = Some(place.stored as u64);
         }
-        // Whatever the TPM was extended with by now is in the store or in the list. If it does not
-        // answer, records are kept all the same.
-        let pcrs = self.pcrs();
-        self.comparison.begin(pcrs);
-        // Records that were staged before are older than all others, whoever staged them. When
-        // they are gone, all that was in the list at the beginning is still to be taken.
-        while self.take(round)? {}
+        for _ in 0..MOST_READS {
+            // Whatever the TPM was extended with by now is in the store or in the list. If it does
+            // not answer, records are kept all the same.
+            let pcrs = ask(&mut self.tpm, asked_for, &mut self.tpm_error);
+            if let Some(pcrs) = &pcrs
+                && is_reset(own, pcrs)
+                && self.waiting()? + self.store.len() > 0
+            {
+                // Nobody may delete what no PCR tells of.
+                (self.stored_in_list, self.copied) = (None, None);
+                return self.try_copy(round);
+            }
+            self.copied = None;
+            self.comparison.begin(pcrs);
+            // Records that were staged before are older than all others, whoever staged them. When
+            // they are gone, all that was in the list at the beginning is still to be taken.
+            while self.take(round)? {}
+            if self.comparison.compared().without(asked_for).is_empty() {
+                break;
+            }
+            asked_for = self.comparison.compared();
+        }
         self.judge()
+    }
+
+    /// Looks where the list continues the store. Refuses a list whose beginning is somewhere else.
+    fn find(&mut self) -> Result<Place, DrainError> {
+        let Drainer { source, store, comparison, tpm, .. } = self;
+        let place = place::find(source.as_mut(), store, comparison, tpm)?;
+        let is_freed = source.dialect() != Dialect::Follow;
+        match place.beginning {
+            Beginning::Known => self.is_ours = true,
+            Beginning::Foreign if is_freed && !self.is_ours && !self.adopt => {
+                // For who looks for the reason: the TPM may have been reset.
+                self.check_reset()?;
+                return Err(DrainError::Foreign { list: self.source.name() });
+            }
+            Beginning::Foreign | Beginning::Unseen => {}
+        }
+        Ok(place)
     }
 
     fn try_copy(&mut self, round: &mut Round) -> Result<(), DrainError> {
@@ -260,24 +331,46 @@ impl Drainer {
         if self.copied == Some(waiting) {
             return Ok(());
         }
-        let Drainer { source, store, comparison, tpm, over, .. } = self;
-        let place = place::find(source.as_mut(), store, comparison, tpm)?;
+        let place = self.find()?;
+        self.keep_place(&place, round)?;
+        self.copied = Some(waiting);
+        if place.is_reset {
+            self.check_reset()?;
+            self.comparison.not_extended(self.store.len());
+            return Ok(());
+        }
+        self.judge()
+    }
+
+    /// Stores what is in a list whose TPM was never extended. Nothing is deleted.
+    fn keep_unproven(&mut self, place: Place, round: &mut Round) -> Result<(), DrainError> {
+        self.check_reset()?;
+        let waiting = self.source.count()?;
+        self.keep_place(&place, round)?;
+        self.copied = Some(waiting);
+        self.comparison.not_extended(self.store.len());
+        Ok(())
+    }
+
+    /// Stores what is new in a list that was looked at.
+    fn keep_place(&mut self, place: &Place, round: &mut Round) -> Result<(), DrainError> {
+        let Drainer { store, comparison, tpm, over, .. } = self;
         let records = parse(&place.bytes)?;
         let (_, new) = records.split_at(place.stored.min(records.len()));
         same_boot(store, new, tpm, over)?;
-        comparison.begin(place.pcrs);
+        comparison.begin(place.pcrs.clone());
         keep(store, new)?;
         comparison.push(new);
         round.stored += new.len() as u64;
-        self.copied = Some(waiting);
         // What is stored now may be deleted by anybody.
         self.position = None;
         self.counts_since_step = false;
-        self.judge()
+        Ok(())
     }
 
     /// Takes one batch, and tells whether there may be more from before it was taken.
     fn take(&mut self, round: &mut Round) -> Result<bool, DrainError> {
+        let list_name = self.source.name();
         let Drainer { source, store, comparison, tpm, over, .. } = self;
         comparison.turn();
         let is_freed = source.dialect() != Dialect::Follow;
@@ -300,6 +393,16 @@ impl Drainer {
             }
         }
         same_boot(store, new, tpm, over)?;
+        // There was nothing in list and store that could have told.
+        if !self.is_ours && !self.adopt && is_freed {
+            match records.first() {
+                Some(first) if first.begins_kernel() => {}
+                // Now that there are records, the TPM can tell.
+                _ if tpm.is_some() => return Err(DrainError::Moved),
+                _ => return Err(DrainError::Foreign { list: list_name }),
+            }
+            self.is_ours = true;
+        }
         // Before the first record of an epoch there is nothing that a kernel could have deleted.
         let taken = self.position.or(store.is_empty().then_some(0));
         keep(store, new)?;
@@ -328,11 +431,6 @@ impl Drainer {
         Ok(was_pending)
     }
 
-    /// PCR 10 now, if there is a TPM and it answers.
-    fn pcrs(&mut self) -> Option<Vec<Digest>> {
-        ask(&mut self.tpm, &mut self.tpm_error)
-    }
-
     fn judge(&mut self) -> Result<(), DrainError> {
         let deleted = self.source.trimmed()?;
         // Where nothing is left, no batch tells.
@@ -348,17 +446,14 @@ impl Drainer {
             holders: self.others(),
         };
         if self.comparison.is_apart() {
-            // A TPM that was reset is no reason to say that anything is missing.
-            if let (Some(was), Some(tpm)) = (self.epoch_resets(), &mut self.tpm) {
-                let now = tpm.reset_count().map_err(DrainError::Tpm)?;
-                not_reset(was, now, &mut self.over)?;
-            }
+            self.check_reset()?;
         }
         if self.tpm.is_some() && self.tpm_error.is_none() {
             self.compared = Some(now());
         }
         let Drainer { tpm, tpm_error, comparison, store, parted, .. } = self;
-        match comparison.judge(&circumstances, || ask(tpm, tpm_error)) {
+        let pcrs = comparison.compared();
+        match comparison.judge(&circumstances, || ask(tpm, pcrs, tpm_error)) {
             Judgement::Nothing => {}
             Judgement::Parted(parting) => {
                 let note = Note {
@@ -386,9 +481,11 @@ impl Drainer {
         Ok(())
     }
 
-    /// The TPM's reset counter when the epoch began.
-    fn epoch_resets(&self) -> Option<u32> {
-        self.store.epoch().and_then(|epoch| epoch.id.reset_count)
+    /// A TPM that was reset is no reason to say that anything is missing.
+    fn check_reset(&mut self) -> Result<(), DrainError> {
+        let was = self.store.epoch().and_then(|epoch| epoch.id.reset_count);
+        let (Some(was), Some(tpm)) = (was, &mut self.tpm) else { return Ok(()) };
+        not_reset(was, tpm.reset_count().map_err(DrainError::Tpm)?, &mut self.over)
     }
 
     /// Who else has the list's files open, in words.
@@ -416,9 +513,13 @@ impl Drainer {
     }
 }
 
-/// PCR 10 now, if there is a TPM and it answers.
-fn ask(tpm: &mut Option<Box<dyn AskTpm>>, error: &mut Option<String>) -> Option<Vec<Digest>> {
-    let answer = tpm.as_mut()?.pcrs();
+/// These PCRs now, if there is a TPM and it answers.
+fn ask(
+    tpm: &mut Option<Box<dyn AskTpm>>,
+    pcrs: PcrSet,
+    error: &mut Option<String>,
+) -> Option<Vec<PcrTarget>> {
+    let answer = tpm.as_mut()?.pcrs(pcrs);
     *error = answer.as_ref().err().cloned();
     answer.ok()
 }
@@ -433,7 +534,7 @@ fn same_boot(
 ) -> Result<(), DrainError> {
     let was = store.epoch().and_then(|epoch| epoch.id.reset_count);
     let (Some(was), Some(tpm)) = (was, tpm) else { return Ok(()) };
-    if !new.iter().any(is_boot_aggregate) {
+    if !new.iter().any(Record::begins_kernel) {
         return Ok(());
     }
     not_reset(was, tpm.reset_count().map_err(DrainError::Tpm)?, over)

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ima_log::{Bank, Extend};
+use ima_log::{Bank, IMA_PCR, PcrTarget};
 use imastage_source::SourceError;
 use imastage_store::StoreError;
 
@@ -23,7 +23,7 @@ use crate::{
     health::{self, Health, State, Told},
     memory::Memory,
     service::Shared,
-    wire::{self, BankStatus, ExtendedWith, Status, Verdict},
+    wire::{self, BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
 
 /// How soon a store that is damaged is read again: whoever restores a file looks at what becomes of
@@ -356,18 +356,31 @@ pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
     status.epoch = store.epoch().map_or(0, |epoch| epoch.number);
     status.records = store.len();
     status.bytes = store.bytes();
+    let replay = comparison.replay();
+    let pcr = replay.pcr();
     let kept = Bank::ALL.into_iter().filter_map(|bank| {
         let replayed = store.running(bank)?.to_string();
-        Some((bank.to_string(), BankStatus { replayed, tpm: None, extended_with: None }))
+        Some((bank.to_string(), BankStatus { pcr, replayed, ..BankStatus::default() }))
     });
-    let compared = comparison.banks().map(|replay| {
-        let tpm = comparison.tpm().iter().find(|pcr| pcr.bank() == replay.bank());
-        let extended_with = replay.extend().map(|extend| match extend {
-            Extend::Own => ExtendedWith::Own,
-            Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendedWith::Padded,
-        });
-        let (replayed, tpm) = (replay.value().to_string(), tpm.map(ToString::to_string));
-        (replay.bank().to_string(), BankStatus { replayed, tpm, extended_with })
+    let compared = replay.banks().iter().map(|bank| {
+        let bank = bank.bank();
+        let has = |pcr: u32| {
+            let is_it = |target: &&PcrTarget| target.pcr == pcr && target.value.bank() == bank;
+            comparison.tpm().iter().find(is_it).map(|target| target.value.to_string())
+        };
+        let led_to = |pcr| replay.value(bank, pcr).map_or(String::new(), |value| value.to_string());
+        let own = pcr.unwrap_or(IMA_PCR);
+        let others = replay.named().iter().filter(|pcr| *pcr != own);
+        let pcrs = [own].into_iter().chain(others);
+        let pcrs = pcrs.map(|pcr| PcrStatus { pcr, replayed: led_to(pcr), tpm: has(pcr) });
+        let status = BankStatus {
+            pcr,
+            replayed: led_to(own),
+            tpm: has(own),
+            extended_with: replay.extend_kind(bank).map(ExtendedWith::from),
+            pcrs: pcrs.collect(),
+        };
+        (bank.to_string(), status)
     });
     status.banks = kept.chain(compared).collect();
 }
@@ -376,6 +389,7 @@ pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
 fn state_of(error: &DrainError) -> State {
     match error {
         DrainError::TpmReset { .. } => State::TpmReset,
+        DrainError::Foreign { .. } => State::ForeignList,
         _ => State::CannotDrain,
     }
 }

@@ -3,9 +3,13 @@
 
 use std::{fmt, time::SystemTime};
 
+use ima_log::IMA_PCR;
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{Cause, Parting, Status, Verdict};
+use crate::{
+    banks::names,
+    wire::{Cause, ExtendedWith, Parting, PcrStatus, Status, Verdict},
+};
 
 /// What can be wrong, the worst first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -194,7 +198,7 @@ impl Health {
             Some(Condition { state, reason, .. }) => {
                 Health { state: *state, reason: reason.clone(), conditions }
             }
-            None => Health { state: State::Ok, reason: proven(&status.verdict), conditions },
+            None => Health { state: State::Ok, reason: proven(status), conditions },
         }
     }
 
@@ -314,12 +318,24 @@ fn cannot_drain(state: State, error: &str, verdict: &Verdict) -> String {
 }
 
 /// What there is to say if nothing is wrong.
-fn proven(verdict: &Verdict) -> String {
-    match verdict {
+fn proven(status: &Status) -> String {
+    match &status.verdict {
         Verdict::InStep { records } | Verdict::Behind { records, .. } => {
-            format!("in step with the TPM: {records} records replay to PCR 10")
+            let own = status.pcr().unwrap_or(IMA_PCR);
+            let is_compared = |pcr: &&PcrStatus| pcr.tpm.is_some() && pcr.pcr != own;
+            let pcrs = status.banks.values().flat_map(|bank| &bank.pcrs).filter(is_compared);
+            let pcrs = [own].into_iter().chain(pcrs.map(|pcr| pcr.pcr));
+            let banks = status.banks.iter().filter(|(_, bank)| bank.tpm.is_some());
+            let banks = banks.map(|(name, bank)| match bank.extended_with {
+                Some(ExtendedWith::Padded | ExtendedWith::PaddedViolations) => {
+                    format!("{name} (padded SHA-1)")
+                }
+                _ => name.clone(),
+            });
+            let (pcrs, banks) = (names(pcrs), names(banks));
+            format!("in step with the TPM: {records} records replay to PCR {pcrs} in {banks}")
         }
-        _ => "not compared with a TPM".to_owned(),
+        _ => "not compared with a TPM: the service has none".to_owned(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{Bank, Digest};
+use ima_log::{Bank, IMA_PCR, PcrSet, PcrTarget};
 use imastage_source::Source;
 use imastage_store::{EpochId, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
@@ -48,6 +48,8 @@ pub struct Config {
     /// A group that may use the API besides the owner: it gets the socket, and may enter the state
     /// directory to reach it.
     pub group: Option<u32>,
+    /// Delete from a list whose beginning is neither in this store nor the epoch's first record.
+    pub adopt: bool,
 }
 
 impl Config {
@@ -61,6 +63,7 @@ impl Config {
             closed: ClosedEpochs::default(),
             tpm: None,
             group: None,
+            adopt: false,
         }
     }
 
@@ -153,7 +156,7 @@ impl Service {
         };
         let source = Box::new(Watched::new(source, pulse.clone()));
         let tpm = attester.clone().map(|attester| Box::new(attester) as Box<dyn AskTpm>);
-        let drainer = Drainer::new(source, store, tpm, comparison, notes);
+        let drainer = Drainer::new(source, store, tpm, comparison, notes).adopting(config.adopt);
         describe(&mut status, &drainer);
         status.health = Health::of(&status, now());
 
@@ -238,6 +241,19 @@ impl Shared {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The PCRs that the list extends, as far as they are known: its own first.
+    pub(crate) fn list_pcrs(&self) -> Vec<u32> {
+        let status = self.status();
+        let mut pcrs = vec![status.pcr().unwrap_or(IMA_PCR)];
+        let all = status.banks.values().flat_map(|bank| bank.pcrs.iter().map(|pcr| pcr.pcr));
+        for pcr in all {
+            if !pcrs.contains(&pcr) {
+                pcrs.push(pcr);
+            }
+        }
+        pcrs
+    }
+
     /// Drains what is in the list now. Any number may ask at once; one drain serves all who asked
     /// before it began.
     pub(crate) fn drain(&self) -> Result<(), String> {
@@ -281,8 +297,10 @@ fn epoch_id(attester: Option<&Attester>) -> EpochId {
 }
 
 impl AskTpm for Attester {
-    fn pcrs(&mut self) -> Result<Vec<Digest>, String> {
-        Attester::pcrs(self).map_err(|error| error.to_string())
+    fn pcrs(&mut self, pcrs: PcrSet) -> Result<Vec<PcrTarget>, String> {
+        let pcrs: Vec<u32> = pcrs.iter().collect();
+        let values = self.read(&pcrs).map_err(|error| error.to_string())?;
+        Ok(values.into_iter().map(|(_, pcr, value)| PcrTarget { pcr, value }).collect())
     }
 
     fn reset_count(&mut self) -> Result<Option<u32>, String> {

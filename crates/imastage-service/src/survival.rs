@@ -11,7 +11,7 @@ use std::{
 };
 
 use ima_list::{Duplicates, Options, Part, SharedList};
-use ima_log::{Bank, Digest, Extend, RecordBuf, Replay};
+use ima_log::{Bank, Extend, PcrSet, PcrTarget, RecordBuf, Replay};
 use imastage_source::{
     Batch, Dialect, Flavour, Holders, InProcess, Look, Sink, Source, SourceError,
 };
@@ -83,9 +83,10 @@ impl World {
 }
 
 impl AskTpm for World {
-    fn pcrs(&mut self) -> Result<Vec<Digest>, String> {
+    fn pcrs(&mut self, _: PcrSet) -> Result<Vec<PcrTarget>, String> {
         self.lock().happen();
-        let pcrs: Vec<Digest> = self.lock().pcrs.iter().map(Replay::value).collect();
+        let target = |pcr: &Replay| PcrTarget { pcr: 10, value: pcr.value() };
+        let pcrs: Vec<PcrTarget> = self.lock().pcrs.iter().map(target).collect();
         self.lock().happen();
         Ok(pcrs)
     }
@@ -162,6 +163,10 @@ impl Source for Mortal {
 
     fn holders(&self) -> Holders {
         Holders::default()
+    }
+
+    fn is_private(&self) -> bool {
+        true
     }
 
     fn name(&self) -> String {

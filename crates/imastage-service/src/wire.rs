@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use ima_log::{Extend, IMA_PCR};
 use serde::{Deserialize, Serialize};
 
 use crate::health::{Health, State};
@@ -24,7 +25,7 @@ pub struct Status {
     pub records: u64,
     /// Their bytes in the sha1 form.
     pub bytes: u64,
-    /// PCR 10 by bank: of all that the TPM has, or without one, that are kept.
+    /// The PCRs by bank: of all that the TPM has, or without one, that are kept.
     pub banks: BTreeMap<String, BankStatus>,
     /// Since the service was started.
     pub since_start: Activity,
@@ -188,15 +189,51 @@ impl fmt::Display for Cause {
     }
 }
 
-/// PCR 10 of one bank.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The PCRs of one bank. What stands here beside `pcrs` is of the list's own PCR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BankStatus {
+    /// The list's own PCR: the one that its first record names.
+    #[serde(default)]
+    pub pcr: Option<u32>,
     /// As stored records replay.
     pub replayed: String,
     /// As the TPM has it now; `None` if no service runs, or there is no TPM.
     pub tpm: Option<String>,
     /// What the kernel extends it with; `None` as long as that is not known.
     pub extended_with: Option<ExtendedWith>,
+    /// Every PCR that records name, the list's own first.
+    #[serde(default)]
+    pub pcrs: Vec<PcrStatus>,
+}
+
+/// One PCR of a bank.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PcrStatus {
+    /// Its index.
+    pub pcr: u32,
+    /// As stored records replay.
+    pub replayed: String,
+    /// As the TPM has it now; `None` if it was not read: others than the kernel extend it, no
+    /// service runs, or there is no TPM.
+    pub tpm: Option<String>,
+}
+
+impl Status {
+    /// The list's own PCR; `None` before there is a record.
+    pub fn pcr(&self) -> Option<u32> {
+        self.banks.values().find_map(|bank| bank.pcr)
+    }
+
+    /// Takes over what the TPM has in one PCR of one bank.
+    pub fn set_tpm(&mut self, bank: &str, pcr: u32, value: String) {
+        let Some(bank) = self.banks.get_mut(bank) else { return };
+        if bank.pcr.unwrap_or(IMA_PCR) == pcr {
+            bank.tpm = Some(value.clone());
+        }
+        if let Some(status) = bank.pcrs.iter_mut().find(|status| status.pcr == pcr) {
+            status.tpm = Some(value);
+        }
+    }
 }
 
 /// What a bank is extended with.
@@ -207,6 +244,18 @@ pub enum ExtendedWith {
     Own,
     /// SHA-1 template digests, padded with zeros.
     Padded,
+    /// These, and for violations as many ones as SHA-1 has bytes, padded, too: Linux before 5.8.
+    PaddedViolations,
+}
+
+impl From<Extend> for ExtendedWith {
+    fn from(extend: Extend) -> ExtendedWith {
+        match extend {
+            Extend::Own => ExtendedWith::Own,
+            Extend::Sha1Padded => ExtendedWith::Padded,
+            Extend::Sha1PaddedViolations => ExtendedWith::PaddedViolations,
+        }
+    }
 }
 
 /// `POST /v1/quote`: ask for a quote over PCR 10 of these banks.

@@ -5,119 +5,25 @@
 use std::{
     fs::{self, File},
     os::unix::net::UnixListener,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
+    path::Path,
+    time::Duration,
 };
 
-use imastage_sandbox::{
-    Config as Kernel, Sandbox, TpmChoice,
-    control::{Command as Ask, ask},
-};
+use imastage_sandbox::control::Command as Ask;
 use imastage_service::{
     Config, Service,
     health::{Level, State},
-    wire::{Status, Verdict},
 };
 use imastage_store::{Note, Store};
-use tempfile::TempDir;
 
 #[allow(dead_code)]
 mod common;
+#[allow(dead_code)]
+#[path = "common/machine.rs"]
+mod machine;
 
-use common::{TestTpm, record, stored};
-
-/// Fields are dropped in this order.
-struct Machine {
-    sandbox: Sandbox,
-    measured: usize,
-    dir: TempDir,
-}
-
-impl Machine {
-    /// `None`, loudly, where FUSE cannot be had.
-    fn start(change: impl FnOnce(&mut Kernel)) -> Option<Machine> {
-        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
-            eprintln!("SKIPPED: /dev/fuse: {error}");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let mut kernel = Kernel::new(dir.path().join("ima"), TpmChoice::Swtpm);
-        kernel.watch = false;
-        change(&mut kernel);
-        Some(Machine { sandbox: Sandbox::start(&kernel).unwrap(), measured: 0, dir })
-    }
-
-    fn ima(&self) -> PathBuf {
-        self.dir.path().join("ima")
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn measure(&mut self, count: usize) {
-        let path = self.dir.path().join("replayed");
-        let new = self.measured..self.measured + count;
-        fs::write(&path, new.flat_map(|n| record(n).into_bytes()).collect::<Vec<u8>>()).unwrap();
-        ask(&self.ima(), &Ask::Replay { path, rate: None }, &mut |_| {}).unwrap();
-        self.measured += count;
-    }
-
-    fn in_list(&self) -> u64 {
-        let counts = self.sandbox.list().counts();
-        counts.current + counts.staged
-    }
-
-    fn service_with(&self, change: impl FnOnce(&mut Config)) -> Service {
-        let mut config = Config::new(self.state());
-        config.every = Duration::from_secs(3600);
-        config.tpm = self.sandbox.tpm_endpoint().cloned();
-        config.alert = Some(self.alert());
-        change(&mut config);
-        Service::start(config, imastage_source::open(&self.ima(), None).unwrap()).unwrap()
-    }
-
-    fn service(&self) -> Service {
-        self.service_with(|_| {})
-    }
-
-    /// Writes a file with the name of the state.
-    fn alert(&self) -> String {
-        format!("touch '{}/told-'\"$IMASTAGE_STATE\"", self.dir.path().display())
-    }
-
-    fn wait_for_alert(&self, state: State) {
-        let path = self.dir.path().join(format!("told-{state}"));
-        wait_until(&format!("the alert for {state}"), || path.exists());
-        fs::remove_file(path).unwrap();
-    }
-
-    fn notes(&self) -> Vec<Note> {
-        imastage_store::notes(&self.state()).unwrap()
-    }
-
-    /// The epoch's first segment.
-    fn segment(&self) -> PathBuf {
-        let dir = self.state().join("epochs/0001");
-        let mut found = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
-        found.find(|path| path.extension().is_some_and(|end| end == "ima")).unwrap()
-    }
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !is_so() {
-        assert!(since.elapsed() < Duration::from_secs(90), "{what}: waited for in vain");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[track_caller]
-fn assert_well(status: &Status) {
-    assert_eq!(status.verdict, Verdict::InStep { records: status.records }, "{status:?}");
-    assert_eq!((status.health.state, status.health.level()), (State::Ok, Level::Fine));
-}
+use common::{TestTpm, stored};
+use machine::{Machine, assert_well, wait_until};
 
 fn alter(path: &Path, offset: usize, with: u8) -> Vec<u8> {
     let whole = fs::read(path).unwrap();
@@ -288,7 +194,7 @@ fn users_23_no_record_of_another_boot_gets_into_the_epoch() {
         let service = machine.service();
         machine.measure(10);
         service.drain().unwrap();
-        ask(&machine.ima(), &Ask::Reboot, &mut |_| {}).unwrap();
+        machine.ask(&Ask::Reboot);
         if !empties {
             machine.measure(3);
         }

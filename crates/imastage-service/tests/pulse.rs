@@ -102,6 +102,10 @@ impl Source for Stuck {
         self.source.holders()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         self.source.name()
     }

@@ -62,6 +62,10 @@ impl Source for Door {
         self.list.holders()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         "a list in this process".into()
     }

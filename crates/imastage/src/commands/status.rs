@@ -6,12 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ima_log::Printable;
+use ima_log::{IMA_PCR, Printable};
 use imastage_service::{
     Client, ClientError,
     health::{Health, Level, State, utc},
     holder, status_at_rest, status_unanswered,
-    wire::{ExtendedWith, Status, Verdict},
+    wire::{BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
 use imastage_store::StoreError;
 
@@ -155,21 +155,40 @@ fn text(status: &Status, out: &Output) -> String {
             activity.longest_hold_us
         );
     }
-    for (bank, pcr) in &status.banks {
-        let way = match pcr.extended_with {
-            Some(ExtendedWith::Own) | None => "",
-            Some(ExtendedWith::Padded) => ", SHA-1 padded with zeros",
-        };
-        let _ = write!(text, "\nPCR 10 {bank:<6} {} (replayed{way})", pcr.replayed);
-        if let Some(tpm) = &pcr.tpm {
-            let in_step = matches!(status.verdict, Verdict::InStep { .. });
-            let ahead = if in_step && *tpm != pcr.replayed {
-                ", ahead by what is drained next"
-            } else {
-                ""
-            };
-            let _ = write!(text, "\n              {tpm} (TPM{ahead})");
-        }
+    for (bank, replayed) in &status.banks {
+        pcrs_text(&mut text, bank, replayed, status);
     }
     text
+}
+
+/// A bank's PCRs as records replay, and as the TPM has them.
+fn pcrs_text(text: &mut String, bank: &str, of: &BankStatus, status: &Status) {
+    let way = match of.extended_with {
+        Some(ExtendedWith::Own) | None => "",
+        Some(ExtendedWith::Padded) => ", SHA-1 padded with zeros",
+        Some(ExtendedWith::PaddedViolations) => ", SHA-1 and violations padded with zeros",
+    };
+    let own = PcrStatus {
+        pcr: of.pcr.unwrap_or(IMA_PCR),
+        replayed: of.replayed.clone(),
+        tpm: of.tpm.clone(),
+    };
+    let others = of.pcrs.iter().filter(|other| other.pcr != own.pcr);
+    for PcrStatus { pcr, replayed, tpm } in [&own].into_iter().chain(others) {
+        // Writing to a String cannot fail, here and below.
+        let _ = write!(text, "\nPCR {pcr} {bank:<6} {replayed} (replayed{way})");
+        match tpm {
+            Some(tpm) => {
+                let in_step = matches!(status.verdict, Verdict::InStep { .. });
+                let ahead =
+                    if in_step && tpm != replayed { ", ahead by what is drained next" } else { "" };
+                let _ = write!(text, "\n              {tpm} (TPM{ahead})");
+            }
+            None if *pcr != own.pcr && of.tpm.is_some() => {
+                let _ =
+                    write!(text, "\n              not checked: others than the kernel extend it");
+            }
+            None => {}
+        }
+    }
 }
