@@ -8,11 +8,13 @@ use ima_log::{Bank, Decoder, Format, Replay};
 
 use crate::{
     StoreError,
+    beneath::SystemDisk,
     checkpoints::Checkpoints,
     commits::{Commit, Commits},
-    disk::{Disk, Mode, SystemDisk},
+    directory::check_directory_on,
+    disk::{Disk, Mode},
     files::{self, CHECKPOINTS, COMMITS, NOTES},
-    notes,
+    notes::{self, Notes},
     reader::CHUNK,
     writing::extend,
 };
@@ -31,7 +33,7 @@ pub struct CheckReport {
 
 /// Something that is not as it was stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {what}", place(.path, .offset, .records))]
+#[error("{}: {what}", place(.path, .offset, .records, .remedy))]
 pub struct Damage {
     /// The file.
     pub path: PathBuf,
@@ -51,6 +53,11 @@ pub enum Remedy {
     /// No stored record is in it: [`crate::repair`] puts it aside.
     #[error("`imastage store repair` puts it aside; no stored record is in it")]
     PutAside,
+    /// The store did not make it: [`crate::repair`] leaves it alone.
+    #[error(
+        "it is not the store's: move it out of the state directory, and find out who put it there"
+    )]
+    MoveAway,
     /// All else proves what it was: [`crate::repair`] makes it again.
     #[error("`imastage store repair` makes it again from what is whole")]
     Rebuild,
@@ -62,17 +69,25 @@ pub enum Remedy {
     Restore,
 }
 
+impl Remedy {
+    /// Whether [`crate::repair`] does it.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Remedy::PutAside | Remedy::Rebuild)
+    }
+}
+
 /// More would not help anyone.
 const MOST_DAMAGE: usize = 100;
 
-/// Reads a whole epoch again: every commit, every record, every digest and every running PCR.
-/// Linear in its bytes; holds one record and a chunk in memory.
+/// Reads the latest epoch again: every commit, every record, every digest and every running PCR, and
+/// looks at what else is in the state directory ([`crate::check_directory`]). Linear in its bytes; holds
+/// one record and a chunk in memory.
 ///
 /// # Errors
 /// [`StoreError`] if the system does not let the epoch be read. All that is wrong with it is
 /// reported.
 pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
-    check_on(&SystemDisk, state)
+    check_on(&SystemDisk::new(state), state)
 }
 
 /// As [`check`], of any epoch, packed or not.
@@ -80,15 +95,23 @@ pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
 /// # Errors
 /// As [`check`]; [`StoreError::NoSuchEpoch`].
 pub fn check_epoch(state: &Path, number: u64) -> Result<CheckReport, StoreError> {
-    check_epoch_on(&SystemDisk, state, number)
+    check_epoch_on(&SystemDisk::new(state), state, number)
 }
 
 pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, StoreError> {
-    files::require(disk, state)?;
-    match files::latest_epoch(disk, state)? {
-        Some(number) => check_epoch_on(disk, state, number),
-        None => Ok(CheckReport::default()),
-    }
+    let mut damage = check_directory_on(disk, state)?.damage;
+    let epochs = match files::epochs(disk, state) {
+        // Named already.
+        Err(StoreError::Damaged { .. }) => Vec::new(),
+        epochs => epochs?,
+    };
+    let mut report = match epochs.last() {
+        Some(number) => check_epoch_on(disk, state, *number)?,
+        None => CheckReport::default(),
+    };
+    damage.retain(|found| report.damage.iter().all(|damage| damage.path != found.path));
+    damage.append(&mut report.damage);
+    Ok(CheckReport { damage, ..report })
 }
 
 pub(crate) fn check_epoch_on(
@@ -97,17 +120,38 @@ pub(crate) fn check_epoch_on(
     number: u64,
 ) -> Result<CheckReport, StoreError> {
     let dir = files::require_epoch(disk, state, number)?;
-    let (epoch, commits) = match Commits::open(disk, &dir, Mode::Read) {
+    let mut report = match check_records(disk, &dir) {
         Err(StoreError::Damaged { path, offset, why: what }) => {
             let remedy = match Commits::header_again(disk, &dir) {
                 Ok(Some(_)) if offset == 0 && path.ends_with(COMMITS) => Remedy::Rebuild,
                 _ => Remedy::Restore,
             };
             let damage = vec![Damage { path, offset, records: 0..0, what, remedy }];
-            return Ok(CheckReport { damage, ..CheckReport::default() });
+            CheckReport { damage, ..CheckReport::default() }
         }
-        opened => opened?,
+        report => report?,
     };
+    let foreign = match files::foreign(disk, &dir) {
+        // No directory: named already.
+        Err(StoreError::Damaged { .. }) => Vec::new(),
+        foreign => foreign?,
+    };
+    let end = report.records..report.records;
+    for (path, what) in foreign.into_iter().take(MOST_DAMAGE) {
+        match report.damage.iter_mut().find(|damage| damage.path == path) {
+            Some(damage) => damage.remedy = Remedy::MoveAway,
+            None => {
+                let (records, remedy) = (end.clone(), Remedy::MoveAway);
+                report.damage.push(Damage { path, offset: 0, records, what, remedy });
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn check_records(disk: &dyn Disk, dir: &Path) -> Result<CheckReport, StoreError> {
+    let (epoch, commits) = Commits::open_damaged(disk, dir, Mode::Read)?;
+    let dir = dir.to_owned();
     let segments = files::segments(disk, &dir)?;
     let checkpoints = Checkpoints::open(disk, &dir, &epoch, Mode::Read);
     let mut check =
@@ -144,12 +188,19 @@ pub(crate) fn check_epoch_on(
             }
         }
     }
-    if let Some(torn) = commits.torn {
-        let what = format!(
-            "commit {torn}, the last, is torn or was altered: what it stored does not count, and \
-             is put aside when the store is opened for writing"
-        );
-        check.aside(&commits.path, commits.offset(torn), before.records..before.records, what);
+    if commits.torn > 0 {
+        let at = commits.entries;
+        let what = match commits.torn {
+            1 => format!(
+                "commit {at}, the last, is torn or was altered: what it stored does not count, and \
+                 is put aside when the store is opened for writing"
+            ),
+            more => format!(
+                "{more} entries behind the last whole commit are none, or were altered: what they \
+                 stored does not count"
+            ),
+        };
+        check.aside(&commits.path, commits.offset(at), before.records..before.records, what);
         // Of a packed segment nothing can be cut off.
         let (segment, _) = files::open_segment(disk, &check.dir, before.segment);
         if let Some(damage) = check.damage.last_mut()
@@ -158,8 +209,14 @@ pub(crate) fn check_epoch_on(
             damage.remedy = Remedy::Restore;
         }
     }
-    let notes = notes::read(disk, &check.dir)?;
     let end = before.records..before.records;
+    let notes = match notes::read(disk, &check.dir) {
+        Err(StoreError::Damaged { path, offset, why }) => {
+            check.found(&path, offset, end.clone(), why);
+            Notes::default()
+        }
+        notes => notes?,
+    };
     for offset in notes.damaged.into_iter().take(MOST_DAMAGE) {
         check.aside(&check.dir.join(NOTES), offset, end.clone(), "a remark is damaged".to_owned());
     }
@@ -184,7 +241,7 @@ pub(crate) fn commit_again(
     dir: &Path,
     at: u64,
 ) -> Result<Option<Commit>, StoreError> {
-    let (epoch, commits) = Commits::open(disk, dir, Mode::Read)?;
+    let (epoch, commits) = Commits::open_damaged(disk, dir, Mode::Read)?;
     let before = match at.checked_sub(1) {
         Some(before) => commits.read(before)?,
         None => Some(Commit::none(&epoch.reset())),
@@ -212,6 +269,7 @@ fn follows(before: &Commit, commit: &Commit) -> bool {
         && commit.records > before.records
         && commit.bytes > before.bytes
         && commit.violations >= before.violations
+        && (before.pcr.is_none() || before.pcr == commit.pcr)
 }
 
 struct Check<'a> {
@@ -243,6 +301,8 @@ struct Span {
     violations: u64,
     bytes: u64,
     crc: Hasher,
+    /// The PCR whose values are kept.
+    pcr: Option<u32>,
     pcrs: Vec<Replay>,
     /// The checkpoints that should be.
     marks: Vec<Commit>,
@@ -258,6 +318,7 @@ impl Span {
             segment,
             segment_len,
             crc,
+            pcr: self.pcr,
             pcrs: self.pcrs.clone(),
         }
     }
@@ -292,6 +353,7 @@ impl Check<'_> {
             violations: before.violations,
             bytes: before.bytes,
             crc: Hasher::new(),
+            pcr: commit.pcr,
             pcrs: before.pcrs.clone(),
             marks: Vec::new(),
         };
@@ -413,7 +475,9 @@ impl Check<'_> {
                 };
                 let (printed, computed) =
                     (record.printed_digest(), record.template_digest(Bank::Sha1));
-                extend(&mut span.pcrs, &record, &computed);
+                if let Some(pcr) = span.pcr {
+                    extend(&mut span.pcrs, pcr, &record, &computed);
+                }
                 span.violations += u64::from(record.is_violation());
                 let (index, len) = (span.next, record.as_bytes().len() as u64);
                 span.next += 1;
@@ -444,7 +508,11 @@ impl Check<'_> {
     }
 }
 
-fn place(path: &Path, offset: &u64, records: &Range<u64>) -> String {
+fn place(path: &Path, offset: &u64, records: &Range<u64>, remedy: &Remedy) -> String {
+    if *remedy == Remedy::MoveAway {
+        // Not a place in records.
+        return path.display().to_string();
+    }
     let records = match records.end.saturating_sub(records.start) {
         0 => format!("before record {}", records.end),
         1 => format!("record {}", records.start),

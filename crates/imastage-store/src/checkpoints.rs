@@ -91,13 +91,8 @@ impl Checkpoints {
         files::cut(file, checkpoints.offset(due), path)?;
         // Not more than there are, whatever the commits claim.
         let size = file.size().at(path, "look at")?;
-        let mut missing =
-            due.min(size.saturating_sub(HEADER) / commits::entry_len(&checkpoints.reset));
-        for at in (0..missing).rev() {
-            if checkpoints.read(at).is_none() {
-                missing = at;
-            }
-        }
+        let there = due.min(size.saturating_sub(HEADER) / commits::entry_len(&checkpoints.reset));
+        let missing = (0..there).find(|at| checkpoints.read(*at).is_none()).unwrap_or(there);
         if missing < due {
             match checkpoints.make(&reader, missing, due) {
                 // Where records are damaged there are none, and behind that the next ones are due.
@@ -110,10 +105,12 @@ impl Checkpoints {
 
     /// Makes the entries `from..to` from the records.
     fn make(&self, reader: &Reader, from: u64, to: u64) -> Result<(), StoreError> {
+        let Some(pcr) = reader.pcr() else { return Ok(()) };
         let mut state = reader.start(from * self.distance)?;
+        state.pcr = Some(pcr);
         let mut cursor = reader.cursor(&state, to * self.distance)?;
         while let Some(record) = cursor.next_record()? {
-            extend(&mut state.pcrs, &record, &record.template_digest(Bank::Sha1));
+            extend(&mut state.pcrs, pcr, &record, &record.template_digest(Bank::Sha1));
             state.records += 1;
             state.violations += u64::from(record.is_violation());
             state.bytes += record.as_bytes().len() as u64;
@@ -165,6 +162,7 @@ fn lies_between(checkpoint: &Commit, commit: &Commit, next: &Commit) -> bool {
         && checkpoint.records <= next.records
         && (commit.violations..=next.violations).contains(&checkpoint.violations)
         && checkpoint.segment == next.segment
+        && checkpoint.pcr == next.pcr
         && checkpoint.bytes > commit.bytes
         && next.bytes.checked_sub(checkpoint.bytes)
             == next.segment_len.checked_sub(checkpoint.segment_len)
@@ -233,10 +231,12 @@ mod tests {
             distance in 1u64..9,
             segment_size in 100u64..4_000,
             harm in harm(),
+            // With 3, the list is one of PCR 11.
+            first in prop_oneof![Just(0usize), Just(3usize)],
         ) {
             let layout = Layout { segment_size, distance };
             let disk = SimDisk::new(1);
-            drop(filled(&disk, layout, &batches, 0));
+            drop(filled(&disk, layout, &batches, first));
             let dir = files::epoch_dir(Path::new(STATE), 1);
             let file = disk.open(&dir.join(CHECKPOINTS), Mode::Write).unwrap();
             let size = file.size().unwrap() as usize;
@@ -250,7 +250,7 @@ mod tests {
                 Harm::Cut(at) => file.set_size(at.index(size) as u64).unwrap(),
                 Harm::Foreign => {
                     let other = SimDisk::new(2);
-                    drop(filled(&other, layout, &batches, 1));
+                    drop(filled(&other, layout, &batches, first + 1));
                     let theirs = other.open(&dir.join(CHECKPOINTS), Mode::Read).unwrap();
                     let mut bytes = vec![0; size];
                     let len = theirs.read_up_to(&mut bytes, 0).unwrap();
@@ -259,8 +259,9 @@ mod tests {
             }
 
             let count: usize = batches.iter().sum();
-            let records: Vec<RecordBuf> = (0..count).map(record).collect();
+            let records: Vec<RecordBuf> = (first..first + count).map(record).collect();
             let reader = Reader::open_epoch(Arc::new(disk.clone()), &dir).unwrap();
+            prop_assert_eq!(reader.pcr(), Some(records[0].record().pcr()));
             let mut expected = reader.epoch().reset();
             prop_assert_eq!(expected.len(), 7);
             for index in 0..=count {
@@ -269,7 +270,7 @@ mod tests {
                 if let Some(record) = records.get(index) {
                     let found = cursor.next_record().unwrap().unwrap();
                     prop_assert_eq!(found.as_bytes(), record.as_bytes());
-                    if record.record().pcr() == 10 {
+                    if Some(record.record().pcr()) == reader.pcr() {
                         expected.iter_mut().for_each(|pcr| pcr.extend(&record.record()));
                     }
                 }

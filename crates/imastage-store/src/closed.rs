@@ -2,9 +2,10 @@
 //! is the open one and is never touched.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -13,11 +14,14 @@ use rustix::fs::FlockOperation;
 
 use crate::{
     EpochId, StoreError,
+    beneath::{Foreign, SystemDisk},
     check::check_epoch_on,
-    disk::{Content, Disk, Mode, SystemDisk},
+    commits::Commits,
+    disk::{Content, Disk, Kind, Mode},
     files::{self, At},
     packed::{self, Packed},
     reader::{CHUNK, Reader},
+    store::lock_soon,
 };
 
 /// What is known of an epoch.
@@ -74,8 +78,9 @@ const GONE: &str = "gone";
 /// # Errors
 /// [`StoreError::NotAStore`], [`StoreError::Io`].
 pub fn epochs(state: &Path) -> Result<Vec<EpochSummary>, StoreError> {
-    files::require(&SystemDisk, state)?;
-    summaries(&(Arc::new(SystemDisk) as _), state)
+    let disk = SystemDisk::shared(state);
+    files::require(disk.as_ref(), state)?;
+    summaries(&disk, state)
 }
 
 /// Packs the closed epochs that are not packed yet, each segment on its own: it is there plain or
@@ -86,33 +91,38 @@ pub fn epochs(state: &Path) -> Result<Vec<EpochSummary>, StoreError> {
 /// [`StoreError::Busy`] if another process packs, prunes or repairs, [`StoreError::NotAStore`],
 /// [`StoreError::Io`].
 pub fn pack(state: &Path) -> Result<Vec<Packing>, StoreError> {
-    files::require(&SystemDisk, state)?;
-    let _lock = lock_closed(state)?;
-    pack_on(&(Arc::new(SystemDisk) as _), state)
+    let disk = SystemDisk::new(state);
+    files::require(&disk, state)?;
+    let _lock = lock_closed(&disk, state)?;
+    pack_on(&(Arc::new(disk) as _), state)
 }
 
 /// Removes the closed epochs that `retention` does not keep, whole, the oldest first, and gives them.
 /// If `dry_run` is set they are only given. May run beside a service; who reads such an epoch meets an
 /// error.
 ///
+/// Only files are removed whose names the store gives, only in directories of epochs, and no link is
+/// followed. An epoch in which anything else stands is left as it is, and so are those after it.
+///
 /// # Errors
-/// As [`pack`].
+/// As [`pack`]; [`StoreError::Damaged`] names what is not the store's.
 pub fn prune(
     state: &Path,
     retention: &Retention,
     dry_run: bool,
 ) -> Result<Vec<EpochSummary>, StoreError> {
-    files::require(&SystemDisk, state)?;
-    let _lock = lock_closed(state)?;
+    let disk = SystemDisk::new(state);
+    files::require(&disk, state)?;
+    let _lock = lock_closed(&disk, state)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    prune_on(&(Arc::new(SystemDisk) as _), state, retention, now, dry_run)
+    prune_on(&(Arc::new(disk) as _), state, retention, now, dry_run)
 }
 
 /// Keeps others from packing, pruning and repairing; the service's own lock is another one.
-pub(crate) fn lock_closed(state: &Path) -> Result<File, StoreError> {
+pub(crate) fn lock_closed(disk: &SystemDisk, state: &Path) -> Result<File, StoreError> {
     let path = files::epochs_dir(state);
-    let dir = File::open(&path).at(&path, "open")?;
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+    let dir = disk.open_dir(&path).at(&path, "open")?;
+    match lock_soon(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(dir),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Busy { path }),
         Err(error) => Err(io::Error::from(error)).at(&path, "lock"),
@@ -138,9 +148,17 @@ pub(crate) fn summaries(
 fn summary(disk: &Arc<dyn Disk>, dir: &Path, number: u64) -> Result<EpochSummary, StoreError> {
     let mut disk_bytes = 0;
     let mut packed = false;
-    for name in disk.list(dir).at(dir, "list")? {
+    // What is no directory, or no file, is not ours and counts nothing; `check` names it.
+    let names = match disk.list(dir).at(dir, "list") {
+        Err(StoreError::Damaged { .. }) => Vec::new(),
+        names => names?,
+    };
+    for name in names {
         let path = dir.join(name);
-        let file = disk.open(&path, Mode::Read).at(&path, "open")?;
+        let file = match disk.open(&path, Mode::Read).at(&path, "open") {
+            Err(StoreError::Damaged { .. }) => continue,
+            file => file?,
+        };
         disk_bytes += file.size().at(&path, "look at")?;
         packed |= path.extension().is_some_and(|extension| extension == "gz");
     }
@@ -160,17 +178,21 @@ fn summary(disk: &Arc<dyn Disk>, dir: &Path, number: u64) -> Result<EpochSummary
 }
 
 pub(crate) fn pack_on(disk: &Arc<dyn Disk>, state: &Path) -> Result<Vec<Packing>, StoreError> {
-    let mut numbers = files::epochs(disk.as_ref(), state)?;
-    // The latest is open.
-    numbers.pop();
     let mut packings = Vec::new();
-    for number in numbers {
+    for number in closed(disk.as_ref(), state)? {
         let dir = files::epoch_dir(state, number);
-        let plain = plain_segments(disk.as_ref(), &dir)?;
+        let mut packing = Packing { number, before: 0, after: 0, damage: None };
+        let plain = match plain_segments(disk.as_ref(), &dir) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                packing.damage = Some(error.to_string());
+                packings.push(packing);
+                continue;
+            }
+            plain => plain?,
+        };
         if plain.is_empty() {
             continue;
         }
-        let mut packing = Packing { number, before: 0, after: 0, damage: None };
         match check_epoch_on(disk.as_ref(), state, number) {
             Ok(report) => packing.damage = report.damage.first().map(ToString::to_string),
             Err(error @ StoreError::Io { .. }) => return Err(error),
@@ -186,6 +208,22 @@ pub(crate) fn pack_on(disk: &Arc<dyn Disk>, state: &Path) -> Result<Vec<Packing>
         packings.push(packing);
     }
     Ok(packings)
+}
+
+/// The epochs that are closed. The latest one is open; whatever stands behind it and is none, such as
+/// a file with the name of an epoch, closes nothing.
+fn closed(disk: &dyn Disk, state: &Path) -> Result<Vec<u64>, StoreError> {
+    let mut numbers = files::epochs(disk, state)?;
+    while let Some(latest) = numbers.pop() {
+        match Commits::open(disk, &files::epoch_dir(state, latest), Mode::Read) {
+            Err(StoreError::Damaged { .. }) => {}
+            opened => {
+                opened?;
+                break;
+            }
+        }
+    }
+    Ok(numbers)
 }
 
 fn plain_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, StoreError> {
@@ -211,8 +249,7 @@ fn pack_segment(disk: &dyn Disk, dir: &Path, first: u64) -> Result<(u64, u64), S
     let path = files::packed_path(dir, first);
     let new = path.with_extension("gz.new");
     let plain = disk.open(&plain_path, Mode::Read).at(&plain_path, "open")?;
-    let file = disk.open(&new, Mode::Create).at(&new, "open")?;
-    file.set_size(0).at(&new, "empty")?;
+    let file = files::open_new(disk, &new)?;
     let after = packed::pack(plain.as_ref(), file.as_ref()).at(&new, "pack")?;
     file.sync().at(&new, "sync")?;
     let packed = Packed::open(file).at(&new, "read back")?;
@@ -250,9 +287,18 @@ pub(crate) fn prune_on(
     now: u64,
     dry_run: bool,
 ) -> Result<Vec<EpochSummary>, StoreError> {
-    let all = summaries(disk, state)?;
+    let closed = closed(disk.as_ref(), state)?.len();
+    let mut all = summaries(disk, state)?;
+    all.truncate(closed + 1);
     let doomed = all.len() - kept(&all, retention, now).len();
     let pruned = all.get(..doomed).unwrap_or_default();
+    for epoch in pruned {
+        let dir = files::epoch_dir(state, epoch.number);
+        if let Some((path, what)) = files::foreign(disk.as_ref(), &dir)?.into_iter().next() {
+            let why = format!("{what}; epoch {} was not removed: move it away", epoch.number);
+            return Err(StoreError::Damaged { path, offset: 0, why });
+        }
+    }
     if !dry_run {
         let epochs = files::epochs_dir(state);
         for epoch in pruned {
@@ -288,9 +334,16 @@ fn kept<'a>(all: &'a [EpochSummary], retention: &Retention, now: u64) -> &'a [Ep
 
 /// Removes what is left of epochs that are none any more, be it from before a crash.
 fn sweep(disk: &dyn Disk, epochs: &Path) -> Result<(), StoreError> {
-    let is_gone = |path: &PathBuf| path.extension().is_some_and(|extension| extension == GONE);
     let names = disk.list(epochs).at(epochs, "list")?;
-    for dir in names.iter().map(|name| epochs.join(name)).filter(is_gone) {
+    for dir in names.iter().filter(|name| is_gone(name)).map(|name| epochs.join(name)) {
+        let kind = disk.kind(&dir).at(&dir, "look at")?;
+        if kind != Kind::Directory {
+            return Err(Foreign::error(&dir, kind, "a directory")).at(&dir, "remove");
+        }
+        if let Some((path, what)) = files::foreign(disk, &dir)?.into_iter().next() {
+            let why = format!("{what}; move it away, then prune again");
+            return Err(StoreError::Damaged { path, offset: 0, why });
+        }
         for name in disk.list(&dir).at(&dir, "list")? {
             let path = dir.join(name);
             disk.remove(&path).at(&path, "remove")?;
@@ -298,6 +351,12 @@ fn sweep(disk: &dyn Disk, epochs: &Path) -> Result<(), StoreError> {
         disk.remove_dir(&dir).at(&dir, "remove")?;
     }
     files::sync_dir(disk, epochs)
+}
+
+/// Whether a name is one that pruning gives an epoch.
+pub(crate) fn is_gone(name: &OsStr) -> bool {
+    let epoch = name.to_str().and_then(|name| name.strip_suffix(".gone"));
+    epoch.is_some_and(|epoch| files::epoch_number(epoch.as_ref()).is_some())
 }
 
 #[cfg(test)]

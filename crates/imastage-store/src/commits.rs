@@ -2,11 +2,12 @@
 //! arithmetic, and the last ones tell all that is needed to go on.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use ima_log::{Bank, Digest, Replay};
+use ima_log::{Bank, Digest, IMA_PCR, Record, Replay};
 
 use crate::{
     Epoch, StoreError,
@@ -25,7 +26,9 @@ pub(crate) struct Commit {
     pub(crate) segment_len: u64,
     /// CRC-32 of the record bytes since the commit before.
     pub(crate) crc: u32,
-    /// PCR 10, as each is kept ([`Epoch::reset`] says which).
+    /// The PCR whose values follow: that of the list's first record. `None` before it.
+    pub(crate) pcr: Option<u32>,
+    /// Its values, as each is kept ([`Epoch::reset`] says which).
     pub(crate) pcrs: Vec<Replay>,
 }
 
@@ -38,8 +41,9 @@ pub(crate) struct Commits {
     reset: Vec<Replay>,
     /// How many entries count.
     pub(crate) entries: u64,
-    /// The entry behind them, if one has its full size but is not valid.
-    pub(crate) torn: Option<u64>,
+    /// How many entries behind them have their full size and are not valid: one may be a crash's, more
+    /// are damage.
+    pub(crate) torn: u64,
 }
 
 const MAGIC: &[u8; 8] = b"IMSTGC1\n";
@@ -50,6 +54,12 @@ const FIXED: usize = 44;
 pub(crate) const MOST_JSON: usize = 64 << 10;
 /// The most bytes an epoch can have; keeps sums of what files claim from overflowing.
 const MOST_BYTES: u64 = 1 << 56;
+/// Where in the first field the PCR stands: an epoch has less than 2^56 records.
+const PCR_SHIFT: u32 = 56;
+/// PCRs of a TPM (TCG PC Client Platform TPM Profile).
+const PCRS: u32 = 24;
+/// How many bytes behind the last whole entry are looked through for it.
+const MOST_GARBAGE: u64 = 4 << 30;
 
 impl Commit {
     /// Before the first record.
@@ -61,13 +71,19 @@ impl Commit {
             segment: 0,
             segment_len: 0,
             crc: 0,
+            pcr: None,
             pcrs: reset.to_vec(),
         }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut entry = Vec::with_capacity(entry_len(&self.pcrs) as usize);
-        for field in [self.records, self.violations, self.bytes, self.segment, self.segment_len] {
+        let pcr = match self.pcr {
+            None | Some(IMA_PCR) => 0,
+            Some(pcr) => u64::from(pcr) + 1,
+        };
+        let records = self.records | pcr << PCR_SHIFT;
+        for field in [records, self.violations, self.bytes, self.segment, self.segment_len] {
             entry.extend_from_slice(&field.to_le_bytes());
         }
         entry.extend_from_slice(&self.crc.to_le_bytes());
@@ -95,8 +111,16 @@ impl Commit {
             pcrs.push(Replay::resume(value, pcr.extend_kind()));
             rest = behind;
         }
+        let first = field(0)?;
+        let pcr = match u32::try_from(first >> PCR_SHIFT).ok()? {
+            0 => IMA_PCR,
+            // That one is written in one way only.
+            pcr if pcr == IMA_PCR + 1 || pcr > PCRS => return None,
+            pcr => pcr - 1,
+        };
         let commit = Commit {
-            records: field(0)?,
+            records: first & ((1 << PCR_SHIFT) - 1),
+            pcr: Some(pcr),
             violations: field(1)?,
             bytes: field(2)?,
             segment: field(3)?,
@@ -105,6 +129,14 @@ impl Commit {
             pcrs,
         };
         commit.can_be().then_some(commit)
+    }
+
+    /// The PCR that the values are of, if `record` is the next one. Whatever the first record names
+    /// decides: a kernel measures into the PCR it was built for.
+    pub(crate) fn pcr_with(&self, record: &Record<'_>) -> u32 {
+        // A number that no TPM has tells nothing.
+        let named = if record.pcr() < PCRS { record.pcr() } else { IMA_PCR };
+        self.pcr.unwrap_or(named)
     }
 
     fn can_be(&self) -> bool {
@@ -130,20 +162,50 @@ impl Commits {
         let Ok(epoch) = Epoch::decode(&json) else { return Ok(None) };
         let path = dir.join(COMMITS);
         let file = disk.open(&path, Mode::Read).at(&path, "open")?;
-        let commits = Commits { path, file, reset: epoch.reset(), entries: 0, torn: None };
+        let commits = Commits { path, file, reset: epoch.reset(), entries: 0, torn: 0 };
         let first = commits.read(0)?;
         Ok(first.map(|_| Commits::header(&epoch, &json)))
     }
 
     /// The epoch in a directory and its commits. Constant time: the entry at the end may be torn,
     /// all others are taken to be whole ([`crate::check`] reads them all).
+    ///
+    /// Whatever else stands behind the last whole entry is passed over if no record is: then the
+    /// segments prove that nothing else was stored. If there are any it is damage.
     pub(crate) fn open(
         disk: &dyn Disk,
         dir: &Path,
         mode: Mode,
     ) -> Result<(Epoch, Commits), StoreError> {
+        let (epoch, commits) = Commits::open_damaged(disk, dir, mode)?;
+        if commits.torn > 1 && commits.records_behind(disk, dir)? {
+            let at = commits.entries;
+            let why = format!(
+                "commit {at} is damaged, as is all behind it ({} entries), and records stand behind the \
+                 last whole commit. Restore the file from a backup; `imastage store repair` goes \
+                 back to the last whole commit and keeps copies of what is behind it",
+                commits.torn
+            );
+            let offset = commits.offset(at);
+            return Err(StoreError::Damaged { path: commits.path, offset, why });
+        }
+        Ok((epoch, commits))
+    }
+
+    /// As [`Commits::open`], whatever is behind the last whole entry.
+    pub(crate) fn open_damaged(
+        disk: &dyn Disk,
+        dir: &Path,
+        mode: Mode,
+    ) -> Result<(Epoch, Commits), StoreError> {
         let path = dir.join(COMMITS);
-        let file = disk.open(&path, mode).at(&path, "open")?;
+        let file = match disk.open(&path, mode) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let why = "the file is missing, and with it how far the records go".to_owned();
+                return Err(StoreError::Damaged { path, offset: 0, why });
+            }
+            file => file.at(&path, "open")?,
+        };
         let size = file.size().at(&path, "look at")?;
         let mut header = [0; HEADER as usize];
         let read = file.read_up_to(&mut header, 0).at(&path, "read")?;
@@ -165,23 +227,67 @@ impl Commits {
         if header[..] != Commits::header(&epoch, &json) {
             return Err(damaged(format!("it is not the file that {} began with", path.display())));
         }
+        // One that is being made has another name.
+        if let Some(number) = dir.file_name().and_then(files::epoch_number)
+            && number != epoch.number
+        {
+            let why = format!(
+                "it is of epoch {}, expected {number} as its directory's name: the directory was \
+                 renamed or copied here",
+                epoch.number
+            );
+            return Err(damaged(why));
+        }
 
         let reset = epoch.reset();
-        let mut commits = Commits { path, file, reset, entries: 0, torn: None };
-        commits.entries = size.saturating_sub(HEADER) / commits.entry_len();
-        // A crash tears the last entry at most.
-        if let Some(last) = commits.entries.checked_sub(1)
-            && commits.read(last)?.is_none()
-        {
-            commits.torn = Some(last);
-            commits.entries = last;
-            if let Some(before) = last.checked_sub(1)
-                && commits.read(before)?.is_none()
-            {
-                return Err(commits.damaged(before));
-            }
+        let mut commits = Commits { path, file, reset, entries: 0, torn: 0 };
+        let all = size.saturating_sub(HEADER) / commits.entry_len();
+        let most = (MOST_GARBAGE / commits.entry_len()).min(all);
+        commits.entries = commits.end_of_whole(all - most, all)?;
+        commits.torn = all - commits.entries;
+        if commits.entries == all - most && all > most {
+            return Err(commits.damaged(all - most));
         }
         Ok((epoch, commits))
+    }
+
+    /// The place behind the last whole entry of those from `from` to `to`; `from` if none is whole.
+    fn end_of_whole(&self, from: u64, to: u64) -> Result<u64, StoreError> {
+        let len = self.entry_len();
+        let mut end = to;
+        // The last one is whole, or one before it.
+        let mut count = 2;
+        while end > from {
+            let begin = end.saturating_sub(count).max(from);
+            let mut entries = vec![0; ((end - begin) * len) as usize];
+            let read = self.file.read_up_to(&mut entries, self.offset(begin));
+            entries.truncate(read.at(&self.path, "read")?);
+            let whole = entries
+                .chunks_exact(len as usize)
+                .rposition(|entry| Commit::decode(entry, &self.reset).is_some());
+            if let Some(at) = whole {
+                return Ok(begin + at as u64 + 1);
+            }
+            (end, count) = (begin, (1 << 20) / len);
+        }
+        Ok(from)
+    }
+
+    /// Whether segments hold more than the last whole commit says.
+    fn records_behind(&self, disk: &dyn Disk, dir: &Path) -> Result<bool, StoreError> {
+        let last = self.last()?;
+        for first in files::segments(disk, dir)? {
+            if last.records > 0 && first < last.segment {
+                continue;
+            }
+            let (path, file) = files::open_segment(disk, dir, first);
+            let size = file.and_then(|file| file.size()).at(&path, "look at")?;
+            let is_last = last.records > 0 && first == last.segment;
+            if size > if is_last { last.segment_len } else { 0 } {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The entry at a place; `None` if it is damaged.

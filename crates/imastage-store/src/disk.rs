@@ -1,20 +1,16 @@
 //! What the store asks of a file system, and nothing else. Tests put a disk under it that fails and
 //! loses power.
 
-use std::{
-    ffi::OsString,
-    fmt,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
-    path::Path,
-    sync::Arc,
-};
+use std::{ffi::OsString, fmt, fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+
+use rustix::{fs::SeekFrom, io::Errno};
 
 /// Directories and names.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
     /// The names in a directory, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
+    /// What a name stands for, itself: where a link leads to does not count.
+    fn kind(&self, path: &Path) -> io::Result<Kind>;
     /// Makes one directory, for the owner only.
     fn make_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes durable which names a directory holds, and what they stand for.
@@ -22,7 +18,7 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn Content>>;
     /// Replaces what `to` stands for, at once.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file.
+    /// Removes a file, or whatever else a name stands for that is no directory.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory that holds nothing.
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
@@ -38,6 +34,29 @@ pub(crate) trait Content: fmt::Debug + Send + Sync {
     fn set_size(&self, size: u64) -> io::Result<()>;
     /// Makes content and size durable (fdatasync), not the name.
     fn sync(&self) -> io::Result<()>;
+    /// Where, from `offset` on, the next bytes are that take room on the disk; `None` if all that
+    /// follows is a hole, which reads as zeros.
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>>;
+}
+
+/// What a name in a directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Kind {
+    #[error("a file")]
+    File,
+    #[error("a directory")]
+    Directory,
+    #[error("a symbolic link")]
+    Link,
+    #[error("a FIFO")]
+    Fifo,
+    #[error("a socket")]
+    Socket,
+    #[error("a device")]
+    Device,
+    /// A file that would be written to, and is one elsewhere as well.
+    #[error("a file with several names (hard links)")]
+    Linked,
 }
 
 /// How a file is opened.
@@ -48,40 +67,8 @@ pub(crate) enum Mode {
     Write,
     /// So, and made if it is not there, for the owner only.
     Create,
-}
-
-/// The file system of this machine.
-#[derive(Debug)]
-pub(crate) struct SystemDisk;
-
-impl Disk for SystemDisk {
-    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
-    }
-
-    fn make_dir(&self, dir: &Path) -> io::Result<()> {
-        DirBuilder::new().mode(0o700).create(dir)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
-    }
-
-    fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn Content>> {
-        Ok(Arc::new(open(path, mode)?))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-
-    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::remove_dir(dir)
-    }
+    /// So, and it must not be there.
+    New,
 }
 
 impl Content for File {
@@ -104,15 +91,16 @@ impl Content for File {
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
     }
-}
 
-pub(crate) fn open(path: &Path, mode: Mode) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(mode != Mode::Read)
-        .create(mode == Mode::Create)
-        .mode(0o600)
-        .open(path)
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(self, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::NXIO) => Ok(None),
+            // A file system that cannot tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 impl dyn Content + '_ {

@@ -72,7 +72,7 @@ impl Epoch {
         Ok(Epoch { number: file.number, id: file.id, banks, padded, created: file.created })
     }
 
-    /// PCR 10 as a TPM reset leaves it: each value that is kept, in the order in which commits hold
+    /// The list's PCR as a TPM reset leaves it: each value that is kept, in the order in which commits hold
     /// them.
     pub(crate) fn reset(&self) -> Vec<Replay> {
         let own = self.banks.iter().map(|bank| Replay::new(*bank, Extend::Own));

@@ -7,7 +7,7 @@ use ima_log::{Digest, ParseErrorKind};
 #[non_exhaustive]
 pub enum StoreError {
     /// The system refuses.
-    #[error("{}: {doing}: {error}", path.display())]
+    #[error("{}: {doing}: {error}{}", path.display(), advice(.error))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -45,7 +45,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A file does not hold what it should.
-    #[error("{} at byte {offset}: {why}; see `imastage status`", path.display())]
+    #[error("{} at byte {offset}: {why}; `imastage store check` says what can be done", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -98,7 +98,42 @@ pub enum StoreError {
         /// The epoch's number.
         asked: u64,
     },
+    /// There is no such remark.
+    #[error("{}: there is no such remark to be withdrawn", path.display())]
+    NoSuchNote {
+        /// The file of the remarks.
+        path: PathBuf,
+    },
     /// Records need an epoch to be in.
     #[error("no epoch was begun")]
     NoEpoch,
+}
+
+impl StoreError {
+    /// Whether the system lets this user not do it. Nothing is wrong with the store then.
+    pub fn is_permission(&self) -> bool {
+        matches!(self, StoreError::Io { error, .. } if is_permission(error))
+    }
+
+    /// Whether the machine is at fault, and not what the store holds: no permission, an error of the
+    /// system, or somebody else is using it.
+    pub fn is_environment(&self) -> bool {
+        matches!(self, StoreError::Io { .. } | StoreError::Locked { .. } | StoreError::Busy { .. })
+    }
+}
+
+fn is_permission(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// What can be done about an error of the system, where that is known.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; you may not enter it: ask for membership of the directory's group, or run as root"
+        }
+        io::ErrorKind::StorageFull => "; make room on the file system",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount the file system for writing",
+        _ => "",
+    }
 }

@@ -1,15 +1,19 @@
 //! Names of files and directories, and how they come to be durably.
 
 use std::{
+    ffi::OsStr,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use crate::{
     StoreError,
-    disk::{Content, Disk, Mode},
+    beneath::Foreign,
+    disk::{Content, Disk, Kind, Mode},
     packed::Packed,
+    reader::CHUNK,
 };
 
 pub(crate) const LOCK: &str = "lock";
@@ -17,7 +21,7 @@ pub(crate) const EPOCH: &str = "epoch.json";
 pub(crate) const COMMITS: &str = "commits";
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const NOTES: &str = "notes";
-const FORMAT: &str = "format";
+pub(crate) const FORMAT: &str = "format";
 const FORMAT_LINE: &str = "imastage store 1\n";
 
 /// Says what was being done to what.
@@ -27,7 +31,21 @@ pub(crate) trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, path: &Path, doing: &'static str) -> Result<T, StoreError> {
-        self.map_err(|error| StoreError::Io { path: path.to_owned(), doing, error })
+        self.map_err(|error| {
+            let foreign = error.get_ref().and_then(|error| error.downcast_ref::<Foreign>());
+            match foreign {
+                Some(foreign) => {
+                    let (path, why) = (foreign.path.clone(), foreign.to_string());
+                    StoreError::Damaged { path, offset: 0, why }
+                }
+                // What a packed segment holds.
+                None if error.kind() == io::ErrorKind::InvalidData => {
+                    let (path, why) = (path.to_owned(), error.to_string());
+                    StoreError::Damaged { path, offset: 0, why }
+                }
+                None => StoreError::Io { path: path.to_owned(), doing, error },
+            }
+        })
     }
 }
 
@@ -56,7 +74,7 @@ pub(crate) fn segments(disk: &dyn Disk, epoch: &Path) -> Result<Vec<u64>, StoreE
         .iter()
         .filter_map(|name| {
             let name = name.to_str()?;
-            name.strip_suffix(".gz").unwrap_or(name).strip_suffix(".ima")?.parse().ok()
+            segment_number(name.strip_suffix(".gz").unwrap_or(name).strip_suffix(".ima")?)
         })
         .collect();
     firsts.sort_unstable();
@@ -64,12 +82,65 @@ pub(crate) fn segments(disk: &dyn Disk, epoch: &Path) -> Result<Vec<u64>, StoreE
     Ok(firsts)
 }
 
+/// The first index that a segment's name gives, if it is written as the store writes it.
+fn segment_number(digits: &str) -> Option<u64> {
+    let first = digits.parse().ok()?;
+    (format!("{first:020}") == digits).then_some(first)
+}
+
+/// The number that an epoch's directory has by its name, if it is written as the store writes it.
+pub(crate) fn epoch_number(name: &OsStr) -> Option<u64> {
+    let name = name.to_str()?;
+    let number = name.parse().ok()?;
+    (number > 0 && format!("{number:04}") == name).then_some(number)
+}
+
+/// Whether the store makes files of this name in an epoch's directory.
+pub(crate) fn is_ours(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let is_segment = |name: &str| {
+        name.strip_suffix(".ima").is_some_and(|digits| segment_number(digits).is_some())
+    };
+    let is_kept = |name: &str| {
+        name == NOTES || name == COMMITS || is_segment(name) || segment_number(name).is_some()
+    };
+    if let Some(cut) = name.strip_suffix(".cut") {
+        let parts = cut.rsplit_once('-');
+        return parts.is_some_and(|(what, n)| is_kept(what) && n.parse::<u32>().is_ok());
+    }
+    matches!(
+        name,
+        EPOCH | COMMITS | CHECKPOINTS | NOTES | "epoch.new" | "commits.new" | "notes.new"
+    ) || is_segment(name.strip_suffix(".new").and_then(|n| n.strip_suffix(".gz")).unwrap_or(name))
+        || is_segment(name.strip_suffix(".gz").unwrap_or(name))
+}
+
+/// The names in an epoch's directory that are not the store's, or stand for something else than a
+/// file, with what is wrong.
+pub(crate) fn foreign(disk: &dyn Disk, epoch: &Path) -> Result<Vec<(PathBuf, String)>, StoreError> {
+    let mut foreign = Vec::new();
+    for name in disk.list(epoch).at(epoch, "list")? {
+        let path = epoch.join(&name);
+        let kind = match disk.kind(&path) {
+            // Renamed or removed since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            kind => kind.at(&path, "look at")?,
+        };
+        if kind != Kind::File {
+            foreign.push((path, format!("{kind} is here, expected a file")));
+        } else if !is_ours(&name) {
+            foreign.push((path, "the store makes no file of this name".to_owned()));
+        }
+    }
+    foreign.sort();
+    Ok(foreign)
+}
+
 /// The numbers of the epochs there are, ascending.
 pub(crate) fn epochs(disk: &dyn Disk, state: &Path) -> Result<Vec<u64>, StoreError> {
     let dir = epochs_dir(state);
     let names = disk.list(&dir).at(&dir, "list")?;
-    let mut numbers: Vec<u64> =
-        names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| epoch_number(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
@@ -117,12 +188,27 @@ pub(crate) fn make_dirs(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
 /// Writes a small file whole or not at all.
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let new = path.with_extension("new");
-    let file = disk.open(&new, Mode::Create).at(&new, "open")?;
-    file.set_size(0).at(&new, "empty")?;
+    let file = open_new(disk, &new)?;
     file.write_all(bytes, 0).at(&new, "write")?;
     file.sync().at(&new, "sync")?;
     disk.rename(&new, path).at(path, "rename into place")?;
     sync_parent(disk, path)
+}
+
+/// A new file for the owner only. What stands there is removed, whatever it is: a file that was not
+/// finished, or a link, which is not followed.
+pub(crate) fn open_new(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn Content>, StoreError> {
+    match disk.kind(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(Kind::Directory) => {
+            return Err(Foreign::error(path, Kind::Directory, "a file")).at(path, "remove");
+        }
+        found => {
+            found.at(path, "look at")?;
+            disk.remove(path).at(path, "remove")?;
+        }
+    }
+    disk.open(path, Mode::New).at(path, "open")
 }
 
 fn exists(disk: &dyn Disk, path: &Path) -> Result<bool, StoreError> {
@@ -178,8 +264,45 @@ pub(crate) fn cut(file: &dyn Content, to: u64, path: &Path) -> Result<u64, Store
 /// Where a copy is put of what is cut off: `<what>-<n>.cut`, a name that is not taken.
 pub(crate) fn aside_path(disk: &dyn Disk, dir: &Path, what: &str) -> Result<PathBuf, StoreError> {
     let names = disk.list(dir).at(dir, "list")?;
-    let n = names.iter().filter(|name| name.to_string_lossy().ends_with(".cut")).count();
-    Ok(dir.join(format!("{what}-{n}.cut")))
+    // Numbered over all copies, in the order in which they were made.
+    let mut n = names.iter().filter(|name| name.to_string_lossy().ends_with(".cut")).count();
+    loop {
+        let name = format!("{what}-{n}.cut");
+        if !names.iter().any(|taken| *taken == *name) {
+            return Ok(dir.join(name));
+        }
+        n += 1;
+    }
+}
+
+/// Copies part of a file to `at` in another one and gives the size of the part. Holes stay holes: what
+/// takes no room must not fill the disk, whatever size a file claims.
+pub(crate) fn copy(
+    (from, from_path): (&dyn Content, &Path),
+    part: Range<u64>,
+    (to, to_path): (&dyn Content, &Path),
+    at: u64,
+) -> Result<u64, StoreError> {
+    let end = part.end.min(from.size().at(from_path, "look at")?);
+    let (mut chunk, mut offset) = (vec![0; CHUNK], part.start);
+    while let Some(data) = from.data_from(offset).at(from_path, "look at")? {
+        offset = data;
+        if offset >= end {
+            break;
+        }
+        let most = usize::try_from(end - offset).unwrap_or(CHUNK).min(CHUNK);
+        let read = from.read_up_to(&mut chunk[..most], offset).at(from_path, "read")?;
+        if read == 0 {
+            break;
+        }
+        to.write_all(&chunk[..read], at + (offset - part.start)).at(to_path, "write")?;
+        offset += read as u64;
+    }
+    let len = end.saturating_sub(part.start);
+    if to.size().at(to_path, "look at")? < at + len {
+        to.set_size(at + len).at(to_path, "make longer")?;
+    }
+    Ok(len)
 }
 
 /// Opens a segment for reading, packed or not. While it is being packed it is there twice; the one
@@ -211,7 +334,9 @@ pub(crate) fn unopened(path: PathBuf, error: io::Error, last: u64) -> StoreError
             offset: 0,
             why: format!("the segment is gone: its records, up to index {last}, are missing"),
         },
-        _ => StoreError::Io { path, doing: "open", error },
+        _ => match Err(error).at(&path, "open") {
+            Ok(error) | Err(error) => error,
+        },
     }
 }
 
@@ -248,7 +373,12 @@ pub(crate) fn require(disk: &dyn Disk, state: &Path) -> Result<(), StoreError> {
     let path = state.join(FORMAT);
     let file = match disk.open(&path, Mode::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(not_a_store(state, format!("there is no file {FORMAT}")));
+            let why =
+                format!("there is no file {FORMAT} in it; name the directory of `run --state`");
+            return Err(not_a_store(state, why));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(not_a_store(state, "it is no directory".to_owned()));
         }
         file => file.at(&path, "open")?,
     };

@@ -10,10 +10,12 @@
 //! The files are described byte by byte in `docs/store-format.md`.
 #![forbid(unsafe_code)]
 
+mod beneath;
 mod check;
 mod checkpoints;
 mod closed;
 mod commits;
+mod directory;
 mod disk;
 mod epoch;
 mod error;
@@ -31,9 +33,10 @@ mod writing;
 
 pub use check::{CheckReport, Damage, Remedy, check, check_epoch};
 pub use closed::{EpochSummary, Packing, Retention, epochs, pack, prune};
+pub use directory::{COMPARED, DirectoryReport, SideFile, check_directory};
 pub use epoch::{Epoch, EpochId};
 pub use error::StoreError;
-pub use notes::{Note, notes};
+pub use notes::{KeptNote, Note, Withdrawal, all_notes, notes};
 pub use reader::{Cursor, Reader};
 pub use repair::{Repair, RepairReport, repair};
 pub use store::Store;

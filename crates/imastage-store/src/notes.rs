@@ -1,10 +1,11 @@
-use std::{io, path::Path};
+use std::{collections::HashMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     StoreError,
-    disk::{Disk, Mode, SystemDisk},
+    beneath::SystemDisk,
+    disk::{Disk, Mode},
     files::{self, At, NOTES},
 };
 
@@ -24,18 +25,47 @@ pub struct Note {
     pub text: String,
 }
 
+/// A remark, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptNote {
+    /// The remark.
+    pub note: Note,
+    /// That it was withdrawn; `None` if it is in force.
+    pub withdrawn: Option<Withdrawal>,
+}
+
+/// That a remark turned out to be wrong. The remark stays in the file: that it was made is evidence, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// When it was withdrawn, in seconds since 1970.
+    pub time: u64,
+    /// Why.
+    pub text: String,
+}
+
+/// What a line says: a remark, or that earlier ones are withdrawn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    #[serde(flatten)]
+    note: Note,
+    /// The CRC of the remark that is withdrawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    withdraws: Option<u32>,
+}
+
 /// A line of the file.
 #[derive(Serialize, Deserialize)]
 struct Line {
     #[serde(flatten)]
-    note: Note,
-    /// Of the note alone.
+    entry: Entry,
+    /// Of the entry alone.
     crc: u32,
 }
 
 /// What the file holds.
+#[derive(Default)]
 pub(crate) struct Notes {
-    pub(crate) notes: Vec<Note>,
+    pub(crate) entries: Vec<Entry>,
     /// Where lines stand that are not as they were written.
     pub(crate) damaged: Vec<u64>,
     /// Where the last line stands, if it is not whole.
@@ -47,17 +77,32 @@ pub(crate) struct Notes {
 /// The largest file, in bytes.
 const MOST_BYTES: usize = 16 << 20;
 
-/// The remarks about the latest epoch of a state directory, in the order in which they were made.
-/// Lines that were damaged are left out; [`crate::check`] reports them.
+/// The kind of a line that withdraws another.
+const WITHDRAWN: &str = "withdrawn";
+
+/// The remarks about the latest epoch of a state directory that are in force, in the order in which they
+/// were made. Lines that were damaged are left out; [`crate::check`] reports them.
 ///
 /// # Errors
 /// [`StoreError`].
 pub fn notes(state: &Path) -> Result<Vec<Note>, StoreError> {
-    let disk = &SystemDisk;
+    Ok(of_latest(state)?.in_force())
+}
+
+/// As [`notes`], those included that were withdrawn.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn all_notes(state: &Path) -> Result<Vec<KeptNote>, StoreError> {
+    Ok(of_latest(state)?.kept())
+}
+
+fn of_latest(state: &Path) -> Result<Notes, StoreError> {
+    let disk = &SystemDisk::new(state);
     files::require(disk, state)?;
     match files::latest_epoch(disk, state)? {
-        Some(number) => Ok(read(disk, &files::epoch_dir(state, number))?.notes),
-        None => Ok(Vec::new()),
+        Some(number) => read(disk, &files::epoch_dir(state, number)),
+        None => Ok(Notes::default()),
     }
 }
 
@@ -66,11 +111,41 @@ pub(crate) fn read(disk: &dyn Disk, epoch: &Path) -> Result<Notes, StoreError> {
     Ok(Notes::decode(&bytes.unwrap_or_default()))
 }
 
-/// Adds a note, durably. If it is the last one already it takes its own place: what a note that
-/// failed left cannot always be undone, and whoever failed tries again.
+/// Adds a note, durably.
 pub(crate) fn append(disk: &dyn Disk, epoch: &Path, note: &Note) -> Result<(), StoreError> {
+    append_entry(disk, epoch, &Entry { note: note.clone(), withdraws: None })
+}
+
+/// Withdraws a note, durably. That it is withdrawn already is fine: whoever failed tries again.
+pub(crate) fn withdraw(
+    disk: &dyn Disk,
+    epoch: &Path,
+    note: &Note,
+    withdrawal: &Withdrawal,
+) -> Result<(), StoreError> {
     let path = epoch.join(NOTES);
-    let line = encode(note).map_err(io::Error::from).at(&path, "write")?;
+    let crc = Entry { note: note.clone(), withdraws: None }.crc();
+    let crc = crc.map_err(io::Error::from).at(&path, "write")?;
+    let notes = read(disk, epoch)?;
+    if notes.in_force().contains(note) {
+        let Withdrawal { time, text } = withdrawal.clone();
+        let kind = WITHDRAWN.to_owned();
+        let note = Note { index: note.index, after: note.after, time, kind, text };
+        return append_entry(disk, epoch, &Entry { note, withdraws: Some(crc) });
+    }
+    match notes.entries.iter().rfind(|entry| entry.withdraws == Some(crc)) {
+        // It may have been written and not synced.
+        Some(entry) if notes.entries.last() == Some(entry) => append_entry(disk, epoch, entry),
+        Some(_) => Ok(()),
+        None => Err(StoreError::NoSuchNote { path }),
+    }
+}
+
+/// Adds a line. If it is the last one already it takes its own place: what a line that failed left
+/// cannot always be undone, and whoever failed tries again.
+fn append_entry(disk: &dyn Disk, epoch: &Path, entry: &Entry) -> Result<(), StoreError> {
+    let path = epoch.join(NOTES);
+    let line = entry.encode().map_err(io::Error::from).at(&path, "write")?;
     let file = disk.open(&path, Mode::Create).at(&path, "open")?;
     let room = MOST_BYTES.saturating_sub(line.len());
     let bytes = files::read_whole(file.as_ref(), &path, room)?;
@@ -94,16 +169,47 @@ pub(crate) fn append(disk: &dyn Disk, epoch: &Path, note: &Note) -> Result<(), S
 impl Notes {
     /// The lines that are whole, as they stand in the file.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        self.notes.iter().try_fold(Vec::new(), |lines, note| Ok([lines, encode(note)?].concat()))
+        let mut lines = Vec::new();
+        for entry in &self.entries {
+            lines.extend(entry.encode()?);
+        }
+        Ok(lines)
+    }
+
+    /// All remarks in order. A line that withdraws counts for those before it.
+    pub(crate) fn kept(&self) -> Vec<KeptNote> {
+        let mut withdrawals: HashMap<u32, Withdrawal> = HashMap::new();
+        let mut kept = Vec::new();
+        for entry in self.entries.iter().rev() {
+            let note = entry.note.clone();
+            match entry.withdraws {
+                Some(crc) => {
+                    let Note { time, text, .. } = note;
+                    withdrawals.insert(crc, Withdrawal { time, text });
+                }
+                None => {
+                    let crc = entry.crc().ok();
+                    let withdrawn = crc.and_then(|crc| withdrawals.get(&crc).cloned());
+                    kept.push(KeptNote { note, withdrawn });
+                }
+            }
+        }
+        kept.reverse();
+        kept
+    }
+
+    pub(crate) fn in_force(&self) -> Vec<Note> {
+        let kept = self.kept().into_iter();
+        kept.filter(|kept| kept.withdrawn.is_none()).map(|kept| kept.note).collect()
     }
 
     fn decode(bytes: &[u8]) -> Notes {
-        let mut notes = Notes { notes: Vec::new(), damaged: Vec::new(), torn: None, end: 0 };
+        let mut notes = Notes::default();
         let mut offset = 0;
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            match decode(line) {
-                Some(note) => {
-                    notes.notes.push(note);
+            match Entry::decode(line) {
+                Some(entry) => {
+                    notes.entries.push(entry);
                     notes.end = offset + line.len() as u64;
                 }
                 None => notes.damaged.push(offset),
@@ -117,14 +223,19 @@ impl Notes {
     }
 }
 
-fn encode(note: &Note) -> Result<Vec<u8>, serde_json::Error> {
-    let crc = crc32fast::hash(&serde_json::to_vec(note)?);
-    let mut line = serde_json::to_vec(&Line { note: note.clone(), crc })?;
-    line.push(b'\n');
-    Ok(line)
-}
+impl Entry {
+    fn crc(&self) -> Result<u32, serde_json::Error> {
+        Ok(crc32fast::hash(&serde_json::to_vec(self)?))
+    }
 
-fn decode(line: &[u8]) -> Option<Note> {
-    let Line { note, crc } = serde_json::from_slice(line.strip_suffix(b"\n")?).ok()?;
-    (crc32fast::hash(&serde_json::to_vec(&note).ok()?) == crc).then_some(note)
+    fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut line = serde_json::to_vec(&Line { entry: self.clone(), crc: self.crc()? })?;
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    fn decode(line: &[u8]) -> Option<Entry> {
+        let Line { entry, crc } = serde_json::from_slice(line.strip_suffix(b"\n")?).ok()?;
+        (entry.crc().ok()? == crc).then_some(entry)
+    }
 }

@@ -166,6 +166,10 @@ impl Content for Packed {
     fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok((offset < self.size).then_some(offset))
+    }
 }
 
 fn no_index() -> io::Error {

@@ -7,9 +7,10 @@ use ima_log::{Bank, Decoder, Digest, Format, ParseError, Record, Replay};
 
 use crate::{
     Epoch, StoreError,
+    beneath::SystemDisk,
     checkpoints::Checkpoints,
     commits::{Commit, Commits},
-    disk::{Content, Disk, Mode, SystemDisk},
+    disk::{Content, Disk, Mode},
     files::{self, At},
     writing::extend,
 };
@@ -71,7 +72,7 @@ impl Reader {
     /// [`StoreError::NotAStore`], [`StoreError::Empty`], [`StoreError::Damaged`],
     /// [`StoreError::Io`].
     pub fn open(state: &Path) -> Result<Reader, StoreError> {
-        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        let disk = SystemDisk::shared(state);
         files::require(disk.as_ref(), state)?;
         let number = files::latest_epoch(disk.as_ref(), state)?
             .ok_or_else(|| StoreError::Empty { path: state.to_owned() })?;
@@ -84,7 +85,7 @@ impl Reader {
     /// [`StoreError::NotAStore`], [`StoreError::NoSuchEpoch`], [`StoreError::Damaged`],
     /// [`StoreError::Io`].
     pub fn open_number(state: &Path, number: u64) -> Result<Reader, StoreError> {
-        let disk: Arc<dyn Disk> = Arc::new(SystemDisk);
+        let disk = SystemDisk::shared(state);
         let dir = files::require_epoch(disk.as_ref(), state, number)?;
         Reader::open_epoch(disk, &dir)
     }
@@ -118,12 +119,20 @@ impl Reader {
         self.last.bytes
     }
 
-    /// PCR 10 as all records replay, in each bank that is kept, extended with the bank's own digest.
+    /// The PCR whose values are kept: the one that the epoch's first record names; `None` while there
+    /// is no record. (10 if that names none that a TPM has, and in epochs that were begun by versions
+    /// that knew no other.)
+    pub fn pcr(&self) -> Option<u32> {
+        self.last.pcr
+    }
+
+    /// The PCR ([`Reader::pcr`]) as all records replay, in each bank that is kept, extended with the
+    /// bank's own digest.
     pub fn running(&self) -> &[Digest] {
         &self.running
     }
 
-    /// PCR 10 as the first `records` records replay: each bank that is kept, with its own digest and
+    /// The PCR as the first `records` records replay: each bank that is kept, with its own digest and
     /// then with padded SHA-1 where that is kept ([`Epoch::padded`]). Replays about a thousand
     /// records at most, however many there are.
     ///
@@ -134,6 +143,8 @@ impl Reader {
         if records == self.len() {
             return Ok(self.last.pcrs.clone());
         }
+        // Without a record `records` is what there are.
+        let pcr = self.last.pcr.unwrap_or(ima_log::IMA_PCR);
         let mut start = self.start(records)?;
         let mut cursor = self.cursor(&start, records)?;
         cursor.chunk.truncate(REPLAY_CHUNK);
@@ -147,7 +158,7 @@ impl Reader {
                 let offset = cursor.segment.begin + cursor.decoder.offset() - len;
                 return Err(StoreError::Damaged { path: cursor.segment.path, offset, why });
             }
-            extend(&mut start.pcrs, &record, &computed);
+            extend(&mut start.pcrs, pcr, &record, &computed);
         }
         Ok(start.pcrs)
     }

@@ -8,15 +8,15 @@ use std::{
 
 use crate::{
     Damage, Remedy, StoreError,
+    beneath::SystemDisk,
     check::{check_epoch_on, commit_again},
     checkpoints::{self, Checkpoints},
     closed::lock_closed,
     commits::{Commits, HEADER},
-    disk::{Disk, Mode, SystemDisk},
+    disk::{Disk, Mode},
     files::{self, At, CHECKPOINTS, COMMITS, NOTES},
     notes,
-    reader::CHUNK,
-    store::lock,
+    store::{lock, lock_to_read},
     writing::{Keep, Writing},
 };
 
@@ -55,9 +55,14 @@ const MOST_ROUNDS: usize = 8;
 /// [`StoreError::Locked`] while a service runs, [`StoreError::Busy`] if another process packs, prunes
 /// or repairs, [`StoreError::NotAStore`], [`StoreError::Io`].
 pub fn repair(state: &Path, dry_run: bool) -> Result<Vec<RepairReport>, StoreError> {
-    files::require(&SystemDisk, state)?;
-    let _locks = (lock(state)?, lock_closed(state)?);
-    repair_on(&(Arc::new(SystemDisk) as _), state, checkpoints::DISTANCE, dry_run)
+    let disk = SystemDisk::new(state);
+    files::require(&disk, state)?;
+    let lock = match dry_run {
+        true => lock_to_read(&disk, state)?,
+        false => Some(lock(&disk, state)?),
+    };
+    let _locks = (lock, lock_closed(&disk, state)?);
+    repair_on(&(Arc::new(disk) as _), state, checkpoints::DISTANCE, dry_run)
 }
 
 pub(crate) fn repair_on(
@@ -73,7 +78,7 @@ pub(crate) fn repair_on(
         for _ in 0..MOST_ROUNDS {
             let damage = check_epoch_on(disk.as_ref(), state, number)?.damage;
             let before = epoch.done.len();
-            for damage in damage.iter().filter(|damage| damage.remedy != Remedy::Restore) {
+            for damage in damage.iter().filter(|damage| damage.remedy.is_ours()) {
                 epoch.mend(damage)?;
             }
             if dry_run || epoch.done.len() == before {
@@ -128,7 +133,7 @@ impl Epoch<'_> {
 
     fn make_commit(&mut self, path: &Path, offset: u64) -> Result<(), StoreError> {
         let disk = self.disk.as_ref();
-        let (_, commits) = Commits::open(disk, &self.dir, Mode::Read)?;
+        let (_, commits) = Commits::open_damaged(disk, &self.dir, Mode::Read)?;
         let at = offset.saturating_sub(HEADER) / commits.entry_len();
         let Some(commit) = commit_again(disk, &self.dir, at)? else { return Ok(()) };
         let kept = self.write_over(path, offset, &commit.encode())?;
@@ -209,7 +214,7 @@ impl Epoch<'_> {
     /// The bytes behind the last commit, in `commits` and in segments, if there are any.
     fn tail(&self) -> Result<Option<u64>, StoreError> {
         let disk = self.disk.as_ref();
-        let (commits, last) = match Commits::open(disk, &self.dir, Mode::Read) {
+        let (commits, last) = match Commits::open_damaged(disk, &self.dir, Mode::Read) {
             // Reported already.
             Err(StoreError::Damaged { .. }) => return Ok(None),
             opened => {
@@ -260,17 +265,8 @@ impl Epoch<'_> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let copy_path = files::aside_path(disk, &self.dir, &name)?;
         let file = disk.open(path, Mode::Read).at(path, "open")?;
-        let copy = disk.open(&copy_path, Mode::Create).at(&copy_path, "open")?;
-        let (mut chunk, mut offset) = (vec![0; CHUNK], from);
-        while offset < to {
-            let most = usize::try_from(to - offset).unwrap_or(CHUNK).min(CHUNK);
-            let read = file.read_up_to(&mut chunk[..most], offset).at(path, "read")?;
-            if read == 0 {
-                break;
-            }
-            copy.write_all(&chunk[..read], offset - from).at(&copy_path, "write")?;
-            offset += read as u64;
-        }
+        let copy = disk.open(&copy_path, Mode::New).at(&copy_path, "open")?;
+        files::copy((file.as_ref(), path), from..to, (copy.as_ref(), &copy_path), 0)?;
         copy.sync().at(&copy_path, "sync")?;
         files::sync_dir(disk, &self.dir)?;
         Ok(copy_path)
@@ -365,7 +361,7 @@ mod tests {
                     found.push(record.as_bytes().to_vec());
                 }
                 assert_eq!(found, expected, "power cut at {at}, seed {seed}");
-                assert_eq!(notes::read(&disk, &dir).unwrap().notes.len(), 1);
+                assert_eq!(notes::read(&disk, &dir).unwrap().in_force().len(), 1);
                 cuts += 1;
             }
         }

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use crate::disk::{Content, Disk, Mode};
+use crate::disk::{Content, Disk, Kind, Mode};
 
 /// Small, so that everything is torn somewhere.
 const SECTOR: usize = 16;
@@ -282,6 +282,16 @@ impl Disk for SimDisk {
         Ok(state.names(dir)?.0.keys().cloned().collect())
     }
 
+    fn kind(&self, path: &Path) -> io::Result<Kind> {
+        let mut state = self.state();
+        state.step(Op::Look)?;
+        let node = state.find(path)?;
+        Ok(match &state.nodes[node] {
+            Node::File { .. } => Kind::File,
+            Node::Dir { .. } => Kind::Directory,
+        })
+    }
+
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.step(Op::Grow)?;
@@ -307,13 +317,14 @@ impl Disk for SimDisk {
         let mut state = self.state();
         let op = match (mode, state.find(path)) {
             (Mode::Read, _) => Op::Look,
-            (Mode::Create, Err(_)) => Op::Grow,
+            (Mode::Create | Mode::New, Err(_)) => Op::Grow,
             _ => Op::Change,
         };
         state.step(op)?;
         let node = match state.find(path) {
+            Ok(_) if mode == Mode::New => return Err(io::ErrorKind::AlreadyExists.into()),
             Ok(node) => node,
-            Err(_) if mode == Mode::Create => {
+            Err(_) if matches!(mode, Mode::Create | Mode::New) => {
                 let (live, durable, dirty) = Default::default();
                 state.add(path, Node::File { live, durable, dirty })?
             }
@@ -432,5 +443,16 @@ impl Content for SimFile {
                 Err(error)
             }
         }
+    }
+
+    /// Holes are found sector by sector.
+    fn data_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        let mut state = self.disk.state();
+        state.step(Op::Look)?;
+        let Node::File { live, .. } = &state.nodes[self.node] else { return Err(not_found()) };
+        let from = live.get(offset as usize..).unwrap_or_default();
+        let hole = from.chunks(SECTOR).take_while(|sector| sector.iter().all(|byte| *byte == 0));
+        let data = hole.count() * SECTOR;
+        Ok((data < from.len()).then_some(offset + data as u64))
     }
 }

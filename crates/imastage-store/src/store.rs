@@ -1,6 +1,6 @@
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -11,11 +11,13 @@ use ima_log::{Bank, Digest, Extend, Record};
 use rustix::fs::FlockOperation;
 
 use crate::{
-    Epoch, EpochId, Note, Reader, Recovery, StoreError, checkpoints,
+    Epoch, EpochId, Note, Reader, Recovery, StoreError,
+    beneath::SystemDisk,
+    checkpoints,
     commits::Commits,
-    disk::{self, Disk, Mode, SystemDisk},
+    disk::{Disk, Mode},
     files::{self, At, COMMITS, EPOCH, LOCK},
-    notes,
+    notes::{self, Withdrawal},
     writing::{Keep, Writing},
 };
 
@@ -59,10 +61,11 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(state: &Path, segment_size: u64) -> Result<Store, StoreError> {
-        files::make_dirs(&SystemDisk, state)?;
-        let lock = lock(state)?;
+        let disk = SystemDisk::new(state);
+        files::make_dirs(&disk, state)?;
+        let lock = lock(&disk, state)?;
         let layout = Layout { segment_size, distance: checkpoints::DISTANCE };
-        let mut store = Store::open_on(Arc::new(SystemDisk), state, layout)?;
+        let mut store = Store::open_on(Arc::new(disk), state, layout)?;
         store.lock = Some(lock);
         Ok(store)
     }
@@ -90,7 +93,7 @@ impl Store {
     }
 
     /// Begins a new epoch, which becomes the one that is written to. What was appended to the one
-    /// before and not committed is forgotten. The store keeps the running PCR 10 of `banks`.
+    /// before and not committed is forgotten. The store keeps the running PCR of `banks`.
     ///
     /// # Errors
     /// [`StoreError::Io`]; there is no epoch to write to then.
@@ -99,7 +102,7 @@ impl Store {
     }
 
     /// As [`Store::begin_epoch`]; of the banks `padded`, which may be among `banks` or not, the store
-    /// also keeps PCR 10 as kernels extend it that have not the bank's hash. That costs one hash a
+    /// also keeps the PCR as kernels extend it that have not the bank's hash. That costs one hash a
     /// record: the template data is not hashed again.
     ///
     /// # Errors
@@ -168,13 +171,19 @@ impl Store {
         self.writing.as_ref().map_or(0, |writing| writing.running.violations)
     }
 
-    /// PCR 10 as all records of the epoch replay, each with the bank's own digest; `None` for a bank
+    /// The PCR whose values are kept: the one that the epoch's first record names; `None` while there
+    /// is no record. See [`Reader::pcr`].
+    pub fn pcr(&self) -> Option<u32> {
+        self.writing.as_ref()?.running.pcr
+    }
+
+    /// The PCR ([`Store::pcr`]) as all records of the epoch replay, with the bank's own digest; `None` for a bank
     /// that is not kept.
     pub fn running(&self, bank: Bank) -> Option<Digest> {
         self.running_as(bank, Extend::Own)
     }
 
-    /// PCR 10 as all records of the epoch replay if a bank is extended so; `None` if that is not kept.
+    /// The PCR as all records of the epoch replay if a bank is extended so; `None` if that is not kept.
     /// In the sha1 bank both are the same.
     pub fn running_as(&self, bank: Bank, extend: Extend) -> Option<Digest> {
         let extend = if bank == Bank::Sha1 { Extend::Own } else { extend };
@@ -243,6 +252,18 @@ impl Store {
         notes::append(self.disk.as_ref(), &writing.dir, note)
     }
 
+    /// Withdraws a remark that turned out to be wrong, durably: [`crate::notes`] does not give it any
+    /// more, [`crate::all_notes`] says when and why. `time` is in seconds since 1970. Withdrawing it
+    /// again changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchNote`] if it was never made; else as [`Store::note`].
+    pub fn withdraw(&mut self, note: &Note, time: u64, why: &str) -> Result<(), StoreError> {
+        let writing = self.writing.as_ref().ok_or(StoreError::NoEpoch)?;
+        let withdrawal = Withdrawal { time, text: why.to_owned() };
+        notes::withdraw(self.disk.as_ref(), &writing.dir, note, &withdrawal)
+    }
+
     fn enter(&mut self, number: u64) -> Result<(), StoreError> {
         // Its name may have been given, and not made durable, by one who was killed.
         files::sync_dir(self.disk.as_ref(), &files::epochs_dir(&self.state))?;
@@ -255,15 +276,31 @@ impl Store {
     }
 }
 
-pub(crate) fn lock(state: &Path) -> Result<File, StoreError> {
+/// Keeps others from writing to a state directory, as long as the file is open.
+pub(crate) fn lock(disk: &SystemDisk, state: &Path) -> Result<File, StoreError> {
     let path = state.join(LOCK);
-    let mut file = disk::open(&path, Mode::Create).at(&path, "open")?;
-    match lock_soon(&file) {
-        Ok(()) => {
-            file.set_len(0).at(&path, "empty")?;
-            writeln!(file, "{}", std::process::id()).at(&path, "write")?;
-            Ok(file)
+    let file = disk.open_file(&path, Mode::Create).at(&path, "open")?;
+    let mut file = locked(file, FlockOperation::NonBlockingLockExclusive, state)?;
+    file.set_len(0).at(&path, "empty")?;
+    writeln!(file, "{}", std::process::id()).at(&path, "write")?;
+    Ok(file)
+}
+
+/// So for one who only reads: nothing is written, and without the file nobody ever wrote.
+pub(crate) fn lock_to_read(disk: &SystemDisk, state: &Path) -> Result<Option<File>, StoreError> {
+    let path = state.join(LOCK);
+    match disk.open_file(&path, Mode::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => {
+            let file = file.at(&path, "open")?;
+            locked(file, FlockOperation::NonBlockingLockShared, state).map(Some)
         }
+    }
+}
+
+fn locked(file: File, how: FlockOperation, state: &Path) -> Result<File, StoreError> {
+    match lock_soon(&file, how) {
+        Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut holder = String::new();
             // It only makes the message better.
@@ -274,19 +311,19 @@ pub(crate) fn lock(state: &Path) -> Result<File, StoreError> {
             };
             Err(StoreError::Locked { path: state.to_owned(), holder })
         }
-        Err(error) => Err(std::io::Error::from(error)).at(&path, "lock"),
+        Err(error) => Err(io::Error::from(error)).at(&state.join(LOCK), "lock"),
     }
 }
 
 /// Locks a file, if need be a moment later: a child that the last holder started has the file, too,
 /// until it comes to its exec.
-fn lock_soon(file: &File) -> Result<(), rustix::io::Errno> {
+pub(crate) fn lock_soon(file: &File, how: FlockOperation) -> Result<(), rustix::io::Errno> {
     const TRIES: u32 = 20;
     const WAIT: Duration = Duration::from_millis(10);
     let mut tries = 0;
     loop {
         tries += 1;
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(file, how) {
             Err(rustix::io::Errno::WOULDBLOCK) if tries < TRIES => thread::sleep(WAIT),
             result => return result,
         }

@@ -181,15 +181,18 @@ fn read(disk: &SimDisk) -> Held {
         let reader = Reader::open_epoch(shared(disk), &dir).unwrap();
         let mut replays = BANKS.map(|bank| Replay::new(bank, Extend::Own));
         let mut cursor = reader.records(0).unwrap();
-        let mut records = Vec::new();
+        let mut records: Vec<Vec<u8>> = Vec::new();
         while let Some(record) = cursor.next_record().unwrap() {
-            if record.pcr() == 10 {
+            if records.is_empty() {
+                assert_eq!(reader.pcr(), Some(record.pcr()));
+            }
+            if Some(record.pcr()) == reader.pcr() {
                 replays.iter_mut().for_each(|replay| replay.extend(&record));
             }
             records.push(record.as_bytes().to_vec());
         }
         assert_eq!(reader.running(), replays.map(|replay| replay.value()));
-        held.insert(number, (records, notes::read(disk, &dir).unwrap().notes));
+        held.insert(number, (records, notes::read(disk, &dir).unwrap().in_force()));
     }
     held
 }

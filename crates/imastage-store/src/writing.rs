@@ -5,14 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Digest, Extend, Format, IMA_PCR, Record, Replay};
+use ima_log::{Bank, Digest, Extend, Format, Record, Replay};
 
 use crate::{
     Epoch, StoreError,
     checkpoints::Checkpoints,
     commits::{Commit, Commits},
     disk::{Content, Disk, Mode},
-    files::{self, At},
+    files::{self, At, COMMITS},
 };
 
 /// What opening a store cut off behind the last commit: a batch that a crash interrupted, whose
@@ -23,8 +23,9 @@ pub struct Recovery {
     pub commit_bytes: u64,
     /// Bytes of records.
     pub record_bytes: u64,
-    /// Where a copy of these records was put. Only if the last commit's entry has its full size and
-    /// is not valid: it may have been whole once, and nothing tells.
+    /// Where a copy of these records was put, or of what was no commit if there were none. Only if the
+    /// last commit's entry has its full size and is not valid: it may have been whole once, and nothing
+    /// tells.
     pub kept: Option<PathBuf>,
 }
 
@@ -67,7 +68,10 @@ impl Writing {
         distance: u64,
         keep: Keep,
     ) -> Result<(Writing, Recovery), StoreError> {
-        let (epoch, commits) = Commits::open(disk.as_ref(), dir, Mode::Write)?;
+        let (epoch, commits) = match keep {
+            Keep::Doubtful => Commits::open(disk.as_ref(), dir, Mode::Write)?,
+            Keep::All => Commits::open_damaged(disk.as_ref(), dir, Mode::Write)?,
+        };
         let committed = commits.last()?;
         let mut writing = Writing {
             disk,
@@ -86,8 +90,13 @@ impl Writing {
         writing.segment = writing.last_segment()?;
         writing.rewrite_last_entry()?;
         let kept = match (keep, writing.commits.torn) {
-            (Keep::Doubtful, None) => None,
+            (Keep::Doubtful, 0) => None,
             _ => writing.keep_tail()?,
+        };
+        let kept = match writing.keep_garbage()? {
+            // Of two copies the one with the records counts.
+            Some(garbage) => kept.or(Some(garbage)),
+            None => kept,
         };
         let recovery = writing.tidy()?;
         // Without them all else works: what fails here is tried again when the store is opened next.
@@ -107,7 +116,9 @@ impl Writing {
         if computed != printed {
             return Err(StoreError::WrongDigest { index, printed, computed });
         }
-        extend(&mut self.running.pcrs, record, &computed);
+        let pcr = self.running.pcr_with(record);
+        self.running.pcr = Some(pcr);
+        extend(&mut self.running.pcrs, pcr, record, &computed);
         self.running.records += 1;
         self.running.violations += u64::from(record.is_violation());
         self.running.bytes += record.as_bytes().len() as u64;
@@ -157,7 +168,7 @@ impl Writing {
         let path = files::segment_path(&self.dir, first);
         let (segment, is_new) = match segment {
             Some(segment) => (Arc::clone(segment), false),
-            None => (self.disk.open(&path, Mode::Create).at(&path, "open")?, true),
+            None => (self.disk.open(&path, Mode::New).at(&path, "open")?, true),
         };
         // Everything else in `running` was counted by `append`.
         self.running.segment = first;
@@ -210,7 +221,7 @@ impl Writing {
         let disk = self.disk.as_ref();
         let end = self.commits.offset(self.commits.entries);
         let commit_bytes = files::cut(self.commits.file.as_ref(), end, &self.commits.path)?;
-        self.commits.torn = None;
+        self.commits.torn = 0;
 
         let mut record_bytes = 0;
         if let Some(segment) = &self.segment {
@@ -275,6 +286,22 @@ impl Writing {
         Ok(Some(file))
     }
 
+    /// Copies what is behind the last commit in `commits`, if it is more than a crash leaves.
+    fn keep_garbage(&self) -> Result<Option<PathBuf>, StoreError> {
+        let Commits { file, path, entries, torn, .. } = &self.commits;
+        if *torn < 2 {
+            return Ok(None);
+        }
+        let disk = self.disk.as_ref();
+        let to = files::aside_path(disk, &self.dir, COMMITS)?;
+        let copy = disk.open(&to, Mode::New).at(&to, "open")?;
+        let part = self.commits.offset(*entries)..u64::MAX;
+        files::copy((file.as_ref(), path), part, (copy.as_ref(), &to), 0)?;
+        copy.sync().at(&to, "sync")?;
+        files::sync_dir(disk, &self.dir)?;
+        Ok(Some(to))
+    }
+
     /// Copies the records behind the last commit to a file of their own, if there are any.
     fn keep_tail(&self) -> Result<Option<PathBuf>, StoreError> {
         let disk = self.disk.as_ref();
@@ -290,20 +317,17 @@ impl Writing {
         }
         let to = files::aside_path(disk, &self.dir, &format!("{:020}", self.committed.records))?;
         let mut copy: Option<Arc<dyn Content>> = None;
-        let (mut chunk, mut end) = (vec![0; 64 << 10], 0);
-        for (path, file, mut offset) in parts {
-            loop {
-                let read = file.read_up_to(&mut chunk, offset).at(&path, "read")?;
-                if read == 0 {
-                    break;
-                }
-                let copy = match &mut copy {
-                    Some(copy) => copy,
-                    None => copy.insert(disk.open(&to, Mode::Create).at(&to, "open")?),
-                };
-                copy.write_all(&chunk[..read], end).at(&to, "write")?;
-                (offset, end) = (offset + read as u64, end + read as u64);
+        let mut end = 0;
+        for (path, file, begin) in parts {
+            if file.size().at(&path, "look at")? <= begin {
+                continue;
             }
+            let copy = match &mut copy {
+                Some(copy) => copy,
+                None => copy.insert(disk.open(&to, Mode::New).at(&to, "open")?),
+            };
+            let part = begin..u64::MAX;
+            end += files::copy((file.as_ref(), &path), part, (copy.as_ref(), &to), end)?;
         }
         let Some(copy) = copy else { return Ok(None) };
         copy.sync().at(&to, "sync")?;
@@ -312,9 +336,9 @@ impl Writing {
     }
 }
 
-/// Extends PCR 10 as the kernel did, given the record's SHA-1 template digest.
-pub(crate) fn extend(pcrs: &mut [Replay], record: &Record<'_>, sha1: &Digest) {
-    if record.pcr() != IMA_PCR {
+/// Extends the values of a PCR as the kernel did, given the record's SHA-1 template digest.
+pub(crate) fn extend(pcrs: &mut [Replay], pcr: u32, record: &Record<'_>, sha1: &Digest) {
+    if record.pcr() != pcr {
         return;
     }
     for pcr in pcrs {
