@@ -1,8 +1,8 @@
 //! What a state directory tells by itself: when a service starts, and when none runs.
 
-use std::{io::Read, path::Path};
+use std::{collections::BTreeMap, io::Read, path::Path};
 
-use ima_log::{Bank, BankPcrs, Extend, IMA_PCR};
+use ima_log::{Bank, BankPcrs, Extend};
 use imastage_store::{Note, Reader, Recovery, Store, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -40,7 +40,7 @@ pub fn status_unanswered(state: &Path, pid: u32, condition: State, reason: Strin
             epoch: reader.epoch().number,
             records: reader.len(),
             bytes: reader.bytes(),
-            banks: reader.running().iter().map(replayed_to).collect(),
+            banks: replayed_to(&reader),
             ..status
         },
         // There may be no epoch yet.
@@ -60,7 +60,7 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
             epoch: reader.epoch().number,
             records: reader.len(),
             bytes: reader.bytes(),
-            banks: reader.running().iter().map(replayed_to).collect(),
+            banks: replayed_to(&reader),
             ..Status::default()
         },
         // That is what there is to tell.
@@ -76,9 +76,15 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
     Ok(status)
 }
 
-fn replayed_to(pcr: &ima_log::Digest) -> (String, BankStatus) {
-    let replayed = pcr.to_string();
-    (pcr.bank().to_string(), BankStatus { replayed, ..BankStatus::default() })
+fn replayed_to(reader: &Reader) -> BTreeMap<String, BankStatus> {
+    let status = |value: &ima_log::Digest| {
+        let replayed = value.to_string();
+        (
+            value.bank().to_string(),
+            BankStatus { pcr: reader.pcr(), replayed, ..BankStatus::default() },
+        )
+    };
+    reader.running().iter().map(status).collect()
 }
 
 /// Says what an interrupted commit had left.
@@ -103,8 +109,8 @@ pub(crate) fn replayed(state: &Path, banks: &[Bank], pulse: &Pulse) -> Result<Ba
     const BEAT: u64 = 4096;
     let mut replays = Banks::new(banks);
     if banks.is_empty() {
-        let records = Reader::open(state)?.len();
-        return Ok(Banks::resume(Vec::new(), records, own_pcr(state)));
+        let reader = Reader::open(state)?;
+        return Ok(Banks::resume(Vec::new(), reader.len(), reader.pcr()));
     }
     let mut cursor = Reader::open(state)?.records(0)?;
     while let Some(record) = cursor.next_record()? {
@@ -121,15 +127,9 @@ pub(crate) fn replayed(state: &Path, banks: &[Bank], pulse: &Pulse) -> Result<Ba
 pub(crate) fn committed(store: &Store, banks: &[Bank]) -> Banks {
     let kept = banks.iter().filter_map(|bank| {
         let value = store.running(*bank)?;
-        Some(BankPcrs::resume(*bank, Extend::Own, [(IMA_PCR, value)]))
+        Some(BankPcrs::resume(*bank, Extend::Own, [(store.pcr()?, value)]))
     });
-    Banks::resume(kept.collect(), store.len(), Some(IMA_PCR))
-}
-
-/// The PCR that the first record names.
-fn own_pcr(state: &Path) -> Option<u32> {
-    let mut cursor = Reader::open(state).ok()?.records(0).ok()?;
-    cursor.next_record().ok()?.map(|record| record.pcr())
+    Banks::resume(kept.collect(), store.len(), store.pcr())
 }
 
 /// Reads everything that is stored again, and says in words what is damaged.

@@ -474,6 +474,8 @@ impl Drainer {
                         note.index,
                         note.text
                     );
+                    let why = "all records replay to the TPM's PCRs";
+                    store.withdraw(&note, now(), why)?;
                 }
             }
         }

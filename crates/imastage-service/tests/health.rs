@@ -130,6 +130,10 @@ fn users_02_a_note_that_the_evidence_refutes_is_withdrawn() {
     let service = machine.service();
     service.drain().unwrap();
     assert_well(&service.status());
+    drop(service);
+    assert_eq!(machine.notes(), []);
+    let told = imastage_service::status_at_rest(&machine.state()).unwrap();
+    assert_eq!(told.health.state, State::NotRunning);
 }
 
 #[test]
