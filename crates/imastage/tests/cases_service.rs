@@ -95,7 +95,7 @@ fn case_03_a_kernel_that_measures_into_pcr_11_is_compared_there() {
 
 #[test]
 fn users_01_a_second_state_directory_ends_with_3_and_deletes_nothing() {
-    let Some(machine) = Machine::start() else { return };
+    let Some(machine) = machine(&[]) else { return };
     let (state, other) = (machine.state(), machine.path("other"));
     measure(&machine, "first", 3);
     let running = service(&machine, &state);
@@ -106,8 +106,7 @@ fn users_01_a_second_state_directory_ends_with_3_and_deletes_nothing() {
     let list = fs::read_to_string(machine.mount() + "/ascii_runtime_measurements").unwrap();
     assert_eq!(list.lines().filter(|line| line.contains("second-")).count(), 4, "{list}");
     let running = service(&machine, &state);
-    let answer = status(&state, 0, "in step");
-    assert!(answer.text().contains("4 deleted") || !answer.text().is_empty());
+    status(&state, 0, "in step with the TPM: 8 records");
     assert_eq!(running.stop(), 0);
 }
 
