@@ -104,6 +104,9 @@ pub enum DrainError {
     /// The TPM did not answer.
     #[error("TPM: {0}; nothing was deleted from the list")]
     Tpm(String),
+    /// What is stored is damaged.
+    #[error("the store is damaged; until it is restored records stay in the list")]
+    Damaged,
     /// Records that came before the list's first are in no place that is known.
     #[error(
         "{list}: records before its first one are neither in this state directory nor in the list \
@@ -260,9 +263,8 @@ impl Drainer {
             return Err(DrainError::TpmReset { was, now });
         }
         if self.comparison.is_damaged() && !self.adopt {
-            // What is stored behind the damage may not be found again: it stays in the list, too.
-            self.stored_in_list = None;
-            return self.try_copy(round);
+            // What is stored behind the damage is lost when the file is restored from a backup.
+            return Err(DrainError::Damaged);
         }
         // A list that was not seen yet may name others than these.
         let mut own = self.comparison.own_pcr().unwrap_or(IMA_PCR);

@@ -300,7 +300,7 @@ fn diverged(parting: &Parting) -> String {
 fn damaged(why: &str) -> String {
     format!(
         "the store is damaged: {why}; until that is mended nothing is concluded about missing \
-         records, and nothing is deleted from the kernel's list"
+         records, and records stay in the kernel's list"
     )
 }
 

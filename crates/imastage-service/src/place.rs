@@ -100,9 +100,10 @@ pub fn find(
             // It may measure into another PCR than was asked for.
             None if store.is_empty() && is_met => Beginning::Unseen,
             _ if !asked.is_empty() && is_met => Beginning::Known,
-            _ if !asked.is_empty() => Beginning::Foreign,
-            // Without a TPM an epoch is a boot: its first records are here.
+            // The epoch's first records are here. If others are missing, who compares will say so; it
+            // was no other service, whose store would have been refused the list in the same way.
             _ if !store.is_empty() => Beginning::Known,
+            _ if !asked.is_empty() => Beginning::Foreign,
             Some(_) => Beginning::Foreign,
             None => Beginning::Unseen,
         };

@@ -192,6 +192,14 @@ impl Service {
         self.shared.drain()
     }
 
+    /// As [`Service::drain`], but waits for it no longer than `patience`; it goes on all the same.
+    ///
+    /// # Errors
+    /// As [`Service::drain`].
+    pub fn drain_within(&self, patience: Duration) -> Result<(), String> {
+        self.shared.drain_within(patience)
+    }
+
     /// Takes over [`Config::every`], [`Config::drain_at`] and [`Config::alert`], and drains; all else
     /// stays as it was when the service was started.
     pub fn adjust(&self, config: Config) {

@@ -35,7 +35,7 @@ fn measure(machine: &Machine, prefix: &str, count: usize) {
 
 fn service(machine: &Machine, state: &str) -> Running {
     let mount = machine.mount();
-    Running::spawn(&["--json", "run", "--source", &mount, "--state", state, "--every", "50"])
+    Running::start(&["--json", "run", "--source", &mount, "--state", state, "--every", "50"])
 }
 
 /// The status, once it ends with this exit code and says this first.
@@ -102,8 +102,10 @@ fn users_01_a_second_state_directory_ends_with_3_and_deletes_nothing() {
     status(&state, 0, "in step");
     assert_eq!(running.stop(), 0);
     measure(&machine, "second", 4);
-    assert_eq!(service(&machine, &other).wait(), 3);
-    let list = fs::read_to_string(machine.mount() + "/ascii_runtime_measurements").unwrap();
+    let mount = machine.mount();
+    let refused = Running::spawn(&["--json", "run", "--source", &mount, "--state", &other]);
+    assert_eq!(refused.wait(), 3);
+    let list = fs::read_to_string(mount + "/ascii_runtime_measurements").unwrap();
     assert_eq!(list.lines().filter(|line| line.contains("second-")).count(), 4, "{list}");
     let running = service(&machine, &state);
     status(&state, 0, "in step with the TPM: 8 records");

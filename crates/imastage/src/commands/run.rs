@@ -106,6 +106,9 @@ impl Args {
     }
 }
 
+/// A long list takes longer; nobody waits for that.
+const FIRST_DRAIN: Duration = Duration::from_secs(10);
+
 /// Runs `imastage run`.
 pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
     let supervisor = Supervisor::start()?;
@@ -143,6 +146,8 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
     let view = args.view.as_deref().map(|dir| service.mount_view(dir, args.view_group));
     let view = view.transpose().environment("view")?;
 
+    // Whoever is told that it is ready may ask how it is. If it cannot drain, its health tells.
+    let _ = service.drain_within(FIRST_DRAIN);
     let status = service.status();
     let text = format!(
         "draining {} ({}) into {}: {} records stored so far; Ctrl-C stops",
