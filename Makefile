@@ -4,11 +4,12 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help run test soak lab lab-kernel fuzz lint bench deny-tool deb test-deb test-unit deb-tool
+.PHONY: help run test test-under-load soak lab lab-kernel fuzz lint bench deny-tool deb test-deb test-unit deb-tool
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
 	@echo "make test   run every test"
+	@echo "make test-under-load  every test, ten times, on a busy machine"
 	@echo "make soak   ten million records through the service: memory and cost stay flat"
 	@echo "make lab    every scenario on real kernels, in QEMU"
 	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
@@ -30,6 +31,12 @@ test:
 	$(CARGO) test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-corpus --locked
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p ima-list --test loom --release --target-dir target/loom --locked
 	$(CARGO) build --manifest-path tests/no-std/Cargo.toml --target-dir target/no-std --locked
+
+# Ten times beside four busy processes; scripts/test-under-load --help for others.
+test-under-load:
+	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools \
+		qemu-system-x86_64=qemu-system-x86 busybox=busybox-static xz=xz-utils
+	@CARGO="$(CARGO)" scripts/test-under-load
 
 # IMASTAGE_SOAK_RECORDS says how many.
 soak:

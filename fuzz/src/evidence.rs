@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use imastage_verifier::{PcrValues, PublicKey, Token, UnverifiedQuote};
+use imastage_verifier::{PcrHint, PcrValues, PublicKey, Token, UnverifiedQuote};
 use p256::{
     ecdsa::{Signature, SigningKey, signature::Signer},
     pkcs8::{EncodePublicKey, LineEnding},
@@ -39,12 +39,14 @@ pub fn quote(data: &[u8]) {
     }
 }
 
-/// Files of PCR values. The first byte chooses the bank of files that name none.
+/// Files of PCR values. The first byte chooses the bank of values that name none, none itself, and
+/// whether the PCR is another one than 10.
 pub fn pcrs(data: &[u8]) {
     let Some((&choice, file)) = data.split_first() else { return };
-    let bank = ima_log::Bank::ALL.get(usize::from(choice)).copied();
+    let bank = ima_log::Bank::ALL.get(usize::from(choice & 0x7f)).copied();
+    let pcr = (choice & 0x80 != 0).then_some(11);
     let _ = PcrValues::parse_tpm2_tools(file);
-    let _ = PcrValues::parse(file, bank);
+    let _ = PcrValues::parse(file, PcrHint { bank, pcr });
 }
 
 /// Tokens: what is read reads back the same.
@@ -55,11 +57,9 @@ pub fn token(data: &[u8]) {
     }
 }
 
-/// Public keys.
+/// Public keys, in any form.
 pub fn key(data: &[u8]) {
-    if let Ok(text) = std::str::from_utf8(data)
-        && let Ok(key) = PublicKey::from_pem(text)
-    {
-        let _ = key.fingerprint();
+    if let Ok(key) = PublicKey::from_bytes(data) {
+        let _ = (key.fingerprint(), key.describe());
     }
 }

@@ -1,6 +1,6 @@
 //! Exported lists: what is read from one is written as one that reads the same.
 
-use ima_log::{Format, Record, cel, json as lines};
+use ima_log::{AsciiDecoder, AsciiError, Bank, Format, Record, cel, json as lines};
 
 /// JSON lines.
 pub fn json(data: &[u8]) {
@@ -20,6 +20,50 @@ pub fn cel_json(data: &[u8]) {
 /// A Canonical Event Log in CBOR.
 pub fn cel_cbor(data: &[u8]) {
     cel(cel::Encoding::Cbor, data);
+}
+
+/// A Canonical Event Log in TLV.
+pub fn cel_tlv(data: &[u8]) {
+    cel(cel::Encoding::Tlv, data);
+}
+
+/// A list in the kernel's ASCII form, or what was made of one: the same records and the same error
+/// come out whatever the chunks, and each record is shown as a line that reads the same.
+pub fn ascii_in(data: &[u8]) {
+    let (records, error) = read_ascii(data, data.len().max(1));
+    assert_eq!(read_ascii(data, 7), (records.clone(), error));
+    for (format, bytes) in &records {
+        let record = record(*format, bytes);
+        if record.is_violation() || record.template() == ima_log::Template::Ima {
+            continue;
+        }
+        let mut line = Vec::new();
+        record.write_ascii(Bank::Sha256, &mut line);
+        let (again, error) = read_ascii(&line, line.len());
+        assert_eq!((again.len(), error), (1, None));
+        assert_eq!(record.template_digest(Bank::Sha512), {
+            let (format, bytes) = &again[0];
+            self::record(*format, bytes).template_digest(Bank::Sha512)
+        });
+    }
+}
+
+fn read_ascii(data: &[u8], chunk: usize) -> (Vec<Owned>, Option<AsciiError>) {
+    let (mut decoder, mut records) = (AsciiDecoder::new(), Vec::new());
+    for bytes in data.chunks(chunk).map(Some).chain([None]) {
+        match bytes {
+            Some(bytes) => decoder.feed(bytes),
+            None => decoder.end(),
+        }
+        loop {
+            match decoder.next_record() {
+                Ok(Some(record)) => records.push((record.format(), record.as_bytes().to_vec())),
+                Ok(None) => break,
+                Err(error) => return (records, Some(error)),
+            }
+        }
+    }
+    (records, None)
 }
 
 fn cel(encoding: cel::Encoding, data: &[u8]) {

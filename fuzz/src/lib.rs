@@ -10,18 +10,20 @@ mod exported;
 mod list;
 
 pub use evidence::{key, pcrs, quote, token};
-pub use exported::{cel_cbor, cel_json, json};
+pub use exported::{ascii_in, cel_cbor, cel_json, cel_tlv, json};
 pub use list::{ascii, binary, decoder, kexec, replay, signature};
 
 /// An entry point.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("ascii", ascii),
+    ("ascii_in", ascii_in),
     ("binary", binary),
     ("cel_cbor", cel_cbor),
     ("cel_json", cel_json),
+    ("cel_tlv", cel_tlv),
     ("decoder", decoder),
     ("json", json),
     ("kexec", kexec),

@@ -1,4 +1,5 @@
-use alloc::vec::Vec;
+use alloc::{format, string::String, vec::Vec};
+use core::fmt;
 
 use crate::{Bank, Digest, Event, Record};
 
@@ -10,9 +11,7 @@ pub enum AggregateError {
     #[error("expected a record boot_aggregate or boot_aggregate_late")]
     OtherEvent,
     /// Its digest is not of a known bank.
-    #[error(
-        "boot_aggregate has no digest of a known bank (known: sha1, sha256, sha384, sha512, sm3)"
-    )]
+    #[error("boot_aggregate has no digest of a known bank (known: {})", Bank::known())]
     Hash,
     /// All zeros: the kernel found no TPM when it booted.
     #[error("boot_aggregate is zero: the kernel found no TPM it could use when it booted")]
@@ -29,7 +28,9 @@ pub enum AggregateError {
     },
     /// The values lead to another digest.
     #[error(
-        "boot_aggregate is {recorded}: the values of PCR 0 to {last} of bank {bank} give {computed}"
+        "boot_aggregate is {recorded}: the values of PCR 0 to {last} of bank {bank} give \
+         {computed}{}",
+        alone(*without_8_and_9)
     )]
     Different {
         /// The bank.
@@ -40,7 +41,38 @@ pub enum AggregateError {
         computed: Digest,
         /// The last PCR that was used.
         last: u32,
+        /// What PCR 0 to 7 alone give, where a kernel may have left out 8 and 9.
+        without_8_and_9: Option<Digest>,
     },
+}
+
+fn alone(computed: Option<Digest>) -> String {
+    computed
+        .map_or_else(String::new, |computed| format!(", and those of PCR 0 to 7 alone {computed}"))
+}
+
+/// The PCRs that a `boot_aggregate` was found to be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AggregatedPcrs {
+    /// The bank they were read from.
+    pub bank: Bank,
+    /// The last of them; the first is 0.
+    pub last: u32,
+}
+
+impl AggregatedPcrs {
+    /// Whether PCR 8 and 9 are missing though the hash is not SHA-1: 5.4 and 5.7 stable kernels and
+    /// candidates of 5.8, of June and July 2020.
+    pub fn is_of_mid_2020(&self) -> bool {
+        self.last != last_pcr(self.bank)
+    }
+}
+
+impl fmt::Display for AggregatedPcrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PCR 0 to {} of bank {}", self.last, self.bank)?;
+        if self.is_of_mid_2020() { f.write_str(" (kernels of mid 2020)") } else { Ok(()) }
+    }
 }
 
 /// What a kernel records when it boots: the digest of the PCRs that firmware and boot loader
@@ -51,30 +83,25 @@ pub enum AggregateError {
 /// [`AggregateError::MissingPcr`] when `pcr` gives none, or one of another bank.
 pub fn boot_aggregate(
     bank: Bank,
-    mut pcr: impl FnMut(u32) -> Option<Digest>,
+    pcr: impl FnMut(u32) -> Option<Digest>,
 ) -> Result<Digest, AggregateError> {
-    let last = last_pcr(bank);
-    let values = (0..=last)
-        .map(|index| {
-            let value = pcr(index).filter(|value| value.bank() == bank);
-            value.ok_or(AggregateError::MissingPcr { bank, pcr: index, last })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(bank.hash(&values.iter().map(Digest::as_bytes).collect::<Vec<_>>()))
+    aggregate(bank, last_pcr(bank), pcr)
 }
 
-/// Checks a record `boot_aggregate` against PCR values, and says of which bank they are. `pcr`
-/// gives the value of a PCR.
+/// Checks a record `boot_aggregate` against PCR values, and says of which PCRs it is. `pcr` gives the
+/// value of a PCR.
 ///
 /// A list has one such record for each kernel that was booted; after a kexec they are all over the
-/// PCRs of the one cold boot. Values of PCR 8 and 9 are final only once the system is up.
+/// PCRs of the one cold boot. Values of PCR 8 and 9 are final only once the system is up. Some kernels
+/// of mid 2020 have PCR 0 to 7 in all banks; so what PCR 8 and 9 are is only proven by
+/// [`AggregatedPcrs::last`].
 ///
 /// # Errors
 /// [`AggregateError`] when the record is another one, or is not the digest of these values.
 pub fn check_boot_aggregate(
     record: &Record<'_>,
     mut pcr: impl FnMut(Bank, u32) -> Option<Digest>,
-) -> Result<Bank, AggregateError> {
+) -> Result<AggregatedPcrs, AggregateError> {
     if record.event() != Some(Event::BootAggregate) {
         return Err(AggregateError::OtherEvent);
     }
@@ -84,17 +111,42 @@ pub fn check_boot_aggregate(
     if recorded.is_zero() {
         return Err(AggregateError::NoTpm);
     }
-    let computed = boot_aggregate(bank, |index| pcr(bank, index))?;
-    if computed == recorded {
-        Ok(bank)
-    } else {
-        Err(AggregateError::Different { bank, recorded, computed, last: last_pcr(bank) })
+    let last = last_pcr(bank);
+    let computed = aggregate(bank, last, |index| pcr(bank, index));
+    if computed.as_ref() == Ok(&recorded) {
+        return Ok(AggregatedPcrs { bank, last });
     }
+    let mut without_8_and_9 = None;
+    if last != LAST_OF_SHA1 {
+        without_8_and_9 = aggregate(bank, LAST_OF_SHA1, |index| pcr(bank, index)).ok();
+        if without_8_and_9 == Some(recorded) {
+            return Ok(AggregatedPcrs { bank, last: LAST_OF_SHA1 });
+        }
+    }
+    let computed = computed?;
+    Err(AggregateError::Different { bank, recorded, computed, last, without_8_and_9 })
 }
+
+fn aggregate(
+    bank: Bank,
+    last: u32,
+    mut pcr: impl FnMut(u32) -> Option<Digest>,
+) -> Result<Digest, AggregateError> {
+    let values = (0..=last)
+        .map(|index| {
+            let value = pcr(index).filter(|value| value.bank() == bank);
+            value.ok_or(AggregateError::MissingPcr { bank, pcr: index, last })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(bank.hash(&values.iter().map(Digest::as_bytes).collect::<Vec<_>>()))
+}
+
+/// SHA-1 has always been over PCR 0 to 7.
+const LAST_OF_SHA1: u32 = 7;
 
 const fn last_pcr(bank: Bank) -> u32 {
     match bank {
-        Bank::Sha1 => 7,
+        Bank::Sha1 => LAST_OF_SHA1,
         _ => 9,
     }
 }
@@ -121,8 +173,10 @@ mod tests {
             let check = |pcr: &dyn Fn(u32) -> Option<Digest>| {
                 check_boot_aggregate(&record.record(), |_, index| pcr(index))
             };
-            assert_eq!(check(&|pcr| Some(value(bank, pcr))), Ok(bank));
             let last = asked - 1;
+            let found = check(&|pcr| Some(value(bank, pcr)));
+            assert_eq!(found, Ok(AggregatedPcrs { bank, last }));
+            assert!(!found.unwrap().is_of_mid_2020());
             assert_eq!(
                 check(&|pcr| (pcr != last).then(|| value(bank, pcr))),
                 Err(AggregateError::MissingPcr { bank, pcr: last, last })
@@ -136,6 +190,32 @@ mod tests {
                 check(&|pcr| Some(value(other, pcr))),
                 Err(AggregateError::MissingPcr { pcr: 0, .. })
             ));
+        }
+    }
+
+    #[test]
+    fn case_12_kernels_of_mid_2020_left_out_pcr_8_and_9() {
+        for bank in Bank::ALL {
+            let digest = aggregate(bank, 7, |pcr| Some(value(bank, pcr))).unwrap();
+            let record = RecordBuf::ima_ng(10, &digest, b"boot_aggregate_late");
+            let check = |last: u32, other: u32| {
+                check_boot_aggregate(&record.record(), |_, pcr| {
+                    let other = u32::from(pcr == other);
+                    (pcr <= last).then(|| value(bank, pcr ^ (other << 5)))
+                })
+            };
+            let found = check(9, 24).unwrap();
+            assert_eq!((found.bank, found.last), (bank, 7));
+            assert_eq!(found.is_of_mid_2020(), bank != Bank::Sha1);
+            // What PCR 8 and 9 are does not matter to it.
+            assert_eq!((check(7, 24), check(9, 8)), (Ok(found), Ok(found)));
+            let error = check(9, 3).unwrap_err();
+            let AggregateError::Different { without_8_and_9, .. } = &error else {
+                panic!("{error}")
+            };
+            assert_eq!(without_8_and_9.is_some(), bank != Bank::Sha1);
+            let tried = format!("{error}").contains("PCR 0 to 7 alone");
+            assert_eq!(tried, bank != Bank::Sha1, "{error}");
         }
     }
 

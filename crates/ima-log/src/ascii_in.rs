@@ -1,13 +1,13 @@
-use alloc::vec::Vec;
-use core::{fmt, str};
+mod line;
 
-use crate::{
-    Bank, BuildError, Digest, Endian, FieldKind, MAX_TEMPLATE_DATA, Record, RecordBuf,
-    RecordBuilder, Template,
-};
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::{Bank, BuildError, Endian, MAX_FIELDS, MAX_TEXT_DATA, Record, RecordBuf};
+use line::{Context, Proven};
 
 /// The longest line taken, in bytes: template data in hex, and room for the rest.
-const MAX_LINE: usize = 2 * MAX_TEMPLATE_DATA + (64 << 10);
+const MAX_LINE: usize = 2 * MAX_TEXT_DATA + (64 << 10);
 
 /// The most newlines in a name that are looked for.
 const MAX_NEWLINES: usize = 16;
@@ -22,7 +22,13 @@ const MAX_NEWLINES: usize = 16;
 /// - a name that the kernel would not write: with blanks, NULs inside or none at the end;
 /// - a template that is not known and whose data is no sequence of fields;
 /// - a list that went through something that changes bytes which are not UTF-8;
-/// - an altered one, or one that is in no known bank.
+/// - an altered one, or one that is in no known bank;
+/// - one with more than 1 MiB of template data, or of more than 64 fields.
+///
+/// Lists that were mailed, pasted or kept by an editor are read, too: blanks that were removed or added
+/// at the ends of a line or between its words, lines that end in CRLF, empty lines, a byte order mark,
+/// a last line without a newline. A line that is not as the kernel writes it is a record if its digest
+/// proves what it was; that of a violation, which is zero, proves nothing, and such a line is an error.
 ///
 /// Two things are taken on trust. A violation has no digest: it is read as the kernel writes it, in
 /// the byte order of the records before it; whether its name is whole nothing tells (the PCR does
@@ -30,7 +36,8 @@ const MAX_NEWLINES: usize = 16;
 /// before them, and if there are none, in this machine's.
 ///
 /// Holds no more than one line, or seventeen that make no record, and one chunk. Hashes each record
-/// once, or a few times until it is known what the list has.
+/// once, or a few times until it is known what the list has; of a short line that was changed, up to
+/// 128 records that it may have been.
 ///
 /// ```
 /// use ima_log::{AsciiDecoder, Bank, RecordBuf};
@@ -42,7 +49,8 @@ const MAX_NEWLINES: usize = 16;
 /// let mut decoder = AsciiDecoder::new();
 /// decoder.feed(&line);
 /// assert_eq!(decoder.next_record()?, Some(record.record()));
-/// decoder.finish()?;
+/// decoder.end();
+/// assert_eq!(decoder.next_record()?, None);
 /// # Ok::<(), ima_log::AsciiError>(())
 /// ```
 #[derive(Debug)]
@@ -53,9 +61,9 @@ pub struct AsciiDecoder {
     searched: usize,
     records: u64,
     offset: u64,
-    /// What the last digest was found to be made with.
-    bank: Bank,
-    endian: Endian,
+    ended: bool,
+    /// What the lines so far were found to be.
+    context: Context,
     /// The next record, if `ready`; else the last one.
     record: Option<RecordBuf>,
     ready: bool,
@@ -79,26 +87,39 @@ pub struct AsciiError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AsciiErrorKind {
-    /// The list ends inside a line.
-    #[error("cut short: the line has no newline at its end")]
+    /// The list ends inside a line, or its last line is no record without what is missing.
+    #[error(
+        "cut short: the line has no newline at its end, and its template digest does not prove it \
+         whole"
+    )]
     Truncated,
     /// Longer than a line with the largest template data.
-    #[error("the line is longer than {MAX_LINE} bytes")]
+    #[error("the line is longer than {MAX_LINE} bytes; the binary list holds larger records")]
     TooLong,
     /// It does not begin with a PCR index.
-    #[error("expected a PCR index, blank-padded to two digits (is this the ASCII list?)")]
+    #[error("expected a PCR index (is this the ASCII list?)")]
     Pcr,
     /// The second word is no digest of a known bank.
     #[error("the template digest is not 40, 64, 96 or 128 hex digits")]
     TemplateDigest,
     /// The template has another number of fields.
-    #[error("the template has {expected} fields, the line {found} (a name with a blank?)")]
+    #[error("the template has {expected} fields, the line {found}{}", hint(*expected, *found))]
     FieldCount {
         /// Fields of the template.
         expected: usize,
         /// Fields in the line.
         found: usize,
     },
+    /// More fields than any template has.
+    #[error("the line has {0} fields; a template has at most {MAX_FIELDS}")]
+    TooManyFields(usize),
+    /// The line of a violation is not as the kernel writes it.
+    #[error(
+        "the line of a violation is not as the kernel writes it (blanks or the end of the line were \
+         changed), and its digest of zeros does not prove what it was: take the list from the kernel \
+         again, or its binary form"
+    )]
+    Violation,
     /// A field is not what its kind is shown as.
     #[error("field {field}: expected {expected}")]
     Field {
@@ -133,8 +154,12 @@ impl AsciiDecoder {
             searched: 0,
             records: 0,
             offset: 0,
-            bank: Bank::Sha256,
-            endian: Endian::native(),
+            ended: false,
+            context: Context {
+                bank: Bank::Sha256,
+                endian: Endian::native(),
+                carriage_returns: None,
+            },
             record: None,
             ready: false,
             unproven: None,
@@ -156,32 +181,55 @@ impl AsciiDecoder {
     pub fn has_record(&mut self) -> Result<bool, AsciiError> {
         while !self.ready {
             let newline = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
-            let Some(newline) = newline else {
-                self.searched = self.buffer.len();
-                return match self.pending() {
-                    MAX_LINE.. => Err(self.error(AsciiErrorKind::TooLong)),
-                    _ => Ok(false),
-                };
+            let (end, next) = match newline {
+                Some(newline) => (self.searched + newline, self.searched + newline + 1),
+                None if self.ended && self.start < self.buffer.len() => {
+                    (self.buffer.len(), self.buffer.len())
+                }
+                None => {
+                    self.searched = self.buffer.len();
+                    return match self.buffer.len() - self.start {
+                        MAX_LINE.. => Err(self.error(AsciiErrorKind::TooLong)),
+                        _ => Ok(false),
+                    };
+                }
             };
-            let end = self.searched + newline;
-            self.searched = end + 1;
-            match self.read_line(&self.buffer[self.start..end]) {
-                Ok(proven) => {
-                    (self.bank, self.endian) = (proven.bank, proven.endian);
-                    (self.record, self.ready) = (Some(proven.record), true);
+            if end - self.start >= MAX_LINE {
+                return Err(self.error(AsciiErrorKind::TooLong));
+            }
+            self.searched = next;
+            let line = &self.buffer[self.start..end];
+            let line = match self.offset {
+                0 => line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line),
+                _ => line,
+            };
+            if self.unproven.is_none() && line.trim_ascii().is_empty() {
+                self.pass();
+                continue;
+            }
+            match self.context.read(line, newline.is_some()) {
+                Ok(Proven { record, context }) => {
+                    self.context = context;
+                    (self.record, self.ready) = (Some(record), true);
                     self.unproven = None;
-                    self.offset += (self.searched - self.start) as u64;
-                    self.start = self.searched;
+                    self.pass();
                 }
                 // What the first line says is the best that is known of an altered one.
                 Err(kind) => {
-                    let goes_on = matches!(
-                        kind,
-                        AsciiErrorKind::FieldCount { .. }
-                            | AsciiErrorKind::Field { .. }
-                            | AsciiErrorKind::Unproven
-                    );
-                    let (lines, first) = self.unproven.take().unwrap_or((0, kind));
+                    let goes_on = newline.is_some()
+                        && matches!(
+                            kind,
+                            AsciiErrorKind::FieldCount { .. }
+                                | AsciiErrorKind::Field { .. }
+                                | AsciiErrorKind::Unproven
+                                | AsciiErrorKind::Violation
+                        );
+                    let (lines, first) = match (self.unproven.take(), kind) {
+                        (Some(before), _) => before,
+                        (None, AsciiErrorKind::Violation) => (0, AsciiErrorKind::Violation),
+                        (None, _) if newline.is_none() => (0, AsciiErrorKind::Truncated),
+                        (None, kind) => (0, kind),
+                    };
                     if !goes_on || lines == MAX_NEWLINES {
                         return Err(self.error(first));
                     }
@@ -192,7 +240,7 @@ impl AsciiDecoder {
         Ok(true)
     }
 
-    /// The record of the next whole line; `None` when more bytes are needed.
+    /// The record of the next whole line; `None` when more bytes are needed, or none are left.
     ///
     /// # Errors
     /// [`AsciiError`] when the line is no record, or not one that can be read back.
@@ -205,18 +253,10 @@ impl AsciiDecoder {
         Ok(self.record.as_ref().map(RecordBuf::record))
     }
 
-    /// Says that the list has ended.
-    ///
-    /// # Errors
-    /// [`AsciiErrorKind::Truncated`] when it ended inside a line.
-    pub fn finish(&self) -> Result<(), AsciiError> {
-        match self.pending() {
-            0 => Ok(()),
-            _ => {
-                let first = self.unproven.clone().map(|(_, first)| first);
-                Err(self.error(first.unwrap_or(AsciiErrorKind::Truncated)))
-            }
-        }
+    /// Says that the list has ended: [`AsciiDecoder::next_record`] now takes a last line without
+    /// newline, too, or says that the list was cut short.
+    pub fn end(&mut self) {
+        self.ended = true;
     }
 
     /// How many records came out so far.
@@ -229,92 +269,14 @@ impl AsciiDecoder {
         self.offset
     }
 
-    fn pending(&self) -> usize {
-        self.buffer.len() - self.start
+    /// Goes on behind the line that was searched to its end.
+    fn pass(&mut self) {
+        self.offset += (self.searched - self.start) as u64;
+        self.start = self.searched;
     }
 
     fn error(&self, kind: AsciiErrorKind) -> AsciiError {
         AsciiError { record: self.records, offset: self.offset, kind }
-    }
-
-    fn read_line(&self, line: &[u8]) -> Result<Proven, AsciiErrorKind> {
-        let (pcr, rest) = word(line.strip_prefix(b" ").unwrap_or(line));
-        let pcr = decimal(pcr).ok_or(AsciiErrorKind::Pcr)?;
-        let (digest, rest) = word(rest);
-        let mut printed = [0; Digest::MAX];
-        let printed = printed.get_mut(..digest.len() / 2).ok_or(AsciiErrorKind::TemplateDigest)?;
-        hex::decode_to_slice(digest, printed).map_err(|_| AsciiErrorKind::TemplateDigest)?;
-        let printed = &*printed;
-        if !Bank::ALL.iter().any(|bank| bank.size() == printed.len()) {
-            return Err(AsciiErrorKind::TemplateDigest);
-        }
-        let (name, rest) = word(rest);
-        let name = str::from_utf8(name).map_err(|_| no_name())?;
-        let template = Template::from_name(name.as_bytes()).ok_or_else(no_name)?;
-        let shown: Vec<&[u8]> = match rest {
-            // No blank behind the name: a template without fields.
-            [] if line.last() != Some(&b' ') => Vec::new(),
-            _ => rest.split(|byte| *byte == b' ').collect(),
-        };
-        let known = !matches!(template, Template::Unknown(_));
-        let mut kinds: Vec<Option<FieldKind>> = alloc::vec![None; shown.len()];
-        if known {
-            kinds = template.format().split('|').map(FieldKind::from_id).collect();
-            if kinds.len() != shown.len() {
-                let (expected, found) = (kinds.len(), shown.len());
-                return Err(AsciiErrorKind::FieldCount { expected, found });
-            }
-        }
-
-        let violation = printed.iter().all(|byte| *byte == 0);
-        let other = if self.endian == Endian::Little { Endian::Big } else { Endian::Little };
-        let empty_name = |(kind, shown): (&Option<FieldKind>, &&[u8])| {
-            shown.is_empty() && matches!(kind, Some(FieldKind::N | FieldKind::NNg))
-        };
-        let either = kinds.iter().zip(&shown).any(empty_name);
-        for endian in [self.endian, other] {
-            // An empty name is a NUL in all that kernels write, and nothing in what others may.
-            for name_ends in [b"\0".as_slice(), b""].into_iter().take(1 + usize::from(either)) {
-                let fields = kinds
-                    .iter()
-                    .zip(&shown)
-                    .enumerate()
-                    .map(|(index, (kind, shown))| {
-                        let end = if shown.is_empty() { name_ends } else { b"\0" };
-                        field(*kind, template, shown, end, endian)
-                            .map_err(|expected| AsciiErrorKind::Field { field: index, expected })
-                    })
-                    .collect::<Result<Vec<_>, _>>()?;
-                let fields: Vec<&[u8]> = fields.iter().map(Vec::as_slice).collect();
-                let mut builder = RecordBuilder::new(pcr).endian(endian);
-                if violation {
-                    builder = builder.violation();
-                }
-                let record = builder.record(name, &fields)?;
-                if violation {
-                    return Ok(Proven { record, endian, bank: self.bank });
-                }
-                if let Some(bank) = self.proven_in(&record, printed) {
-                    return Ok(Proven { record, endian, bank });
-                }
-            }
-        }
-        Err(AsciiErrorKind::Unproven)
-    }
-
-    /// The bank in which the record has the digest printed; the last one's, if it does in that.
-    fn proven_in(&self, record: &RecordBuf, printed: &[u8]) -> Option<Bank> {
-        let record = record.record();
-        let fits = |bank: Bank| bank.size() == printed.len();
-        let is_right = |bank: &Bank| record.template_digest(*bank).as_bytes() == printed;
-        let others = Bank::ALL.into_iter().filter(|bank| *bank != self.bank);
-        let own = [self.bank].into_iter().chain(others).filter(|bank| fits(*bank)).find(is_right);
-        own.or_else(|| {
-            // The bank of a kernel that does not know its hash.
-            let bank = Bank::ALL.into_iter().find(|bank| fits(*bank))?;
-            let padded = record.template_digest(Bank::Sha1).padded_to(bank);
-            (padded.as_bytes() == printed).then_some(self.bank)
-        })
     }
 }
 
@@ -326,68 +288,14 @@ impl fmt::Display for AsciiError {
 
 impl core::error::Error for AsciiError {}
 
-/// A record, and how its digest was made.
-struct Proven {
-    record: RecordBuf,
-    bank: Bank,
-    endian: Endian,
-}
+/// What some editors begin a file with: U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-fn no_name() -> AsciiErrorKind {
-    BuildError::from(crate::ParseErrorKind::NameBytes).into()
-}
-
-/// The bytes before the first blank and those behind it.
-fn word(line: &[u8]) -> (&[u8], &[u8]) {
-    match line.iter().position(|byte| *byte == b' ') {
-        Some(blank) => (&line[..blank], &line[blank + 1..]),
-        None => (line, &[]),
-    }
-}
-
-/// Only what is written like this: digits without a zero before them.
-fn decimal(digits: &[u8]) -> Option<u32> {
-    let plain = digits == b"0" || digits.first().is_some_and(|digit| *digit != b'0');
-    let text = str::from_utf8(digits).ok()?;
-    (plain && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
-}
-
-/// The bytes of a field out of what is shown of it, or what should have been shown.
-fn field(
-    kind: Option<FieldKind>,
-    template: Template<'_>,
-    shown: &[u8],
-    name_end: &[u8],
-    endian: Endian,
-) -> Result<Vec<u8>, &'static str> {
-    let hex = |digits: &[u8]| hex::decode(digits).map_err(|_| "hex digits");
-    match kind {
-        Some(FieldKind::N | FieldKind::NNg) => {
-            let end = if template == Template::Ima { b"" } else { name_end };
-            Ok([shown, end].concat())
-        }
-        _ if shown.is_empty() => Ok(Vec::new()),
-        Some(FieldKind::XattrNames) => Ok([shown, b"\0"].concat()),
-        Some(FieldKind::DNg | FieldKind::DNgV2 | FieldKind::DModsig) => {
-            let Some(colon) = shown.iter().rposition(|byte| *byte == b':') else {
-                return hex(shown);
-            };
-            let (head, digest) = shown.split_at(colon + 1);
-            Ok([head, b"\0", &hex(digest)?].concat())
-        }
-        Some(FieldKind::IUid | FieldKind::IGid) => {
-            let value = decimal(shown).ok_or("a decimal number of 32 bits")?;
-            Ok(endian.bytes(value).to_vec())
-        }
-        Some(FieldKind::IMode) => {
-            let mode = decimal(shown).and_then(|mode| u16::try_from(mode).ok());
-            let mode = mode.ok_or("a decimal number of 16 bits")?;
-            Ok(match endian {
-                Endian::Little => mode.to_le_bytes().to_vec(),
-                Endian::Big => mode.to_be_bytes().to_vec(),
-            })
-        }
-        _ => hex(shown),
+fn hint(expected: usize, found: usize) -> &'static str {
+    if found > expected {
+        " (a name with a blank?)"
+    } else {
+        ", and no fields that are empty and left out give its template digest"
     }
 }
 

@@ -38,7 +38,7 @@ pub struct DigestLengthError {
 
 /// No bank has this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown bank (known: sha1, sha256, sha384, sha512, sm3)")]
+#[error("unknown bank (known: {})", Bank::known())]
 pub struct UnknownBankError;
 
 impl Bank {
@@ -82,6 +82,16 @@ impl Bank {
         Bank::ALL.into_iter().find(|bank| bank.tpm_alg() == alg)
     }
 
+    /// The names of [`Bank::ALL`] as messages list them: `sha1, sha256, sha384, sha512, sm3`.
+    pub fn known() -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            for (n, bank) in Bank::ALL.into_iter().enumerate() {
+                write!(f, "{}{bank}", if n == 0 { "" } else { ", " })?;
+            }
+            Ok(())
+        })
+    }
+
     /// Hashes the concatenation of `parts`.
     pub fn hash(self, parts: &[&[u8]]) -> Digest {
         let mut digest = Digest::zero(self);
@@ -111,8 +121,12 @@ impl fmt::Display for Bank {
 impl FromStr for Bank {
     type Err = UnknownBankError;
 
-    /// Accepts the kernel's name in either case.
+    /// Accepts the kernel's name in either case, and `sm3_256`, which is what the TCG and tpm2-tools
+    /// call `sm3`.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if name.eq_ignore_ascii_case("sm3_256") {
+            return Ok(Bank::Sm3);
+        }
         Bank::ALL
             .into_iter()
             .find(|bank| bank.name().eq_ignore_ascii_case(name))
@@ -282,6 +296,15 @@ mod tests {
             assert_eq!(Bank::from_tpm_alg(bank.tpm_alg()), Some(bank));
         }
         assert_eq!("md5".parse::<Bank>(), Err(UnknownBankError));
+    }
+
+    #[test]
+    fn case_11_banks_have_tpm2_tools_names_too_and_one_list_names_them() {
+        assert_eq!("sm3_256".parse(), Ok(Bank::Sm3));
+        assert_eq!("SM3_256".parse(), Ok(Bank::Sm3));
+        assert_eq!("sha3_256".parse::<Bank>(), Err(UnknownBankError));
+        let known = "unknown bank (known: sha1, sha256, sha384, sha512, sm3)";
+        assert_eq!(UnknownBankError.to_string(), known);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use core::str;
 
-use crate::{Field, FieldKind, Record};
+use crate::{Field, FieldKind, Record, Template};
 
 /// The digest in a field `d`, `d-ng`, `d-ngv2` or `d-modsig`: what was measured, hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,24 @@ impl<'a> Record<'a> {
         })
     }
 
+    /// The name of what was measured, also where the template is not known: then it is the field behind
+    /// the first that has the form of a digest (`ALGORITHM:`, NUL, digest), if that ends in its only
+    /// NUL, as in all templates that kernels have had. `None` if no such field is there.
+    pub fn likely_name(&self) -> Option<&'a [u8]> {
+        if !matches!(self.template(), Template::Unknown(_)) {
+            return self.event_name();
+        }
+        let is_digest = |field: &Field<'a>| {
+            [FieldKind::DNg, FieldKind::DNgV2]
+                .into_iter()
+                .any(|kind| FileDigest::from_field(&Field { kind: Some(kind), ..*field }).is_some())
+        };
+        let mut fields = self.fields();
+        fields.find(is_digest)?;
+        let name = fields.next()?.bytes.strip_suffix(&[0])?;
+        (!name.is_empty() && !name.contains(&0)).then_some(name)
+    }
+
     /// What the record tells besides that a file was read; `None` for a file's.
     ///
     /// Nothing in a record says which of these it is but its event name and that its template has
@@ -184,6 +202,22 @@ mod tests {
             let record = builder.record("d-ng|n-ng", &[field, b"f\0"]).unwrap();
             assert_eq!(record.record().file_digest(), None);
         }
+    }
+
+    #[test]
+    fn case_14_names_of_unknown_templates_are_told() {
+        let builder = RecordBuilder::new(10);
+        let likely = |fields: &[&[u8]]| {
+            let record = builder.record("ima-cgpath", fields).unwrap();
+            record.record().likely_name().map(Vec::from)
+        };
+        assert_eq!(likely(&[b"x", b"sha1:\0d", b"/a\0", b"c"]), Some(b"/a".to_vec()));
+        assert_eq!(likely(&[b"ima:sha1:\0d", b"/a\0"]), Some(b"/a".to_vec()));
+        for fields in [&[b"x".as_slice(), b"/a\0"][..], &[b"sha1:\0d"], &[b"sha1:\0d", b"/a"]] {
+            assert_eq!(likely(fields), None);
+        }
+        let known = RecordBuf::ima_ng(10, &Bank::Sha1.hash(&[]), b"/k");
+        assert_eq!(known.record().likely_name(), Some(&b"/k"[..]));
     }
 
     #[test]

@@ -1,12 +1,20 @@
 //! What reading JSON lines and reading a Canonical Event Log have in common.
 
-use alloc::{string::String, vec::Vec};
-use core::fmt;
+use alloc::{borrow::Cow, string::String, string::ToString, vec::Vec};
+use core::{fmt, marker::PhantomData};
 
-use crate::{Bank, Format, MAX_TEMPLATE_DATA, ParseErrorKind, Record, ascii};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+use crate::{Bank, Format, MAX_TEXT_DATA, ParseErrorKind, Record, ascii};
 
 /// The longest serialized record taken, in bytes: template data in hex, and room for the rest.
-pub(crate) const MAX_RECORD: usize = 2 * MAX_TEMPLATE_DATA + (64 << 10);
+pub(crate) const MAX_RECORD: usize = 2 * MAX_TEXT_DATA + (64 << 10);
+
+/// The most that is told of what a parser says, in bytes: it may quote a whole record.
+const MAX_SYNTAX: usize = 200;
 
 /// Why a list that was exported cannot be read, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +35,8 @@ pub enum ImportErrorKind {
     Truncated,
     /// The record is longer than any that has the largest template data.
     TooLong,
+    /// The template data, of this many bytes, is larger than [`MAX_TEXT_DATA`].
+    DataLength(usize),
     /// It is not the JSON or CBOR that was expected; the parser says why.
     Syntax(String),
     /// A member is missing.
@@ -59,7 +69,15 @@ impl fmt::Display for ImportErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ImportErrorKind::Truncated => write!(f, "cut short: the input ends inside of it"),
-            ImportErrorKind::TooLong => write!(f, "longer than {MAX_RECORD} bytes"),
+            ImportErrorKind::TooLong => write!(
+                f,
+                "longer than {MAX_RECORD} bytes; the kernel's binary list holds larger records"
+            ),
+            ImportErrorKind::DataLength(found) => write!(
+                f,
+                "template data length {found}: expected at most {MAX_TEXT_DATA}; the kernel's binary \
+                 list holds larger records"
+            ),
             ImportErrorKind::Syntax(why) => f.write_str(why),
             ImportErrorKind::Missing(name) => write!(f, "there is no \"{name}\""),
             ImportErrorKind::Member { name, expected } => {
@@ -203,6 +221,122 @@ impl Binary {
                 expected: "a digest, a length and a name of that length",
             }),
         }
+    }
+}
+
+/// Checks a length of template data.
+pub(crate) fn check_data(data: &[u8]) -> Result<(), ImportErrorKind> {
+    match data.len() {
+        0..=MAX_TEXT_DATA => Ok(()),
+        len => Err(ImportErrorKind::DataLength(len)),
+    }
+}
+
+/// What a JSON parser says.
+pub(crate) fn syntax(error: &serde_json::Error) -> ImportErrorKind {
+    let mut why = error.to_string();
+    if why.len() > MAX_SYNTAX {
+        why.truncate(why.floor_char_boundary(MAX_SYNTAX));
+        why += "...";
+    }
+    ImportErrorKind::Syntax(why)
+}
+
+/// A string of JSON, borrowed where nothing in it is escaped.
+#[derive(Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+/// An array of at most `N` elements: counted while it is read, so that nobody fills the memory with
+/// elements that take more of it than of the file.
+pub(crate) struct Limited<T, const N: usize>(pub(crate) Vec<T>);
+
+impl<T, const N: usize> Default for Limited<T, N> {
+    fn default() -> Self {
+        Limited(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Limited<T, N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements<T, const N: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for Elements<T, N> {
+            type Value = Limited<T, N>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an array of at most {N} elements")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Limited<T, N>, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = seq.next_element()? {
+                    if elements.len() == N {
+                        return Err(A::Error::invalid_length(N + 1, &self));
+                    }
+                    elements.push(element);
+                }
+                Ok(Limited(elements))
+            }
+        }
+        deserializer.deserialize_seq(Elements(PhantomData))
+    }
+}
+
+/// A value of JSON of which only strings and numbers matter; nothing of others is kept.
+pub(crate) enum Scalar<'a> {
+    Text(Cow<'a, str>),
+    Number(u64),
+    Other,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Scalar<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Text(text.into()))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Text(String::from(text).into()))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Number(number))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Other)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Other)
+            }
+
+            fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Other)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar<'de>, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar<'de>, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+        }
+        deserializer.deserialize_any(Any)
     }
 }
 

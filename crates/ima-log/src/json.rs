@@ -36,14 +36,18 @@
 //! # Ok::<(), ima_log::ImportError>(())
 //! ```
 
-use alloc::{borrow::Cow, collections::BTreeMap, format, string::String, vec::Vec};
+use alloc::{borrow::Cow, vec::Vec};
+use core::fmt;
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
 
-use crate::import::{Binary, Input, MAX_RECORD, push_string};
+use crate::import::{Binary, Input, Limited, MAX_RECORD, Text, check_data, push_string, syntax};
 use crate::{
-    Bank, Digest, Endian, Field, FieldKind, Format, ImportError, ImportErrorKind, ParseErrorKind,
-    Record, Template, ascii,
+    Bank, Digest, Endian, Field, FieldKind, Format, ImportError, ImportErrorKind, MAX_FIELDS,
+    ParseErrorKind, Record, Template, ascii,
 };
 
 /// Appends the line of a record, newline included, with its digest in `bank`: the printed one if
@@ -82,7 +86,9 @@ pub fn write_record(record: &Record<'_>, index: u64, bank: Bank, out: &mut Vec<u
     out.extend_from_slice(b"]}\n");
 }
 
-/// Reads JSON lines, in whatever chunks they come. Holds one line and one chunk.
+/// Reads JSON lines, in whatever chunks they come. Holds one line, what it says, and one chunk: a small
+/// multiple of the line. Template data is at most [`crate::MAX_TEXT_DATA`], fields are at most
+/// [`MAX_FIELDS`].
 #[derive(Debug)]
 pub struct Decoder {
     input: Input,
@@ -236,15 +242,83 @@ struct Line<'a> {
     violation: Option<bool>,
     #[serde(borrow)]
     endian: Option<Cow<'a, str>>,
-    fields: Vec<BTreeMap<String, Value>>,
+    #[serde(borrow)]
+    fields: Limited<Member<'a>, MAX_FIELDS>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Value {
-    Text(String),
+/// A field: an object with one member.
+struct Member<'a> {
+    id: Cow<'a, str>,
+    value: Value<'a>,
+}
+
+enum Value<'a> {
+    Text(Cow<'a, str>),
     Number(u32),
-    Hex { hex: String },
+    Hex(Cow<'a, str>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Member<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a field, which is an object with one member")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
+                let entry = map.next_entry::<Text<'de>, Value<'de>>()?;
+                let (id, value) = entry.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+                if map.next_key::<serde::de::IgnoredAny>()?.is_some() {
+                    return Err(A::Error::invalid_length(2, &self));
+                }
+                Ok(Member { id: id.0, value })
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Value<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, a number of 32 bits or {\"hex\": ...}")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Value<'de>, E> {
+                Ok(Value::Text(text.into()))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Value<'de>, E> {
+                Ok(Value::Text(Cow::Owned(text.into())))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Value<'de>, E> {
+                let unexpected = serde::de::Unexpected::Unsigned(number);
+                let small = u32::try_from(number);
+                small.map(Value::Number).map_err(|_| E::invalid_value(unexpected, &self))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
+                match map.next_key::<Text<'de>>()? {
+                    Some(Text(key)) if key == "hex" => {}
+                    _ => return Err(A::Error::custom("expected a member \"hex\"")),
+                }
+                let Text(hex) = map.next_value()?;
+                if map.next_key::<serde::de::IgnoredAny>()?.is_some() {
+                    return Err(A::Error::custom("expected \"hex\" and nothing else"));
+                }
+                Ok(Value::Hex(hex))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
 }
 
 fn sha1() -> Cow<'static, str> {
@@ -252,8 +326,7 @@ fn sha1() -> Cow<'static, str> {
 }
 
 fn read_line(line: &[u8], out: &mut Binary) -> Result<(), ImportErrorKind> {
-    let line: Line<'_> = serde_json::from_slice(line)
-        .map_err(|error| ImportErrorKind::Syntax(format!("{error}")))?;
+    let line: Line<'_> = serde_json::from_slice(line).map_err(|error| syntax(&error))?;
     let member = |name, expected| ImportErrorKind::Member { name, expected };
     let bank = line.bank.parse().map_err(|_| member("bank", "the name of a bank"))?;
     let endian = match line.endian.as_deref() {
@@ -266,14 +339,14 @@ fn read_line(line: &[u8], out: &mut Binary) -> Result<(), ImportErrorKind> {
     if line.violation.is_some_and(|violation| violation != digest.is_zero()) {
         return Err(member("violation", "true if the digest is all zeros, and false otherwise"));
     }
-    let data = read_fields(&line.template, &line.fields, endian)?;
+    let data = read_fields(&line.template, &line.fields.0, endian)?;
     out.set(Format { bank, endian }, line.pcr, digest.as_bytes(), &line.template, &data)
 }
 
 /// The template data that the fields make.
 fn read_fields(
     name: &str,
-    fields: &[BTreeMap<String, Value>],
+    fields: &[Member<'_>],
     endian: Endian,
 ) -> Result<Vec<u8>, ImportErrorKind> {
     let template = Template::from_name(name.as_bytes()).ok_or(ParseErrorKind::NameBytes)?;
@@ -281,9 +354,7 @@ fn read_fields(
     let mut ids = template.format().split('|');
     let mut data = Vec::new();
     for field in fields {
-        let (1, Some((id, value))) = (field.len(), field.first_key_value()) else {
-            return Err(mismatch());
-        };
+        let Member { id, value } = field;
         let known = !template.format().is_empty();
         let all_of_it = !known && id == "data";
         let kind = match ids.next() {
@@ -302,13 +373,14 @@ fn read_fields(
         }
         data.extend_from_slice(&bytes);
     }
+    check_data(&data)?;
     Ok(data)
 }
 
 /// The bytes of a field; the inverse of [`write_field`].
 fn read_field(
     kind: Option<FieldKind>,
-    value: &Value,
+    value: &Value<'_>,
     template: Template<'_>,
     endian: Endian,
 ) -> Result<Vec<u8>, ImportErrorKind> {
@@ -322,7 +394,7 @@ fn read_field(
             }
             Ok(bytes)
         }
-        (Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames), Value::Hex { hex: text }) => {
+        (Some(FieldKind::N | FieldKind::NNg | FieldKind::XattrNames), Value::Hex(text)) => {
             hex(text)
         }
         (Some(FieldKind::DNg | FieldKind::DNgV2 | FieldKind::DModsig), Value::Text(text)) => {
@@ -350,150 +422,4 @@ fn read_field(
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::RecordBuf;
-
-    fn read(line: &str) -> Result<Vec<u8>, ImportErrorKind> {
-        let mut decoder = Decoder::new();
-        decoder.feed(line.as_bytes());
-        decoder.end();
-        match decoder.next_record() {
-            Ok(record) => Ok(record.map(|record| record.as_bytes().to_vec()).unwrap_or_default()),
-            Err(error) => Err(error.kind),
-        }
-    }
-
-    /// A record of `template` with these fields, in this form.
-    fn record(template: &str, fields: &[Vec<u8>], format: Format) -> Binary {
-        let mut data = Vec::new();
-        for field in fields {
-            data.extend_from_slice(&format.endian.bytes(field.len() as u32));
-            data.extend_from_slice(field);
-        }
-        let mut binary = Binary::new();
-        let digest = format.bank.hash(&[&data]);
-        binary.set(format, 10, digest.as_bytes(), template, &data).unwrap();
-        binary
-    }
-
-    #[test]
-    fn a_line_is_as_documented() {
-        let record =
-            RecordBuf::ima_ng(10, &Digest::zero(Bank::Sha1), b"/a \"b\"\n\xc3\xa4".as_slice());
-        let mut line = Vec::new();
-        write_record(&record.record(), 7, Bank::Sha1, &mut line);
-        let digest = record.record().printed_digest();
-        let expected = format!(
-            "{{\"index\":7,\"pcr\":10,\"bank\":\"sha1\",\"digest\":\"{digest}\",\"template\":\
-             \"ima-ng\",\"violation\":false,\"fields\":[{{\"d-ng\":\"sha1:{}\"}},{{\"n-ng\":\
-             \"/a_\\\"b\\\"\\u000aä\"}}]}}\n",
-            "00".repeat(20)
-        );
-        assert_eq!(core::str::from_utf8(&line).unwrap(), expected);
-        assert_eq!(read(&expected), Ok(record.as_bytes().to_vec()));
-        // As little as a line can say.
-        let short = format!(
-            "{{\"pcr\":10,\"digest\":\"{digest}\",\"template\":\"ima-ng\",\"fields\":[{{\"d-ng\":\
-             \"sha1:{}\"}},{{\"n-ng\":\"/a_\\\"b\\\"\\u000aä\"}}]}}",
-            "00".repeat(20)
-        );
-        assert_eq!(read(&short), Ok(record.as_bytes().to_vec()));
-    }
-
-    #[test]
-    fn what_is_no_record_is_refused_with_its_place() {
-        let line = |members: &str| format!("{{\"pcr\":10,\"template\":\"ima-ng\",{members}}}");
-        let digest = format!("\"digest\":\"{}\"", "11".repeat(20));
-        let fields = "\"fields\":[{\"d-ng\":\"sha1:00\"},{\"n-ng\":\"/x\"}]";
-        assert!(read(&line(&format!("{digest},{fields}"))).is_ok());
-        for (members, expected) in [
-            (format!("{digest},\"fields\":[{{\"d-ng\":\"sha1:00\"}}]"), "FieldCount"),
-            (format!("{digest},\"fields\":[{{\"n-ng\":\"a\"}},{{\"n-ng\":\"a\"}}]"), "Fields"),
-            (format!("{digest},\"fields\":[{{\"d-ng\":\"sha1:0\"}},{{\"n-ng\":\"\"}}]"), "Member"),
-            (format!("{digest},{fields},\"violation\":true"), "violation"),
-            (format!("{digest},{fields},\"bank\":\"sha256\""), "digest"),
-            (format!("{digest},{fields},\"bank\":\"md4\""), "bank"),
-            (format!("{digest},{fields},\"endian\":\"middle\""), "endian"),
-            (format!("{digest},{fields},{digest}"), "duplicate"),
-            (format!("{digest},{fields},\"digets\":1"), "unknown field"),
-            (digest.clone(), "missing field"),
-        ] {
-            let error = alloc::format!("{:?}", read(&line(&members)).unwrap_err());
-            assert!(error.contains(expected), "{members}: {error}");
-        }
-        let mut decoder = Decoder::new();
-        let good = line(&format!("{digest},{fields}"));
-        decoder.feed(format!("{good}\n\n{good}\nnonsense\n").as_bytes());
-        assert!(decoder.next_record().unwrap().is_some());
-        assert!(decoder.next_record().unwrap().is_some());
-        let error = decoder.next_record().unwrap_err();
-        assert_eq!((error.record, error.offset), (2, 2 * good.len() as u64 + 3));
-    }
-
-    fn field() -> impl Strategy<Value = Vec<u8>> {
-        prop_oneof![
-            proptest::collection::vec(any::<u8>(), 0..40),
-            "[a-z0-9/ \"\\\\\n]{0,20}".prop_map(|name| [name.as_bytes(), &[0]].concat()),
-            ("(verity:|ima:|)[a-z0-9]{1,8}:", proptest::collection::vec(any::<u8>(), 0..33))
-                .prop_map(|(head, digest)| [head.as_bytes(), &[0], &digest].concat()),
-            any::<[u8; 4]>().prop_map(Vec::from),
-            any::<[u8; 2]>().prop_map(Vec::from),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_is_lost(
-            template in prop_oneof![
-                Just("ima-ng"), Just("ima-sig"), Just("ima-ngv2"), Just("ima-sigv2"),
-                Just("ima-buf"), Just("ima-modsig"), Just("evm-sig"), Just("d|n"),
-                Just("imode|iuid|n-ng|xattrnames"), Just("strange")
-            ],
-            fields in proptest::collection::vec(field(), 12),
-            big in any::<bool>(),
-            bank in proptest::sample::select(&Bank::ALL[..]),
-            chunk in 1usize..200,
-        ) {
-            let endian = if big { Endian::Big } else { Endian::Little };
-            let format = Template::from_name(template.as_bytes()).unwrap().format();
-            let count = if format.is_empty() { 12 } else { format.split('|').count() };
-            let binary = record(template, &fields[..count], Format { bank, endian });
-            let mut line = Vec::new();
-            write_record(&binary.record().unwrap(), 0, bank, &mut line);
-            prop_assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
-
-            let mut decoder = Decoder::new();
-            let mut chunks = line.chunks(chunk);
-            let read = loop {
-                if decoder.has_record().unwrap() {
-                    break decoder.next_record().unwrap();
-                }
-                decoder.feed(chunks.next().unwrap());
-            };
-            prop_assert_eq!(read, Some(binary.record().unwrap()));
-        }
-
-        #[test]
-        fn data_of_an_unknown_template_is_kept(data in proptest::collection::vec(any::<u8>(), 0..50)) {
-            let mut binary = Binary::new();
-            let form = Format::native(Bank::Sha256);
-            binary.set(form, 10, &[1; 32], "strange", &data).unwrap();
-            let mut line = Vec::new();
-            write_record(&binary.record().unwrap(), 0, Bank::Sha256, &mut line);
-            let mut decoder = Decoder::new();
-            decoder.feed(&line);
-            prop_assert_eq!(decoder.next_record().unwrap(), Some(binary.record().unwrap()));
-        }
-
-        #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let mut decoder = Decoder::new();
-            decoder.feed(&bytes);
-            decoder.end();
-            while let Ok(Some(_)) = decoder.next_record() {}
-        }
-    }
-}
+mod tests;

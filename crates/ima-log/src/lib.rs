@@ -76,7 +76,7 @@ mod replay;
 mod signature;
 mod template;
 
-pub use aggregate::{AggregateError, boot_aggregate, check_boot_aggregate};
+pub use aggregate::{AggregateError, AggregatedPcrs, boot_aggregate, check_boot_aggregate};
 pub use ascii_in::{AsciiDecoder, AsciiError, AsciiErrorKind};
 pub use build::RecordBuf;
 pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};
@@ -91,9 +91,9 @@ pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
 #[cfg(feature = "signatures")]
 pub use keys::{KeyError, SigningKey, VerifyError};
 pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
-pub use pcrs::{BankPcrs, PcrSet};
+pub use pcrs::{BankPcrs, PcrSet, PcrSetError};
 pub use printable::Printable;
-pub use record::{Endian, Format, MAX_NAME, MAX_TEMPLATE_DATA, Record};
+pub use record::{Endian, Format, MAX_FIELDS, MAX_NAME, MAX_TEMPLATE_DATA, MAX_TEXT_DATA, Record};
 pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};

@@ -388,16 +388,6 @@ impl BankReplay {
     }
 }
 
-impl BankPcrs {
-    /// The PCRs of a bank as a TPM reset leaves them, in each way in which kernels extend it; that
-    /// of kernels before 5.8 branches off at the first violation.
-    fn ways(bank: Bank) -> impl Iterator<Item = BankPcrs> {
-        let ways = [Extend::Own, Extend::Sha1Padded].into_iter();
-        ways.filter(move |extend| bank != Bank::Sha1 || *extend == Extend::Own)
-            .map(move |extend| BankPcrs::new(bank, extend))
-    }
-}
-
 impl Way {
     fn held_at(&self, target: usize) -> Option<Held> {
         self.held.get(target).copied().flatten()

@@ -1,7 +1,7 @@
 //! PCRs as records extend them: which there are, and what a bank's hold.
 
 use alloc::vec::Vec;
-use core::fmt;
+use core::{fmt, str::FromStr};
 
 use crate::{Bank, Digest, Extend, Record};
 
@@ -10,13 +10,18 @@ use crate::{Bank, Digest, Extend, Record};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PcrSet(u32);
 
+/// A text that names no PCRs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected indexes from 0 to 31 or ranges of them, such as 0-9,11")]
+pub struct PcrSetError;
+
 /// The PCRs of one bank, as records extend them in one way. PCRs that no record named have the
 /// value that a TPM reset gives them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BankPcrs {
     bank: Bank,
     extend: Extend,
-    /// In the order in which records named them, so that the list's own PCR comes first.
+    /// The first that a record named, which is the list's own, then the others in ascending order.
     values: Vec<(u32, Digest)>,
 }
 
@@ -83,6 +88,29 @@ impl FromIterator<u32> for PcrSet {
     }
 }
 
+impl FromStr for PcrSet {
+    type Err = PcrSetError;
+
+    /// Reads indexes and ranges with commas between them: `0-9,11`.
+    fn from_str(text: &str) -> Result<PcrSet, PcrSetError> {
+        let index = |digits: &str| {
+            let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+            let index = digits.parse().ok().filter(|index| is_number && *index < PcrSet::LIMIT);
+            index.ok_or(PcrSetError)
+        };
+        let mut set = PcrSet::EMPTY;
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (index(first)?, index(last)?);
+            if first > last {
+                return Err(PcrSetError);
+            }
+            (first..=last).for_each(|pcr| set.insert(pcr));
+        }
+        Ok(set)
+    }
+}
+
 impl fmt::Display for PcrSet {
     /// `10, 11`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +135,14 @@ impl BankPcrs {
         BankPcrs { bank, extend, values: Vec::new() }
     }
 
+    /// As [`BankPcrs::new`], once for each way in which kernels extend the bank; that of kernels
+    /// before 5.8 is told from [`Extend::Sha1Padded`] by the first violation.
+    pub fn ways(bank: Bank) -> impl Iterator<Item = BankPcrs> {
+        let ways = [Extend::Own, Extend::Sha1Padded].into_iter();
+        ways.filter(move |extend| bank != Bank::Sha1 || *extend == Extend::Own)
+            .map(move |extend| BankPcrs::new(bank, extend))
+    }
+
     /// The PCRs that have these values already, the list's own PCR first; digests of other banks
     /// and PCRs of 32 or more are left out.
     pub fn resume(
@@ -114,8 +150,13 @@ impl BankPcrs {
         extend: Extend,
         values: impl IntoIterator<Item = (u32, Digest)>,
     ) -> BankPcrs {
-        let fits = |(pcr, value): &(u32, Digest)| *pcr < PcrSet::LIMIT && value.bank() == bank;
-        BankPcrs { bank, extend, values: values.into_iter().filter(fits).collect() }
+        let mut pcrs = BankPcrs::new(bank, extend);
+        for (pcr, value) in values.into_iter().filter(|(_, value)| value.bank() == bank) {
+            if let Some(known) = pcrs.value_mut(pcr) {
+                *known = value;
+            }
+        }
+        pcrs
     }
 
     /// The bank.
@@ -180,8 +221,11 @@ impl BankPcrs {
         let at = match self.values.iter().position(|(index, _)| *index == pcr) {
             Some(at) => at,
             None => {
-                self.values.push((pcr, Digest::reset(self.bank, pcr)));
-                self.values.len() - 1
+                let others = self.values.iter().skip(1);
+                let at = others.take_while(|(index, _)| *index < pcr).count();
+                let at = if self.values.is_empty() { 0 } else { at + 1 };
+                self.values.insert(at, (pcr, Digest::reset(self.bank, pcr)));
+                at
             }
         };
         self.values.get_mut(at).map(|(_, value)| value)
@@ -199,6 +243,11 @@ mod tests {
         let set: PcrSet = [11, 10, 10, 31, 32, u32::MAX].into_iter().collect();
         assert_eq!((set.to_string().as_str(), set.len()), ("10, 11, 31", 3));
         assert!(set.contains(31) && !set.contains(32) && !set.contains(u32::MAX));
+        assert_eq!("10,11,31".parse(), Ok(set));
+        assert_eq!("10-11,31-31".parse(), Ok(set));
+        for text in ["", "10,", "32", "+1", "3-1", "0-", "1 ", "0-9-10", "99999999999"] {
+            assert_eq!(text.parse::<PcrSet>(), Err(PcrSetError), "{text}");
+        }
         let ten = PcrSet::from_mask(1 << 10);
         assert_eq!(set.without(ten).iter().collect::<Vec<_>>(), [11, 31]);
         assert_eq!(set.without(ten).union(ten), set);

@@ -22,12 +22,13 @@ use core::fmt;
 pub struct Printable<'a> {
     text: &'a [u8],
     line_breaks: bool,
+    json: bool,
 }
 
 impl<'a> Printable<'a> {
     /// Text or bytes to be displayed in one line.
     pub fn new<T: AsRef<[u8]> + ?Sized>(text: &'a T) -> Printable<'a> {
-        Printable { text: text.as_ref(), line_breaks: false }
+        Printable { text: text.as_ref(), line_breaks: false, json: false }
     }
 
     /// Newlines stay what they are, for text of more than one line; whoever wrote the text can begin
@@ -35,6 +36,14 @@ impl<'a> Printable<'a> {
     #[must_use]
     pub fn keep_line_breaks(mut self) -> Printable<'a> {
         self.line_breaks = true;
+        self
+    }
+
+    /// The text is JSON: what is escaped is written as JSON does it (`\u202e`, RFC 8259 section 7), so
+    /// that it means the same. Outside of strings JSON has nothing to escape but line breaks.
+    #[must_use]
+    pub fn in_json(mut self) -> Printable<'a> {
+        self.json = true;
         self
     }
 }
@@ -47,7 +56,11 @@ impl fmt::Display for Printable<'_> {
             while let Some((at, c)) = rest.char_indices().find(|(_, c)| hidden(*c)) {
                 let (plain, tail) = rest.split_at(at);
                 f.write_str(plain)?;
-                escape(c, f)?;
+                if self.json {
+                    escape_json(c, f)?
+                } else {
+                    escape(c, f)?
+                }
                 rest = tail.strip_prefix(c).unwrap_or_default();
             }
             f.write_str(rest)?;
@@ -57,6 +70,10 @@ impl fmt::Display for Printable<'_> {
         }
         Ok(())
     }
+}
+
+fn escape_json(c: char, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(f, "\\u{unit:04x}"))
 }
 
 fn escape(c: char, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,6 +147,8 @@ mod tests {
         }
         let lines = Printable::new("a\n\x1b\r\n").keep_line_breaks();
         assert_eq!(lines.to_string(), "a\n\\x1b\\r\n");
+        let json = Printable::new("{\"\u{9b}\u{e0001}\":1}\n").in_json().keep_line_breaks();
+        assert_eq!(json.to_string(), "{\"\\u009b\\udb40\\udc01\":1}\n");
     }
 
     proptest! {

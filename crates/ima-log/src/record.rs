@@ -11,6 +11,14 @@ pub const MAX_NAME: usize = 15 * 17;
 /// lying length from claiming memory.
 pub const MAX_TEMPLATE_DATA: usize = 16 << 20;
 
+/// The largest template data taken from a list in a text form or a Canonical Event Log, in bytes: such
+/// a list comes from a file that anybody may have written, not from a kernel, and is in memory more
+/// than once while it is read.
+pub const MAX_TEXT_DATA: usize = 1 << 20;
+
+/// The most fields taken from such a list for one record. The kernel's templates have at most 15.
+pub const MAX_FIELDS: usize = 64;
+
 /// The byte order of the integers in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endian {

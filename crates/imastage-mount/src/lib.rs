@@ -4,11 +4,17 @@
 //! - [`list`] answers a readdir.
 #![forbid(unsafe_code)]
 
-use std::{fs, io, path::Path, process::Command};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
+    process::Command,
+};
 
 use fuser::{FileType, INodeNo, ReplyDirectory};
 use ima_securityfs::{FileName, Kind};
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 /// Makes the mount point. What a killed process left mounted is unmounted. There must be nothing in
 /// it but perhaps `known`.
@@ -21,6 +27,10 @@ pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
     {
         detach(mount);
     }
+    // It may be there already, as something else.
+    if fs::metadata(mount).is_ok_and(|found| !found.is_dir()) {
+        return Err(io::Error::other("this is not a directory; give an empty directory"));
+    }
     fs::create_dir_all(mount)?;
     let is_known = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| known.is_some_and(|known| entry.file_name() == known))
@@ -29,6 +39,34 @@ pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::other("there are files in it; give an empty directory")),
     }
+}
+
+/// Mounts `device` (/dev/fuse, opened by whoever answers for the files) over `mount`, for all to read
+/// who the files' modes let. Starts no program, and needs CAP_SYS_ADMIN.
+///
+/// # Errors
+/// [`io::Error`].
+pub fn mount_read_only(device: BorrowedFd<'_>, mount: &Path) -> io::Result<()> {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    // fuse(4): rootmode is octal, of a directory.
+    let options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
+        device.as_raw_fd(),
+        user.as_raw(),
+        group.as_raw()
+    );
+    let flags = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+    let options = CString::new(options)?;
+    Ok(rustix::mount::mount("imastage", mount, "fuse.imastage", flags, options.as_c_str())?)
+}
+
+/// Unmounts it again without starting a program; who has files of it open keeps them.
+///
+/// # Errors
+/// [`io::Error`].
+pub fn unmount(mount: &Path) -> io::Result<()> {
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    Ok(rustix::mount::unmount(mount, flags)?)
 }
 
 /// Takes a mount away from the directory tree; who has files of it open keeps them. Says so if it
@@ -80,5 +118,7 @@ mod tests {
         assert!(prepare(&mount, None).unwrap_err().to_string().contains("files in it"));
         fs::write(mount.join("other"), "").unwrap();
         assert!(prepare(&mount, Some("link")).is_err());
+        let file = mount.join("other");
+        assert!(prepare(&file, None).unwrap_err().to_string().contains("not a directory"));
     }
 }

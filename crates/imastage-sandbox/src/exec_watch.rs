@@ -1,8 +1,12 @@
 use std::{
-    fs,
+    fs::{self, File},
+    io,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender, TrySendError},
+    },
     thread,
 };
 
@@ -11,7 +15,7 @@ use nix::{
     sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
 };
 
-use crate::{Ima, Machine};
+use crate::{Ima, Machine, Outcome};
 
 /// Measures every program as it is executed, from the file systems of `/` and `/usr` on. Ends with
 /// the process.
@@ -20,7 +24,8 @@ use crate::{Ima, Machine};
 /// What is missing, in words: mostly the capability CAP_SYS_ADMIN.
 pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
     let fanotify = Fanotify::init(
-        InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_UNLIMITED_QUEUE,
+        // What is executed faster than it is measured must not fill the memory.
+        InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC,
         EventFFlags::O_RDONLY | EventFFlags::O_LARGEFILE | EventFFlags::O_CLOEXEC,
     )
     .map_err(|error| format!("fanotify: {error}; watching needs root (CAP_SYS_ADMIN)"))?;
@@ -42,6 +47,7 @@ pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
         devices.push(meta.dev());
     }
 
+    let large = large_programs(Arc::clone(&machine)).map_err(|error| format!("thread: {error}"))?;
     let watch = move || {
         loop {
             let events = match fanotify.read_events() {
@@ -53,11 +59,20 @@ pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
                 }
             };
             for event in events {
+                if event.mask().contains(MaskFlags::FAN_Q_OVERFLOW) {
+                    tracing::error!("more programs were executed than could be measured");
+                    machine.ima().violate(Path::new("exec-watch-overflow"));
+                }
                 let Some(fd) = event.fd() else { continue };
                 let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) else {
                     continue;
                 };
-                measure(machine.ima(), fd, &path);
+                let result = fd
+                    .try_clone_to_owned()
+                    .and_then(|fd| measure(machine.ima(), File::from(fd), path.clone(), &large));
+                if let Err(error) = result {
+                    tracing::warn!(%error, path = %path.display(), "executed but not measured");
+                }
             }
         }
     };
@@ -68,9 +83,90 @@ pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
         .map_err(|error| format!("thread: {error}"))
 }
 
-fn measure(ima: &Ima, fd: std::os::fd::BorrowedFd<'_>, path: &Path) {
-    let result = fd.try_clone_to_owned().and_then(|fd| ima.measure_file(fd.into(), path));
-    if let Err(error) = result {
-        tracing::warn!(%error, path = %path.display(), "executed but not measured");
+/// A program that is not measured at once.
+type Program = (File, PathBuf);
+
+/// Programs up to this size, in bytes, are measured at once: that takes some 10 ms.
+const SMALL: u64 = 16 << 20;
+
+/// Larger ones are not measured at all: anybody can make a file of terabytes that has no blocks, and
+/// have it executed. A violation stands in their place.
+const LARGEST: u64 = 1 << 30;
+
+/// Measures large programs one after the other, while others go on being measured.
+fn large_programs(machine: Arc<Machine>) -> io::Result<SyncSender<Program>> {
+    const WAITING: usize = 64;
+    let (sender, programs) = mpsc::sync_channel::<Program>(WAITING);
+    let measure_all = move || {
+        for (file, path) in programs {
+            if let Err(error) = machine.ima().measure_file(file, &path) {
+                tracing::warn!(%error, path = %path.display(), "executed but not measured");
+            }
+        }
+    };
+    thread::Builder::new().name("exec-large".into()).spawn(measure_all)?;
+    Ok(sender)
+}
+
+fn measure(
+    ima: &Ima,
+    file: File,
+    path: PathBuf,
+    large: &SyncSender<Program>,
+) -> io::Result<Outcome> {
+    let size = file.metadata()?.len();
+    if size <= SMALL {
+        return ima.measure_file(file, &path);
+    }
+    let (file, path, why) = match size {
+        ..=LARGEST => match large.try_send((file, path)) {
+            Ok(()) => return Ok(Outcome::Known),
+            Err(TrySendError::Full((file, path)) | TrySendError::Disconnected((file, path))) => {
+                (file, path, "too many large programs at once")
+            }
+        },
+        _ => (file, path, "it is larger than 1 GiB"),
+    };
+    tracing::warn!(path = %path.display(), "executed, and a violation instead of measured: {why}");
+    ima.violate_file(&file, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Policy;
+    use std::sync::mpsc::Receiver;
+
+    fn sparse(dir: &Path, name: &str, size: u64) -> (File, PathBuf) {
+        let path = dir.join(name);
+        File::create(&path).unwrap().set_len(size).unwrap();
+        (File::open(&path).unwrap(), path)
+    }
+
+    fn lane(waiting: usize) -> (SyncSender<Program>, Receiver<Program>) {
+        mpsc::sync_channel(waiting)
+    }
+
+    #[test]
+    fn finding_15_a_program_of_300_gb_makes_a_violation_and_others_are_measured() {
+        let ima = Ima::boot(Policy::default(), None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (large, waiting) = lane(1);
+        let take = |(file, path): (File, PathBuf)| measure(&ima, file, path, &large).unwrap();
+        let violations = || ima.list().counts().violations;
+
+        assert_eq!(take(sparse(dir.path(), "huge", 300_000_000_000)), Outcome::Added);
+        assert_eq!(violations(), 1);
+        // Executed again and again it makes no second one.
+        let again = (File::open(dir.path().join("huge")).unwrap(), dir.path().join("huge"));
+        assert_eq!(take(again), Outcome::Known);
+        assert_eq!(take(sparse(dir.path(), "small", 100)), Outcome::Added);
+        // One large one waits; there is no room for the next.
+        assert_eq!(take(sparse(dir.path(), "large", SMALL + 1)), Outcome::Known);
+        assert_eq!(waiting.try_recv().unwrap().1, dir.path().join("large"));
+        take(sparse(dir.path(), "first", LARGEST));
+        assert_eq!(violations(), 1);
+        assert_eq!(take(sparse(dir.path(), "second", LARGEST)), Outcome::Added);
+        assert_eq!(violations(), 2);
     }
 }

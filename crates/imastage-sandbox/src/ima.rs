@@ -124,10 +124,20 @@ impl Ima {
         if !boot.measured().insert(state) {
             return Ok(Outcome::Known);
         }
-        let digest = hash_file(&mut file).inspect_err(|_| {
+        let digest = hash_file(&mut file, state.0.size).inspect_err(|_| {
             boot.measured().remove(&state);
         })?;
         Ok(self.add(&RecordBuf::ima_ng(pcr, &digest, path.as_os_str().as_bytes())))
+    }
+
+    /// Notes in place of an open file that it was not measured, once as long as it does not change.
+    ///
+    /// # Errors
+    /// What the system says when it is no regular file.
+    pub(crate) fn violate_file(&self, file: &File, path: &Path) -> io::Result<Outcome> {
+        let state = (FileState::of(file)?, self.pcr());
+        let fresh = self.current().measured().insert(state);
+        Ok(if fresh { self.violate(path) } else { Outcome::Known })
     }
 
     /// Notes that a file was changed while it was measured: no digest would be true of it.
@@ -303,7 +313,9 @@ impl FileState {
     }
 }
 
-fn hash_file(file: &mut File) -> io::Result<Digest> {
+/// Hashes a file of `size` bytes. Whoever makes it grow while it is read could have it read for ever.
+fn hash_file(file: &mut File, size: u64) -> io::Result<Digest> {
+    let mut file = file.take(size.saturating_add(1));
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 128 << 10];
     loop {
@@ -313,6 +325,9 @@ fn hash_file(file: &mut File) -> io::Result<Digest> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+    if file.limit() == 0 {
+        return Err(io::Error::other("it grew while it was measured; measure it again"));
     }
     Digest::from_slice(HASH, &hasher.finalize()).map_err(io::Error::other)
 }

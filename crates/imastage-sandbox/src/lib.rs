@@ -19,6 +19,7 @@ mod kernel;
 mod machine;
 mod orders;
 mod reading;
+mod run_dir;
 mod sandbox;
 
 pub use fault::{Fault, UnknownFault};

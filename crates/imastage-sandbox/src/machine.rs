@@ -69,7 +69,7 @@ pub struct Carried {
 #[derive(Debug, thiserror::Error)]
 pub enum RebootError {
     /// The TPM failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Tpm(#[from] TpmError),
     /// It is not ours to reset.
     #[error(

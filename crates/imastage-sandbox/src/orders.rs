@@ -1,7 +1,6 @@
 //! Doing what is asked of a sandbox.
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
     thread,
@@ -20,13 +19,14 @@ use crate::{
 /// Tells how far it is; an error means that nobody wants to know any more.
 pub(crate) type Progress<'a> = dyn FnMut(&Measured) -> io::Result<()> + 'a;
 
-/// Does it, and tells what came of it.
+/// Does it, and tells what came of it. `content` is what follows the command.
 ///
 /// # Errors
 /// [`io::Error`], in words.
 pub(crate) fn carry_out(
     machine: &Machine,
     command: Command,
+    content: &mut dyn Read,
     progress: &mut Progress<'_>,
 ) -> io::Result<Answer> {
     let ima = machine.ima();
@@ -52,7 +52,7 @@ pub(crate) fn carry_out(
             measured.count(ima.measure_data(name.as_bytes(), &data)?)?;
         }
         Command::Replay { path, rate } => {
-            replay(ima, &path, rate, &mut measured, progress)
+            replay(ima, content, rate, &mut measured, progress)
                 .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
         }
         Command::Suspend { dump } => {
@@ -128,15 +128,14 @@ fn measure(
 /// Adds the records of a binary list, at most `rate` a second.
 fn replay(
     ima: &Ima,
-    path: &Path,
+    list: &mut dyn Read,
     rate: Option<u64>,
     measured: &mut Measured,
     progress: &mut Progress<'_>,
 ) -> io::Result<()> {
     const CHUNK: u64 = 256 << 10;
-    let mut file = File::open(path)?;
     let mut chunk = Vec::new();
-    file.by_ref().take(CHUNK).read_to_end(&mut chunk)?;
+    list.take(CHUNK).read_to_end(&mut chunk)?;
     let format = Format::detect(&chunk)
         .ok_or_else(|| io::Error::other("no binary measurement list (ASCII cannot be replayed)"))?;
     let mut decoder = Decoder::new(format);
@@ -154,7 +153,7 @@ fn replay(
             measured.tell(progress)?;
         }
         chunk.clear();
-        file.by_ref().take(CHUNK).read_to_end(&mut chunk)?;
+        list.take(CHUNK).read_to_end(&mut chunk)?;
     }
     decoder.finish().map_err(io::Error::other)
 }

@@ -1,6 +1,5 @@
 use std::{
     fmt, fs, io,
-    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -11,7 +10,6 @@ use ima_list::{Duplicates, Options, Rules, SharedList};
 use ima_log::Bank;
 use ima_securityfs::Dialect;
 use imastage_tpm::{Endpoint, SharedTpm, Swtpm, Tpm, TpmError};
-use tempfile::TempDir;
 
 use crate::{
     Hazard, Ima, Kernel, Machine, Policy,
@@ -20,6 +18,7 @@ use crate::{
     fault::Fault,
     faults::Faults,
     filesystem::Directory,
+    run_dir::RunDir,
 };
 
 /// What a sandbox is made of.
@@ -64,7 +63,7 @@ pub struct Sandbox {
     mount: PathBuf,
     watching: Result<(), String>,
     endpoint: Option<Endpoint>,
-    run_dir: TempDir,
+    run_dir: RunDir,
 }
 
 /// Why a sandbox could not start.
@@ -79,7 +78,7 @@ pub enum SandboxError {
         error: io::Error,
     },
     /// The TPM does not do what it should.
-    #[error("{0}")]
+    #[error(transparent)]
     Tpm(#[from] TpmError),
     /// FUSE cannot be had.
     #[error(
@@ -211,7 +210,7 @@ impl Sandbox {
     fn boot(config: &Config, unmounted: bool) -> Result<Sandbox, SandboxError> {
         imastage_mount::prepare(&config.mount, Some(RUN_LINK))
             .map_err(|error| SandboxError::Path { path: config.mount.clone(), error })?;
-        let run_dir = run_dir()?;
+        let run_dir = RunDir::make()?;
         let state = run_dir.path().join("swtpm");
         let (tpm, swtpm) = match &config.tpm {
             TpmChoice::None => (None, None),
@@ -225,7 +224,7 @@ impl Sandbox {
             None => None,
             Some(tpm) => {
                 let path = run_dir.path().join("tpm.sock");
-                tpm.serve(listen(&path)?)
+                tpm.serve(run_dir.listen("tpm.sock")?)
                     .map_err(|error| SandboxError::Path { path: path.clone(), error })?;
                 Some(Endpoint::Unix(path))
             }
@@ -244,7 +243,7 @@ impl Sandbox {
         let machine = Machine::new(ima, config.dialect, config.hazards.clone(), swtpm, unmounted);
         let machine = Arc::new(machine);
         let socket = run_dir.path().join("control.sock");
-        control::serve(Arc::clone(&machine), listen(&socket)?)
+        control::serve(Arc::clone(&machine), run_dir.listen("control.sock")?)
             .map_err(|error| SandboxError::Path { path: socket, error })?;
         let watching = match config.watch {
             true => exec_watch::start(Arc::clone(&machine)),
@@ -297,22 +296,4 @@ fn start_swtpm(state: &Path, banks: Option<&[Bank]>) -> Result<(Swtpm, Tpm), Tpm
 pub fn tpm_of(mount: &Path) -> Option<Endpoint> {
     let path = fs::read_link(mount.join(RUN_LINK)).ok()?.join("tpm.sock");
     path.exists().then_some(Endpoint::Unix(path))
-}
-
-/// A directory for sockets and swtpm's state, removed when the sandbox ends. Its path is short
-/// enough for a socket's name.
-fn run_dir() -> Result<TempDir, SandboxError> {
-    let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None if rustix::process::geteuid().is_root() => PathBuf::from("/run"),
-        None => std::env::temp_dir(),
-    };
-    tempfile::Builder::new()
-        .prefix("imastage-")
-        .tempdir_in(&base)
-        .map_err(|error| SandboxError::Path { path: base, error })
-}
-
-fn listen(path: &Path) -> Result<UnixListener, SandboxError> {
-    UnixListener::bind(path).map_err(|error| SandboxError::Path { path: path.to_owned(), error })
 }

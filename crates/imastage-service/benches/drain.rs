@@ -1,16 +1,19 @@
-//! What a drain costs: from a list in this process into a store on disk, fsync included.
-//! `cargo bench -p imastage-service`
+//! What a drain costs: from a list in this process into a store on disk, fsync included; and what it
+//! costs that the list is in another process.
+//! `cargo bench -p imastage-service --bench drain`, `... -- process` for the latter alone.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::{
+    os::unix::net::UnixStream,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
 use imastage_service::{Config, Service, wire::Activity};
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{Flavour, InProcess, Source, SourceProcess, serve};
 
 /// Records with names as long as those of /usr.
 fn fill(list: &SharedList, from: u64, count: u64) {
@@ -46,7 +49,55 @@ fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, Activity) {
     (took, status.since_start)
 }
 
+/// Two services drain the same records, turn by turn, one of them through a socket: the system calls
+/// and changes of thread are those of a process of its own. The list is in memory, so this is the worst
+/// case: a kernel takes longer to show its records.
+fn compare(batch: u64) {
+    const ROUNDS: u64 = 200;
+    let services = [false, true].map(|is_apart| {
+        let dir = tempfile::tempdir().unwrap();
+        let list = Arc::new(SharedList::new(Options::default()));
+        let config = Config {
+            every: Duration::from_secs(3600),
+            drain_at: u64::MAX,
+            ..Config::new(dir.path().join("state"))
+        };
+        let source: Box<dyn Source> = Box::new(InProcess::new(Arc::clone(&list), Flavour::Stage));
+        let source = if is_apart {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            thread::spawn(move || serve(theirs, Ok(source)));
+            Box::new(SourceProcess::connect(ours).unwrap())
+        } else {
+            source
+        };
+        (Service::start(config, source).unwrap(), list, dir)
+    });
+    let mut took = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        // Who comes second waits for what the first has left the disk to do.
+        for at in [round % 2, (round + 1) % 2].map(|at| at as usize) {
+            let (service, list, _) = &services[at];
+            fill(list, round * batch, batch);
+            let since = Instant::now();
+            service.drain().unwrap();
+            took[at].push(since.elapsed());
+        }
+    }
+    let [here, apart] = took.map(|mut took| {
+        took.sort();
+        took[took.len() / 2].as_secs_f64() * 1e6
+    });
+    println!("{batch:>10} {here:>12.0} {apart:>12.0} {:>8.3}", apart / here);
+}
+
 fn main() {
+    println!("{:>10} {:>12} {:>12} {:>8}", "records", "here us", "apart us", "ratio");
+    for batch in [1, 100, 1_000, 10_000] {
+        compare(batch);
+    }
+    if std::env::args().any(|arg| arg == "process") {
+        return;
+    }
     println!(
         "{:<10} {:>10} {:>10} {:>14} {:>12} {:>12} {:>8} {:>8}",
         "flavour", "records", "a drain", "records/s", "ns/record", "hold p50 us", "p99", "longest"

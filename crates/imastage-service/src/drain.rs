@@ -443,7 +443,7 @@ impl Drainer {
             self.position = Some(deleted);
         }
         let circumstances = Circumstances {
-            nobody_deletes: self.source.dialect() == Dialect::Follow,
+            nobody_deletes: !self.source.others_may_delete(),
             gaps_are_seen: self.counts_since_step,
             holders: self.others(),
         };

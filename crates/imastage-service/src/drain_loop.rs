@@ -33,7 +33,7 @@ const CHECK_AGAIN: Duration = Duration::from_secs(10);
 /// What the drain loop is asked for.
 pub(crate) enum Request {
     /// Drain what is in the list now, then answer.
-    Drain(mpsc::SyncSender<Result<(), String>>),
+    Drain(Answer),
     /// Go on as this says.
     Adjust(Box<Config>),
     /// The whole store was read again, which took so long: this is damaged, in words.
@@ -41,6 +41,9 @@ pub(crate) enum Request {
     /// Drain once more and end.
     Stop,
 }
+
+/// What is done with how a drain went.
+pub(crate) type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Drains when it is asked to, when enough records have gathered, and every so often.
 pub(crate) struct DrainLoop {
@@ -106,8 +109,7 @@ impl DrainLoop {
             }
             let result = self.drain_patiently().map_err(|error| error.to_string());
             for answer in waiting.drain(..) {
-                // If it did not wait for the answer it does not need it.
-                let _ = answer.send(result.clone());
+                answer(result.clone());
             }
             self.check_if_due();
         }

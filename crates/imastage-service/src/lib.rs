@@ -32,8 +32,8 @@ pub mod wire;
 
 pub use api::SOCKET;
 pub use at_rest::{holder, status_at_rest, status_unanswered};
-pub use client::{Client, ClientError, RecordAnswer};
+pub use client::{Client, ClientError, MOST_RECORDS, RecordAnswer};
 pub use closed::ClosedEpochs;
 pub use drain::{DrainError, Round};
-pub use service::{Config, Service, ServiceError};
+pub use service::{Config, Prepared, Service, ServiceError};
 pub use view::{View, ViewError};

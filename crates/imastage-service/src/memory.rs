@@ -3,11 +3,9 @@
 //! A hint. It is not synced: what it says was true once, and if it is lost the service only knows
 //! less about where records are missing.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
+use imastage_store::{COMPARED, SideFile};
 use serde::{Deserialize, Serialize};
 
 /// Kept in a file of the state directory.
@@ -19,33 +17,31 @@ pub struct Memory {
     pub in_step: u64,
 }
 
-const FILE: &str = "compared.json";
-
 /// A few words and numbers.
-const LONGEST: u64 = 4096;
+const LONGEST: usize = 4096;
 
 impl Memory {
     /// What is remembered about an epoch that has `records` records.
     pub fn load(state: &Path, epoch: u64, records: u64) -> Option<Memory> {
-        let file = fs::File::open(state.join(FILE)).ok()?;
-        let memory: Memory = serde_json::from_reader(io::Read::take(file, LONGEST)).ok()?;
+        let bytes = SideFile::new(state, COMPARED).read(LONGEST).ok()??;
+        let memory: Memory = serde_json::from_slice(&bytes).ok()?;
         (memory.epoch == epoch && memory.in_step <= records).then_some(memory)
     }
 
-    /// Remembers this. Whoever reads meanwhile reads this or what was there.
+    /// Remembers this, for the owner only. Whoever reads meanwhile reads this or what was there.
     ///
     /// # Errors
     /// [`io::Error`]; what was there is there still.
     pub fn save(&self, state: &Path) -> io::Result<()> {
-        let path: PathBuf = state.join(FILE);
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(&new, &path)
+        let json = serde_json::to_vec(self)?;
+        SideFile::new(state, COMPARED).replace(&json).map_err(io::Error::other)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     #[test]
@@ -58,7 +54,26 @@ mod tests {
         assert_eq!(Memory::load(dir.path(), 2, 10), None);
         // More than is stored: the store was cut since.
         assert_eq!(Memory::load(dir.path(), 1, 6), None);
-        fs::write(dir.path().join(FILE), "{").unwrap();
+        fs::write(dir.path().join(COMPARED), "{").unwrap();
         assert_eq!(Memory::load(dir.path(), 1, 10), None);
+    }
+
+    #[test]
+    fn finding_13_it_is_for_the_owner_only_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join(COMPARED), dir.path().join("victim"));
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("compared.new")).unwrap();
+        fs::write(&path, "{}").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let memory = Memory { epoch: 1, in_step: 7 };
+        memory.save(dir.path()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        assert_eq!(Memory::load(dir.path(), 1, 10), None);
+        memory.save(dir.path()).unwrap();
+        assert_eq!(Memory::load(dir.path(), 1, 10), Some(memory));
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     }
 }

@@ -57,7 +57,13 @@ impl Metrics {
 pub(crate) async fn show(extract::State(shared): extract::State<Arc<Shared>>) -> impl IntoResponse {
     let status = shared.status().clone();
     let counted = shared.metrics.counted().clone();
-    let text = render(&status, &counted, &shared.pulse);
+    let mut text = Text(render(&status, &counted, &shared.pulse));
+    text.gauge(
+        "imastage_view_failed",
+        "Whether the view was unmounted by somebody else: agents that read its files find none.",
+        u64::from(shared.view_failed()),
+    );
+    let Text(text) = text;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -74,6 +74,10 @@ impl Source for Watched {
         self.source.dialect()
     }
 
+    fn others_may_delete(&self) -> bool {
+        self.source.others_may_delete()
+    }
+
     fn trimmed(&mut self) -> Result<Option<u64>, SourceError> {
         self.source.trimmed()
     }

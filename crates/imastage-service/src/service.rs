@@ -1,8 +1,10 @@
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
@@ -20,7 +22,7 @@ use crate::{
     closed::{self, ClosedEpochs},
     compare::Comparison,
     drain::{AskTpm, DrainError, Drainer},
-    drain_loop::{DrainLoop, Request, describe},
+    drain_loop::{Answer, DrainLoop, Request, describe},
     epoch,
     health::{Health, now},
     memory::Memory,
@@ -81,6 +83,16 @@ pub struct Service {
     api: Option<api::Running>,
 }
 
+/// A service that answers and has not drained yet: what can be refused is refused before the first
+/// record is deleted.
+pub struct Prepared {
+    // Dropped first: a client that waits for a drain then hears that there will be none.
+    inbox: mpsc::Receiver<Request>,
+    looping: DrainLoop,
+    config: Config,
+    service: Service,
+}
+
 /// Why a service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
@@ -112,6 +124,7 @@ pub(crate) struct Shared {
     pub(crate) attester: Option<Attester>,
     pub(crate) metrics: Metrics,
     pub(crate) pulse: Pulse,
+    view_failed: AtomicBool,
     status: Mutex<Status>,
     requests: mpsc::Sender<Request>,
 }
@@ -122,7 +135,16 @@ impl Service {
     /// # Errors
     /// [`ServiceError`] if the state directory, the TPM or the socket cannot be used. That the list
     /// cannot be drained at the moment is no error: it is tried again.
-    pub fn start(config: Config, mut source: Box<dyn Source>) -> Result<Service, ServiceError> {
+    pub fn start(config: Config, source: Box<dyn Source>) -> Result<Service, ServiceError> {
+        Service::prepare(config, source)?.begin()
+    }
+
+    /// Does all that starting needs but draining: opens the store, connects to the TPM, looks at the
+    /// list without changing it, and listens.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn prepare(config: Config, mut source: Box<dyn Source>) -> Result<Prepared, ServiceError> {
         let mut store = Store::open(&config.state)?;
         at_rest::report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
@@ -166,17 +188,14 @@ impl Service {
             attester,
             metrics: Metrics::default(),
             pulse,
+            view_failed: AtomicBool::new(false),
             status: Mutex::new(status),
             requests,
         });
         let api = api::serve(Arc::clone(&shared), config.group)?;
         let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer, memory);
-        let drainer = thread::Builder::new()
-            .name("drain".into())
-            .spawn(move || looping.run(&inbox))
-            .map_err(ServiceError::Thread)?;
-        closed::tend(config.state, config.closed).map_err(ServiceError::Thread)?;
-        Ok(Service { shared, drainer: Some(drainer), api: Some(api) })
+        let service = Service { shared, drainer: None, api: Some(api) };
+        Ok(Prepared { inbox, looping, config, service })
     }
 
     /// The state as it is now.
@@ -221,6 +240,20 @@ impl Service {
         View::mount(&self.shared, dir, group)
     }
 
+    /// As [`Service::mount_view`], where somebody else mounted `device` (/dev/fuse) there and will
+    /// unmount it.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn serve_view(
+        &self,
+        device: OwnedFd,
+        dir: &Path,
+        group: Option<u32>,
+    ) -> Result<View, ViewError> {
+        View::serve(&self.shared, device, dir, group)
+    }
+
     /// Drains once more and stops; gives the state at the end.
     pub fn stop(mut self) -> Status {
         self.end();
@@ -228,13 +261,54 @@ impl Service {
     }
 
     fn end(&mut self) {
-        // The API first: it asks for drains.
-        drop(self.api.take());
+        // Clients first, so that the last drain is: what waits for the TPM on their behalf is refused.
+        if let Some(api) = &self.api {
+            api.refuse();
+        }
         // If the loop has ended already there is nothing to stop.
         let _ = self.shared.requests.send(Request::Stop);
         if let Some(drainer) = self.drainer.take() {
             let _ = drainer.join();
         }
+        drop(self.api.take());
+    }
+}
+
+impl Prepared {
+    /// As [`Service::mount_view`].
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn mount_view(&self, dir: &Path, group: Option<u32>) -> Result<View, ViewError> {
+        self.service.mount_view(dir, group)
+    }
+
+    /// As [`Service::serve_view`].
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub fn serve_view(
+        &self,
+        device: OwnedFd,
+        dir: &Path,
+        group: Option<u32>,
+    ) -> Result<View, ViewError> {
+        self.service.serve_view(device, dir, group)
+    }
+
+    /// Begins to drain.
+    ///
+    /// # Errors
+    /// [`ServiceError::Thread`].
+    pub fn begin(self) -> Result<Service, ServiceError> {
+        let Prepared { inbox, looping, config, mut service } = self;
+        let drainer = thread::Builder::new()
+            .name("drain".into())
+            .spawn(move || looping.run(&inbox))
+            .map_err(ServiceError::Thread)?;
+        service.drainer = Some(drainer);
+        closed::tend(config.state, config.closed).map_err(ServiceError::Thread)?;
+        Ok(service)
     }
 }
 
@@ -247,6 +321,15 @@ impl Drop for Service {
 impl Shared {
     pub(crate) fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was a view and it ended without the service's doing: agents read nothing.
+    pub(crate) fn view_failed(&self) -> bool {
+        self.view_failed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_view_failed(&self, failed: bool) {
+        self.view_failed.store(failed, Ordering::SeqCst);
     }
 
     /// The PCRs that the list extends, as far as they are known: its own first.
@@ -276,6 +359,12 @@ impl Shared {
         })?
     }
 
+    /// Asks for a drain and has `answer` told how it went; if the service stops before, `answer` is
+    /// dropped.
+    pub(crate) fn when_drained(&self, answer: Answer) -> Result<(), String> {
+        self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())
+    }
+
     /// Tells the drain loop what a check of the whole store found, and how long that took.
     pub(crate) fn checked(&self, damage: Vec<String>, took: Duration) {
         // If the loop has ended nobody needs to know.
@@ -284,7 +373,10 @@ impl Shared {
 
     fn ask_for_drain(&self) -> Result<mpsc::Receiver<Result<(), String>>, String> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())?;
+        self.when_drained(Box::new(move |result| {
+            // If it did not wait for the answer it does not need it.
+            let _ = answer.send(result);
+        }))?;
         Ok(answered)
     }
 }
@@ -294,8 +386,7 @@ const STOPPED: &str = "the service is stopping";
 /// What tells the epoch of this boot from others.
 fn epoch_id(attester: Option<&Attester>) -> EpochId {
     EpochId {
-        tpm: attester
-            .map(|attester| Bank::Sha256.hash(&[attester.public_pem().as_bytes()]).to_string()),
+        tpm: attester.map(|attester| attester.identity().to_string()),
         reset_count: attester.map(|attester| attester.clock().reset_count),
         // Linux gives each boot a random one (Documentation/admin-guide/sysctl/kernel.rst).
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")

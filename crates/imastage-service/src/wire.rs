@@ -258,14 +258,17 @@ impl From<Extend> for ExtendedWith {
     }
 }
 
-/// `POST /v1/quote`: ask for a quote over PCR 10 of these banks.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// `POST /v1/quote`: ask for a quote over the list's PCRs, and others, of these banks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct QuoteRequest {
     /// The verifier's nonce: hex, 1 to 64 bytes.
     pub nonce: String,
     /// Banks to quote; empty for the TPM's own choice (sha256, or sha1).
     #[serde(default)]
     pub banks: Vec<String>,
+    /// PCRs to quote besides those that the list extends, 0 to 23.
+    #[serde(default)]
+    pub pcrs: Vec<u32>,
 }
 
 /// The answer: the quote, and how many records are stored now, which are all that it covers and
@@ -282,6 +285,22 @@ pub struct QuoteReply {
     pub signature: String,
     /// The attestation key's public half, PEM. A verifier trusts its own copy, not this one.
     pub key: String,
+    /// The values of the quoted PCRs, bank by bank, ascending: the same before the quote and after
+    /// it. A PCR that changed each time it was tried is missing. A verifier does not trust them: the
+    /// quote has a digest of those that it covers.
+    #[serde(default)]
+    pub pcrs: Vec<PcrValue>,
+}
+
+/// The value of a PCR in a bank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PcrValue {
+    /// The bank.
+    pub bank: String,
+    /// The PCR's number.
+    pub pcr: u32,
+    /// Its value, hex.
+    pub value: String,
 }
 
 /// The form of the records in an answer to `GET /v1/records`.

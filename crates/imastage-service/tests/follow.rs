@@ -96,7 +96,7 @@ fn a_list_that_only_grows_is_kept_and_compared_in_every_bank() {
         // A quote is never ahead of the records.
         kernel.measure(1);
         let client = Client::of_state(&kernel.state()).unwrap();
-        let request = QuoteRequest { nonce: "00".into(), banks: Vec::new() };
+        let request = QuoteRequest { nonce: "00".into(), ..Default::default() };
         assert_eq!(client.quote(&request).unwrap().records, kernel.measured.len() as u64);
 
         let status = client.status().unwrap();

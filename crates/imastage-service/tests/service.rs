@@ -360,7 +360,7 @@ fn the_api_gives_any_range_and_refuses_in_words() {
     assert!(status == 416 && why.contains("0 to 3000 are stored"), "{why}");
 
     // Without a TPM there is no quote, whatever is asked.
-    let request = QuoteRequest { nonce: "00".into(), banks: Vec::new() };
+    let request = QuoteRequest { nonce: "00".into(), ..Default::default() };
     let error = client.quote(&request).unwrap_err().to_string();
     assert!(error.contains("no TPM"), "{error}");
     drop(service);

@@ -22,6 +22,9 @@ use imastage_source::{
 };
 use tempfile::TempDir;
 
+#[allow(dead_code)]
+mod common;
+
 /// A list that can be refused.
 struct Door {
     list: InProcess,
@@ -200,6 +203,93 @@ fn the_directory_is_the_kernels_without_staged_files() {
     }
 }
 
+/// Runs a program as this user and groups, with a file as its standard input.
+fn run_as(uid: u32, groups: &str, program: &[&str], stdin: File) -> std::process::Output {
+    std::process::Command::new("setpriv")
+        .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+        .arg(match groups {
+            "" => "--clear-groups".to_owned(),
+            groups => format!("--groups={groups}"),
+        })
+        .args(program)
+        .stdin(stdin)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn finding_05_who_may_not_read_has_nothing_drained() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can be another user");
+        return;
+    }
+    let Some(mut scene) = Scene::new() else { return };
+    // Others may enter the directories above, as where the package mounts the view.
+    fs::set_permissions(scene.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let root = fs::metadata(scene.path("")).unwrap();
+    assert_eq!((root.permissions().mode() & 0o7777, root.gid()), (0o750, 12345));
+    let path = scene.path("ascii_runtime_measurements_sha1");
+    let name = path.to_str().unwrap();
+    let stored = |scene: &Scene| scene.service.as_ref().unwrap().status().records;
+    let nobody = 65534;
+    let nothing = || File::open("/dev/null").unwrap();
+
+    let file = File::open(&path).unwrap();
+    scene.add(3);
+    let before = stored(&scene);
+    for program in [&["stat", name][..], &["cat", name], &["ls", "-l", name]] {
+        let output = run_as(nobody, "", program, nothing());
+        assert!(!output.status.success(), "{program:?}");
+    }
+    // A file that was handed over can be asked about, and read.
+    let stat = ["stat", "-L", "-c", "%s", "/proc/self/fd/0"];
+    let output = run_as(nobody, "", &stat, file.try_clone().unwrap());
+    assert_eq!(output.stdout, b"0\n", "{output:?}");
+    assert_eq!(stored(&scene), before);
+
+    // Who may read is told how large it is now.
+    let size = |scene: &Scene| format!("{}\n", scene.expected("ascii").len()).into_bytes();
+    let member = run_as(nobody, "4,12345", &["stat", "-c", "%s", name], nothing());
+    assert_eq!(member.stdout, size(&scene), "{member:?}");
+    scene.add(2);
+    let by_gid = run_as(12345, "", &["stat", "-c", "%s", name], nothing());
+    assert_eq!(by_gid.stdout, size(&scene), "{by_gid:?}");
+    scene.add(2);
+    assert_eq!(fs::metadata(&path).unwrap().len(), scene.expected("ascii").len() as u64);
+    scene.add(2);
+    let output = run_as(nobody, "", &["cat"], file);
+    assert!(output.stdout == scene.expected("ascii"));
+}
+
+#[test]
+fn finding_05_a_view_that_somebody_unmounted_is_noticed() {
+    let Some(mut scene) = Scene::new() else { return };
+    let failed = |scene: &Scene| {
+        use std::{io::Write, os::unix::net::UnixStream};
+        let socket = scene.dir.path().join("state").join(imastage_service::SOCKET);
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.contains("\nimastage_view_failed 1\n")
+    };
+    assert!(!failed(&scene));
+    let view = scene.path("");
+    let unmounted = std::process::Command::new("fusermount3").arg("-u").arg(&view).status();
+    assert!(unmounted.unwrap().success());
+    common::wait_until("the service notices", || failed(&scene));
+    // The service goes on, and shows it again when it is asked to.
+    drop(scene.view.take());
+    scene.add(3);
+    scene.service.as_ref().unwrap().drain().unwrap();
+    scene.view = Some(scene.service.as_ref().unwrap().mount_view(&view, Some(12345)).unwrap());
+    assert!(!failed(&scene));
+    assert!(fs::read(scene.path(LISTS[0])).unwrap() == scene.expected(LISTS[0]));
+    // To end it oneself is no failure.
+    drop(scene.view.take());
+    assert!(!failed(&scene));
+}
+
 /// `cat` and many agents never ask how long a file is: they read until there is no more. The first
 /// read at the end has what came since.
 #[test]
@@ -286,8 +376,10 @@ fn a_read_has_all_that_was_in_the_list_when_it_began_however_many_read() {
                     assert_eq!(text.last().copied().unwrap_or(b'\n'), b'\n');
                     lines += text[from..].iter().filter(|byte| **byte == b'\n').count() as u64;
                     assert!(lines >= before, "{lines} of {before}");
-                    // As long as a quote takes at least.
-                    thread::sleep(Duration::from_millis(6));
+                    // As long as a quote takes at least, and who reads slowly for what was new:
+                    // sooner it would be taken for one who is still at the same reading.
+                    let new = (text.len() - from) as u64;
+                    thread::sleep(Duration::from_millis(6) + Duration::from_nanos(40 * new));
                 }
             });
         }

@@ -1,4 +1,7 @@
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use crate::{Dialect, Flavour, Holders};
 
@@ -88,6 +91,23 @@ pub enum SourceError {
          deleting N records?"
     )]
     Refused(Request),
+    /// Another service deletes from the list.
+    #[error("{}: another service{} deletes from this list; one service a list: stop it, or follow the \
+             list beside it (--flavour follow)", path.display(), service(*pid, state.as_deref()))]
+    Served {
+        /// The directory.
+        path: PathBuf,
+        /// Its process id, if it can be seen.
+        pid: Option<u32>,
+        /// Its state directory, if that can be known.
+        state: Option<PathBuf>,
+    },
+    /// The process that has the list open is gone.
+    #[error("the process that reads the list is gone: {why}; start the service again")]
+    Lost {
+        /// What was seen of it.
+        why: String,
+    },
     /// Anything else the system says.
     #[error("{}: {doing}: {error}", path.display())]
     Io {
@@ -98,6 +118,13 @@ pub enum SourceError {
         /// What the system said.
         error: io::Error,
     },
+}
+
+fn service(pid: Option<u32>, state: Option<&Path>) -> String {
+    let pid = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+    // Another process says what it is called.
+    let state = state.map_or(String::new(), |state| format!(", state directory {state:?},"));
+    format!("{pid}{state}")
 }
 
 impl fmt::Display for Request {

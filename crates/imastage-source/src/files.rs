@@ -52,6 +52,10 @@ impl Files {
         self.dir.join(TRIM)
     }
 
+    pub(crate) fn count_path(&self) -> PathBuf {
+        self.dir.join(COUNT)
+    }
+
     pub(crate) fn look_at(&self, path: &Path) -> Result<Metadata, SourceError> {
         fs::metadata(path).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => {
@@ -87,8 +91,11 @@ impl Files {
     }
 
     pub(crate) fn count(&self) -> Result<u64, SourceError> {
-        let mut count = self.open(self.dir.join(COUNT), false)?;
-        count.number()
+        self.open_count()?.number()
+    }
+
+    pub(crate) fn open_count(&self) -> Result<Named, SourceError> {
+        self.open(self.count_path(), false)
     }
 
     pub(crate) fn holders(&self) -> Holders {
@@ -184,10 +191,24 @@ impl Look for Both {
 }
 
 const CANNOT_ENTER: &str = "the directory cannot be entered; run as root";
-const NEEDS_CAPABILITY: &str =
-    "writing needs the capability CAP_SYS_ADMIN (run as root, or give the service that capability)";
+const NEEDS_CAPABILITY: &str = "writing needs the capability CAP_SYS_ADMIN (run as root, or give the \
+     service that capability; `--flavour follow` keeps records without it, and deletes none)";
 const NEEDS_ROOT_OR_GROUP: &str =
     "the file belongs to root; run as root, or change the group of the file and join it";
+
+/// What may be missing where something is not permitted.
+pub(crate) const WHYS: [&str; 3] = [CANNOT_ENTER, NEEDS_CAPABILITY, NEEDS_ROOT_OR_GROUP];
+
+/// What may be done when the system says no.
+pub(crate) const DOINGS: [&str; 7] = [
+    "open",
+    "read",
+    "write a request",
+    "seek to the beginning",
+    "seek to the first new record",
+    "lock",
+    "mount",
+];
 
 #[cfg(test)]
 mod tests {

@@ -9,21 +9,28 @@ use crate::{Batch, Dialect, Flavour, Holders, Look, Request, Sink, Source, Sourc
 pub struct InProcess {
     list: Arc<SharedList>,
     flavour: Flavour,
+    /// How many records were taken, while it is followed.
+    taken: u64,
 }
 
 impl InProcess {
     /// The list that others in this process add to.
     pub fn new(list: Arc<SharedList>, flavour: Flavour) -> InProcess {
-        InProcess { list, flavour }
+        InProcess { list, flavour, taken: 0 }
     }
 }
 
 impl Source for InProcess {
     fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
-        Ok(Box::new(LookOn { list: &self.list, staged: 0, current: 0 }))
+        Ok(Box::new(LookOn { list: &self.list, staged: 0, current: self.taken }))
     }
 
     fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
+        if self.flavour == Flavour::Follow {
+            let read = read(&self.list, Part::Current, self.taken, sink);
+            let batch = FollowedBatch { taken: &mut self.taken };
+            return Ok((read > 0).then(|| Box::new(batch) as Box<dyn Batch>));
+        }
         let list = &*self.list;
         let is_staged = list.count(Part::Staged) > 0;
         if self.flavour == Flavour::DeleteN && !is_staged {
@@ -46,11 +53,11 @@ impl Source for InProcess {
     }
 
     fn count(&mut self) -> Result<u64, SourceError> {
-        Ok(self.list.count(Part::Current))
+        Ok(self.list.count(Part::Current).saturating_sub(self.taken))
     }
 
     fn dialect(&self) -> Dialect {
-        Dialect::Linux72
+        if self.flavour == Flavour::Follow { Dialect::Follow } else { Dialect::Linux72 }
     }
 
     fn holders(&self) -> Holders {
@@ -76,6 +83,21 @@ impl Look for LookOn<'_> {
     fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
         self.staged += read(self.list, Part::Staged, self.staged, sink);
         self.current += read(self.list, Part::Current, self.current, sink);
+        Ok(())
+    }
+}
+
+struct FollowedBatch<'a> {
+    taken: &'a mut u64,
+}
+
+impl Batch for FollowedBatch<'_> {
+    fn was_pending(&self) -> bool {
+        false
+    }
+
+    fn delete(self: Box<Self>, records: NonZeroU64) -> Result<(), SourceError> {
+        *self.taken += records.get();
         Ok(())
     }
 }
@@ -144,6 +166,12 @@ mod tests {
             list.append(&record, &key, || {}).unwrap();
             expected.extend(record.into_bytes());
         }
+        let mut followed = InProcess::new(Arc::clone(&list), Flavour::Follow);
+        let mut read = Vec::new();
+        let batch = followed.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap();
+        batch.delete(NonZeroU64::new(5000).unwrap()).unwrap();
+        assert!(read == expected && followed.take(&mut |_| ()).unwrap().is_none());
+        assert_eq!((followed.count().unwrap(), list.count(Part::Current)), (0, 5000));
         for flavour in [Flavour::Stage, Flavour::DeleteN] {
             let mut source = InProcess::new(Arc::clone(&list), flavour);
             for _ in 0..2 {

@@ -4,6 +4,9 @@
 //! was taken. [`open`] finds out which [`Dialect`] a directory with securityfs's files (the kernel's
 //! or the sandbox's) speaks; [`InProcess`] is a list in this very process.
 //!
+//! A service that starts programs has its list in a process of its own: [`SourceProcess`] there,
+//! [`serve`] here, [`ListLock`] so that no two services delete from one list.
+//!
 //! A [`Batch`] is a transaction: while it lives its records stay where they are, or their deletion
 //! is refused. The kernel identifies a writer by thread and keeps its books right only as long as
 //! there is *one* write descriptor, closed by the thread that opened it. So a batch has at most one,
@@ -14,9 +17,13 @@ mod error;
 mod files;
 mod first;
 mod follow;
+mod follow_staged;
 mod holders;
 mod in_process;
+mod lock;
+mod message;
 mod open;
+mod process;
 mod staged;
 mod trim;
 
@@ -25,7 +32,9 @@ use std::num::NonZeroU64;
 pub use error::{Request, SourceError};
 pub use holders::{Holder, Holders};
 pub use in_process::InProcess;
+pub use lock::{ListLock, STATE_ARGUMENT, parent, service_of, state_of_service_of};
 pub use open::{DEFAULT_DIR, Dialect, Flavour, open};
+pub use process::{SourceProcess, serve};
 
 /// Takes the bytes of a list as they are read: the binary sha1 form, in chunks that may end inside
 /// a record.
@@ -63,6 +72,12 @@ pub trait Source: Send {
 
     /// How it is talked to.
     fn dialect(&self) -> Dialect;
+
+    /// Whether others may delete records of it: only where nobody can is a record that is missing one
+    /// that never was in the list.
+    fn others_may_delete(&self) -> bool {
+        self.dialect() != Dialect::Follow
+    }
 
     /// How many records its kernel has deleted, whoever asked for it, where the dialect tells
     /// ([`Dialect::Trim`]).

@@ -12,6 +12,7 @@ use crate::{
     files::{Files, STAGED, TRIM},
     first::First,
     follow::Follow,
+    follow_staged::FollowStaged,
     staged::Staged,
     trim::Trim,
 };
@@ -39,6 +40,8 @@ pub enum Flavour {
     Stage,
     /// Delete the first N of the current list.
     DeleteN,
+    /// Not at all: the list is followed, whatever its kernel could do.
+    Follow,
 }
 
 impl Dialect {
@@ -65,7 +68,8 @@ impl Dialect {
 
 /// The list whose files are in `dir`, in the dialect that they speak. `flavour` chooses where there
 /// is a choice: with [`Dialect::Linux72`], and where a kernel without staged files takes N
-/// ([`Dialect::Follow`] unless it is asked for).
+/// ([`Dialect::Follow`] unless it is asked for). Any list can be followed ([`Flavour::Follow`]): then no
+/// file is opened for writing.
 ///
 /// # Errors
 /// As [`Dialect::of`]; [`SourceError::NoFlavour`] if the dialect does not know `flavour`.
@@ -82,6 +86,9 @@ pub fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, Sou
         (Dialect::Follow, Some(Flavour::DeleteN)) if takes_n()? => Box::new(First::new(files)),
         (Dialect::Trim, None) => Box::new(Trim::new(files)),
         (Dialect::Follow, None) => Box::new(Follow::new(files)),
+        (Dialect::Follow, Some(Flavour::Follow)) if !takes_n()? => Box::new(Follow::new(files)),
+        // Others may delete, and could not while a descriptor is kept.
+        (_, Some(Flavour::Follow)) => Box::new(FollowStaged::new(files)),
         (_, Some(flavour)) => {
             return Err(SourceError::NoFlavour { path: PathBuf::from(dir), dialect, flavour });
         }
@@ -108,6 +115,7 @@ impl fmt::Display for Flavour {
         f.write_str(match self {
             Flavour::Stage => "stage",
             Flavour::DeleteN => "delete-n",
+            Flavour::Follow => "follow",
         })
     }
 }
@@ -126,15 +134,15 @@ mod tests {
 
     #[test]
     fn dialects_are_told_by_the_files_and_flavours_only_taken_where_they_exist() {
-        let all = [None, Some(Flavour::Stage), Some(Flavour::DeleteN)];
+        let all = [None, Some(Flavour::Stage), Some(Flavour::DeleteN), Some(Flavour::Follow)];
         for (files, mode, dialect, known) in [
-            (&[][..], 0o440, Dialect::Follow, [true, false, false]),
+            (&[][..], 0o440, Dialect::Follow, [true, false, false, true]),
             // 7.2 without CONFIG_IMA_STAGING takes N, where that is asked for.
-            (&[][..], 0o660, Dialect::Follow, [true, false, true]),
-            (&[STAGED][..], 0o660, Dialect::Linux72, [true, true, true]),
+            (&[][..], 0o660, Dialect::Follow, [true, false, true, true]),
+            (&[STAGED][..], 0o660, Dialect::Linux72, [true, true, true, true]),
             // Its N acts on the list as it is then, which is not the list that was read.
-            (&[STAGED][..], 0o440, Dialect::V4, [true, true, false]),
-            (&[TRIM][..], 0o440, Dialect::Trim, [true, false, false]),
+            (&[STAGED][..], 0o440, Dialect::V4, [true, true, false, true]),
+            (&[TRIM][..], 0o440, Dialect::Trim, [true, false, false, true]),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let list = dir.path().join("binary_runtime_measurements_sha1");

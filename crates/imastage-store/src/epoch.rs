@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 /// What tells an epoch from others: the PCRs of one TPM since its last reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochId {
-    /// The TPM: SHA-256 of its attestation key, hex. `None` without a TPM.
+    /// The TPM: SHA-256 of a key that only it can make, hex. `None` without a TPM.
     pub tpm: Option<String>,
     /// Its reset counter.
     pub reset_count: Option<u32>,

@@ -318,7 +318,7 @@ fn locked(file: File, how: FlockOperation, state: &Path) -> Result<File, StoreEr
 /// Locks a file, if need be a moment later: a child that the last holder started has the file, too,
 /// until it comes to its exec.
 pub(crate) fn lock_soon(file: &File, how: FlockOperation) -> Result<(), rustix::io::Errno> {
-    const TRIES: u32 = 20;
+    const TRIES: u32 = 200;
     const WAIT: Duration = Duration::from_millis(10);
     let mut tries = 0;
     loop {

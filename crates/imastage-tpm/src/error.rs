@@ -40,6 +40,17 @@ pub enum TpmError {
         /// The response code.
         code: ResponseCode,
     },
+    /// The owner hierarchy, in which the attestation key is made, has an authorization value.
+    #[error(
+        "{command}: the TPM answers {code}: the owner hierarchy has an authorization value, and the \
+         attestation key is made in it without one; remove it (tpm2_changeauth -c owner -p OLD)"
+    )]
+    OwnerAuth {
+        /// What was asked.
+        command: &'static str,
+        /// The response code.
+        code: ResponseCode,
+    },
     /// The response is none, or says something else than was asked.
     #[error("{command}: the response is malformed: {why}")]
     Malformed {
@@ -70,15 +81,6 @@ pub enum TpmError {
     /// PCRs kept changing while they were read.
     #[error("PCRs changed each time they were read; try again when less is measured")]
     Unsteady,
-    /// The connection broke and could not be made again yet. For who keeps a connection and
-    /// makes it again by himself.
-    #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
-    Lost {
-        /// The endpoint.
-        endpoint: Endpoint,
-        /// What failed last.
-        why: String,
-    },
     /// swtpm is not installed.
     #[error("swtpm: {error}; install it with: apt-get install swtpm")]
     SwtpmMissing {
@@ -91,6 +93,15 @@ pub enum TpmError {
         /// Its state directory.
         state: PathBuf,
         /// What happened.
+        why: String,
+    },
+    /// The connection broke and could not be made again yet. For who keeps a connection and
+    /// makes it again by himself.
+    #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
+    Lost {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// What failed last.
         why: String,
     },
 }
@@ -118,6 +129,12 @@ impl ResponseCode {
         )
     }
 
+    /// Whether a TPM says that an authorization value was not the right one.
+    pub(crate) fn is_wrong_auth(self) -> bool {
+        let base = self.tpm().map(|code| code.base());
+        matches!(base, Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth))
+    }
+
     /// The TPM's part of the code.
     fn tpm(self) -> Option<TpmRc> {
         TpmRc::try_from(self.0 & 0xffff).ok()
@@ -125,7 +142,17 @@ impl ResponseCode {
 
     fn hint(self) -> &'static str {
         match self.tpm().map(|code| code.base()) {
-            Some(TpmRcBase::Initialize) => "; it is not started up: tpm2_startup -c",
+            Some(TpmRcBase::Initialize) => {
+                "; it was reset and is not started up: reboot, or for a software TPM tpm2_startup -c"
+            }
+            // Codes for handles 1 to 7 of a command; ours name one or two.
+            Some(TpmRcBase::ReferenceH0 | TpmRcBase::ReferenceH1) => {
+                "; what was loaded is gone, so the TPM was reset or cleared; connect again"
+            }
+            Some(TpmRcBase::Lockout) => {
+                "; it is locked after wrong passwords: wait, or tpm2_dictionarylockout -c"
+            }
+            Some(TpmRcBase::Retry | TpmRcBase::Testing) => "; it is busy, try again",
             Some(TpmRcBase::ObjectMemory | TpmRcBase::ObjectHandles) => {
                 "; its slots are full of keys that others use, or left there (tpm2_flushcontext -t)"
             }
@@ -135,7 +162,10 @@ impl ResponseCode {
             Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth) => "; the hierarchy has a password",
             Some(TpmRcBase::Hierarchy) => "; the hierarchy is switched off",
             Some(TpmRcBase::Hash) => "; it does not know the hash (see tpm2_getcap pcrs)",
-            Some(TpmRcBase::Failure) => "; it is in failure mode and has to be reset",
+            Some(TpmRcBase::Failure) => {
+                "; it is in failure mode and answers nothing else until it is reset: power the \
+                 machine off and on; if that does not help the TPM is broken"
+            }
             _ => "",
         }
     }

@@ -52,7 +52,7 @@ impl Swtpm {
         }
         let log = dir.join("swtpm.log");
         let (listener, connection) = connected(&dir).map_err(io_failed)?;
-        let ours = connection.try_clone().and_then(Transport::over_unix).map_err(io_failed)?;
+        let ours = Transport::over_unix(connection.try_clone().map_err(io_failed)?);
 
         let mut tpmstate = OsString::from("dir=");
         tpmstate.push(&dir);
@@ -81,7 +81,8 @@ impl Swtpm {
 
     /// Closes the connection, upon which swtpm ends; kills it if it does not.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        const PATIENCE: Duration = Duration::from_secs(5);
+        // Killed, it would lose what it has not written yet: only one that hangs takes so long.
+        const PATIENCE: Duration = Duration::from_secs(60);
         // Not connected any more if swtpm ended by itself.
         let _ = self.connection.shutdown(Shutdown::Both);
         let since = Instant::now();

@@ -55,7 +55,8 @@ pub struct Quote {
     pub signature: Vec<u8>,
 }
 
-/// The TPM's clock and counters (TPMS_CLOCK_INFO).
+/// The TPM's clock and counters (TPMS_CLOCK_INFO) as TPM2_ReadClock tells them. A quote tells other
+/// counters: the TPM adds a constant of the key's to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockInfo {
     /// Milliseconds the TPM has been powered; may have been set forward.

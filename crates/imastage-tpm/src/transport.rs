@@ -7,12 +7,21 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{TcpStream, ToSocketAddrs},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with,
+        sockopt::{self, Timeout},
+    },
+};
+use tpm2_protocol::data::TpmCc;
 
 /// Where a TPM answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +45,20 @@ pub(crate) const MAX_FRAME: usize = 4096;
 /// Tag, size and code, which commands and responses begin with.
 pub(crate) const HEADER: usize = 10;
 
-/// How long a socket may take to answer. What takes longest, an RSA key, takes seconds; a device
-/// needs no such limit, its driver has one.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long it may take to connect to a socket, and a TPM behind one to answer a command. A device
+/// needs no such limit, its driver has one (drivers/char/tpm/tpm2-cmd.c).
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same for commands that look for primes, or test or clear the TPM: on discrete TPMs they may
+/// take minutes.
+const LONG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A connection that commands go out on and responses come back on.
 pub(crate) struct Transport {
     peer: Peer,
     frames: Frames,
+    /// How long a command may take.
+    limit: fn(&[u8]) -> Duration,
     /// A command went out whose response did not come back whole. Whatever comes next would be
     /// taken for the answer to another command.
     broken: bool,
@@ -64,6 +79,12 @@ enum Peer {
     Tcp(TcpStream),
 }
 
+/// A peer of which nothing is expected any more after a certain moment.
+struct Until<'a> {
+    peer: &'a mut Peer,
+    end: Instant,
+}
+
 impl Endpoint {
     /// The TPM of this machine, if it has one: the kernel's resource manager.
     pub fn system() -> Option<Endpoint> {
@@ -76,12 +97,10 @@ impl Endpoint {
             Endpoint::Device(path) => {
                 Peer::Device(File::options().read(true).write(true).open(path)?)
             }
-            Endpoint::Unix(path) => return Transport::over_unix(UnixStream::connect(path)?),
+            Endpoint::Unix(path) => Peer::Unix(connect_unix(path, PATIENCE)?),
             Endpoint::Tcp(address) => {
-                let stream = TcpStream::connect(address)?;
+                let stream = connect_tcp(address)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
                 Peer::Tcp(stream)
             }
         };
@@ -120,26 +139,27 @@ impl fmt::Display for Endpoint {
 }
 
 impl Transport {
-    pub(crate) fn over_unix(stream: UnixStream) -> io::Result<Transport> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Transport::over(Peer::Unix(stream)))
+    pub(crate) fn over_unix(stream: UnixStream) -> Transport {
+        Transport::over(Peer::Unix(stream))
     }
 
-    /// Sends a whole command and receives the whole response.
+    /// Sends a whole command and receives the whole response, within the time that such a command
+    /// may take.
     pub(crate) fn exchange(&mut self, command: &[u8]) -> io::Result<&[u8]> {
         if self.broken {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
-                "the connection broke at an earlier command; connect again",
+                "the connection to the TPM broke at an earlier command and has to be made anew",
             ));
         }
         self.broken = true;
-        let sent = self.peer.write_all(command);
-        let answered = sent.and_then(|()| self.frames.receive(&mut self.peer));
+        let limit = (self.limit)(command);
+        let mut peer = Until { peer: &mut self.peer, end: Instant::now() + limit };
+        let sent = peer.write_all(command);
+        let answered = sent.and_then(|()| self.frames.receive(&mut peer));
         let answered = answered.map_err(|error| match error.kind() {
             // What a socket's timeout looks like.
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => silent(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => silent(limit),
             _ => error,
         })?;
         if !answered {
@@ -156,7 +176,7 @@ impl Transport {
     }
 
     fn over(peer: Peer) -> Transport {
-        Transport { peer, frames: Frames::new(), broken: false }
+        Transport { peer, frames: Frames::new(), limit, broken: false }
     }
 }
 
@@ -204,28 +224,83 @@ impl Frames {
     }
 }
 
-impl Read for Peer {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Peer::Device(device) => device.read(buffer),
-            Peer::Unix(stream) => stream.read(buffer),
-            Peer::Tcp(stream) => stream.read(buffer),
+impl Until<'_> {
+    /// What is left of the time, at least a little: a socket takes no limit of zero.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left.max(Duration::from_millis(1)))),
         }
     }
 }
 
-impl Write for Peer {
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left()?;
+        match self.peer {
+            Peer::Device(device) => device.read(buffer),
+            Peer::Unix(stream) => {
+                stream.set_read_timeout(left)?;
+                stream.read(buffer)
+            }
+            Peer::Tcp(stream) => {
+                stream.set_read_timeout(left)?;
+                stream.read(buffer)
+            }
+        }
+    }
+}
+
+impl Write for Until<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
+        let left = self.left()?;
+        match self.peer {
             Peer::Device(device) => device.write(bytes),
-            Peer::Unix(stream) => stream.write(bytes),
-            Peer::Tcp(stream) => stream.write(bytes),
+            Peer::Unix(stream) => {
+                stream.set_write_timeout(left)?;
+                stream.write(bytes)
+            }
+            Peer::Tcp(stream) => {
+                stream.set_write_timeout(left)?;
+                stream.write(bytes)
+            }
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Connects, even where so many wait for a server that hangs that connect(2) would wait, too.
+fn connect_unix(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::AGAIN) => Err(silent(patience)),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(socket.into()),
+    }
+}
+
+fn connect_tcp(address: &str) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// How long a command may take.
+fn limit(command: &[u8]) -> Duration {
+    const LONG: [TpmCc; 5] =
+        [TpmCc::Clear, TpmCc::Create, TpmCc::CreateLoaded, TpmCc::CreatePrimary, TpmCc::SelfTest];
+    let code = command.get(6..HEADER).and_then(|code| code.first_chunk());
+    let code = code.map(|code| u32::from_be_bytes(*code));
+    if LONG.iter().any(|long| Some(*long as u32) == code) { LONG_PATIENCE } else { PATIENCE }
 }
 
 /// The size that a header says its frame has; `None` if the header is not whole.
@@ -240,10 +315,11 @@ fn frame_size(bytes: &[u8]) -> io::Result<Option<usize>> {
     }
 }
 
-fn silent() -> io::Error {
+fn silent(limit: Duration) -> io::Error {
     let why = format!(
-        "no answer in {} s (swtpm serves one connection at a time: does another program hold it?)",
-        PATIENCE.as_secs()
+        "no answer in {} s; see whether what serves the TPM still runs, and whether another program \
+         holds it (swtpm serves one connection at a time)",
+        limit.as_secs()
     );
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
@@ -320,12 +396,64 @@ mod tests {
     #[test]
     fn a_broken_connection_answers_nothing_more() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut transport = Transport::over_unix(ours).unwrap();
+        let mut transport = Transport::over_unix(ours);
         theirs.write_all(&[FRAME, FRAME].concat()).unwrap();
         let error = transport.exchange(&FRAME).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         theirs.write_all(&FRAME).unwrap();
         let error = transport.exchange(&FRAME).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotConnected);
+    }
+    /// A limit of each read alone would be none: there may be thousands.
+    #[test]
+    fn a_tpm_that_answers_for_ever_is_not_waited_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut transport = Transport::over_unix(ours);
+        transport.limit = |_| Duration::from_millis(200);
+        let dribble = std::thread::spawn(move || {
+            let mut frame = FRAME.to_vec();
+            frame[2..6].copy_from_slice(&(MAX_FRAME as u32).to_be_bytes());
+            frame.resize(MAX_FRAME, 0);
+            // Ends when the other side is closed.
+            while let Some((byte, rest)) = frame.split_first() {
+                if theirs.write_all(&[*byte]).is_err() {
+                    return;
+                }
+                frame = rest.to_vec();
+                std::thread::sleep(Duration::from_millis(25));
+            }
+        });
+        let error = transport.exchange(&FRAME).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        drop(transport);
+        dribble.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_accepts_nobody_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        let listener =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let listener = listener.unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect_unix(&path, Duration::from_millis(50)) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 100);
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    #[test]
+    fn keys_may_take_longer_than_all_else() {
+        let command = |code: TpmCc| [&FRAME[..6], &(code as u32).to_be_bytes()].concat();
+        assert_eq!(limit(&command(TpmCc::CreatePrimary)), LONG_PATIENCE);
+        assert_eq!(limit(&command(TpmCc::Quote)), PATIENCE);
+        assert_eq!(limit(&[]), PATIENCE);
     }
 }

@@ -14,6 +14,10 @@ use ima_log::{Bank, Digest};
 use imastage_tpm::{Endpoint, KeyKind, PcrSelection, Serving, SharedTpm, Swtpm, Tpm, TpmError};
 use tempfile::{TempDir, tempdir};
 
+/// How long anything is waited for that should happen, however busy the machine is: a test that goes
+/// wrong fails, it does not hang.
+const LONGEST: Duration = Duration::from_secs(300);
+
 /// What swtpm has.
 const BANKS: [Bank; 4] = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512];
 
@@ -42,8 +46,7 @@ impl Setup {
 
     fn raw(&self) -> UnixStream {
         let client = UnixStream::connect(&self.path).unwrap();
-        // A test that goes wrong fails, it does not hang.
-        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        client.set_read_timeout(Some(LONGEST)).unwrap();
         client
     }
 }
@@ -103,7 +106,7 @@ fn what_a_client_leaves_loaded_is_flushed() {
         while loaded < 3 {
             match tpm.attestation_key(KeyKind::EccP256) {
                 Ok(_left_loaded) => loaded += 1,
-                Err(_) if since.elapsed() < Duration::from_secs(10) => {
+                Err(_) if since.elapsed() < LONGEST => {
                     thread::sleep(Duration::from_millis(5));
                 }
                 Err(error) => panic!("round {round}: {error}"),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ima_log::{Bank, Digest, Format, Record, Records};
-use imastage_verifier::{Appraiser, PcrValues, PublicKey, UnverifiedQuote, Verdict};
+use imastage_verifier::{Appraiser, PcrValues, PublicKey, Requirements, UnverifiedQuote, Verdict};
 
 const NONCE: [u8; 8] = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef];
 
@@ -48,7 +48,8 @@ fn main() {
     let whole = best(|| {
         let quote = UnverifiedQuote { message: &message, signature: &signature };
         let quote = quote.verify(&key, &NONCE).unwrap();
-        let mut appraiser = Appraiser::new(quote, PcrValues::default(), None).unwrap();
+        let mut appraiser =
+            Appraiser::new(quote, PcrValues::default(), None, Requirements::default()).unwrap();
         for record in Records::new(&list, Format::native(Bank::Sha1)) {
             appraiser.push(&record.unwrap());
         }

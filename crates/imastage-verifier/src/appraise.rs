@@ -1,35 +1,38 @@
-use ima_log::{Bank, Digest, Extend, IMA_PCR, Record};
+use ima_log::{BankPcrs, Digest, ListReplay, PcrSet, Record, Template};
 
 use crate::{
-    AppraisalError, BankState, Moved, PcrValues, Reason, Token, ValuesGiven, VerifiedQuote,
+    AppraisalError, BootAggregate, ClockInfo, Moved, PcrValues, Reason, Requirements, Token,
+    ValuesGiven, VerifiedQuote, boot, requirements::covered, target::Target,
 };
 
 /// Finds the records that a quote covers: the fewest that lead, in all quoted banks at once, to the
-/// quoted PCR 10.
+/// quoted values of every PCR that records name.
 ///
 /// Give it the records from [`Token::next`] on, or from 0 without a token. A record costs the check
 /// of its printed digest and, in each bank, a template digest and an extend; as long as it is not
-/// known whether a bank is extended with its own hash or with zero-padded SHA-1, both are followed.
-/// Without a value of PCR 10 in the PCR values each record costs one more hash over the values of all
-/// quoted PCRs, times the combinations of what is not known. Records behind those that are covered
-/// cost nothing.
+/// known how a bank is extended, all ways are followed ([`ListReplay`]). If the value of a PCR that
+/// records name is not given, each record costs one more hash over the values of all quoted PCRs,
+/// times the combinations of what is not known. Records behind those that are covered cost nothing.
 #[derive(Clone, Debug)]
 pub struct Appraiser {
     quote: VerifiedQuote,
     token: Option<Token>,
-    /// What PCR 10 of each quoted bank may be by now, in the order of the quote's selection.
-    chains: Vec<Vec<BankState>>,
+    requirements: Requirements,
     target: Target,
-    given: ValuesGiven,
+    replay: ListReplay,
     state: State,
+    /// The list's own PCR, once it is known.
+    pcr: Option<u32>,
     pushed: u64,
-    /// Of this round's records.
-    violations: u64,
-    unproven: u64,
+    counts: Counts,
+    first_named: [Option<u64>; PcrSet::LIMIT as usize],
+    /// The digest in the epoch's first record.
+    boot_aggregate: Option<Digest>,
 }
 
 /// What became of the evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Appraisal {
     /// Whether the records lead to the quote.
     pub verdict: Verdict,
@@ -41,15 +44,40 @@ pub struct Appraisal {
     /// How many of the records given came after those: not looked at, so they must be given again
     /// with the next quote.
     pub excess: u64,
-    /// Violations among `records`.
+    /// Violations among `records`. The PCR proves that there were as many, at these places: not
+    /// what they say, because a violation extends all ones whatever its template data.
     pub violations: u64,
-    /// How many of this round's covered records name another PCR than 10. They stand in the list
-    /// between records that are proven, but the quote says nothing about themselves.
-    pub unproven: u64,
-    /// PCR 10 behind `records` in each quoted bank, and how it is extended; empty on `Fail`.
-    pub banks: Vec<BankState>,
+    /// What the quote does not protect in this round's covered records.
+    pub unprotected: Unprotected,
+    /// The list's own PCR; `None` if no record and no token told it.
+    pub pcr: Option<u32>,
+    /// The PCRs that records name, behind `records`, in each quoted bank, and how it is extended;
+    /// empty on `Fail`.
+    pub banks: Vec<BankPcrs>,
+    /// Whether the list begins with the digest of the quoted PCRs of firmware and boot loader.
+    pub boot_aggregate: BootAggregate,
+    /// [`crate::PublicKey::fingerprint`] of the key that signed the quote.
+    pub key: Digest,
+    /// The TPM's clock and counters when it made the quote.
+    pub clock: ClockInfo,
     /// What to give to the next round; `None` on `Fail`: keep the old one.
     pub token: Option<Token>,
+}
+
+/// What the PCRs do not protect in records that the quote covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unprotected {
+    /// How many records name a PCR that is not quoted. They stand in the list between records that
+    /// are proven, but the quote says nothing about themselves.
+    pub not_quoted: u64,
+    /// The PCRs that they name, those below 32.
+    pub not_quoted_pcrs: PcrSet,
+    /// Violations: their number is proven, their content is not.
+    pub violations: u64,
+    /// How many records have a template that is not known: no template's name is protected.
+    pub unknown_templates: u64,
+    /// The index of the first of them.
+    pub first_unknown_template: Option<u64>,
 }
 
 /// The verifier's judgement.
@@ -57,144 +85,114 @@ pub struct Appraisal {
 pub enum Verdict {
     /// The records lead to the quote.
     Pass,
-    /// They do not, or the quote does not continue the rounds before.
+    /// They do not, or the quote does not continue the rounds before, or does not cover enough.
     Fail,
 }
+
+type Counts = Unprotected;
 
 #[derive(Clone, Debug)]
 enum State {
     Searching,
-    Found { banks: Vec<BankState>, records: u64 },
+    Found(Found),
     Failed(Reason),
 }
 
 #[derive(Clone, Debug)]
-enum Target {
-    /// PCR 10 of each quoted bank: given, and proven by the quote's digest.
-    Values(Vec<Digest>),
-    /// The quote's digest.
-    Digest { digest: Digest, preimage: Vec<u8>, places: Vec<usize> },
+struct Found {
+    banks: Vec<BankPcrs>,
+    /// Of this round.
+    records: u64,
+    counts: Counts,
+    named: PcrSet,
+    /// Whether a record behind these extended a PCR of theirs: no longer prefix leads to the quote.
+    is_last: bool,
+    /// The first record behind these whose digest is wrong.
+    altered: Option<u64>,
 }
 
 impl Appraiser {
-    /// Begins a round. `values` must hold the values of all quoted PCRs but PCR 10; with PCR 10 too
-    /// the search is faster. They are not trusted: the quote's digest decides.
+    /// Begins a round. `values` must hold the values of the quoted PCRs that firmware extends; with
+    /// those of all quoted PCRs the search is faster. They are not trusted: the quote's digest decides.
     ///
     /// # Errors
     /// [`AppraisalError`] when there is something to be supplied before anything can be said. A quote
-    /// that does not continue `token` is no error but a [`Verdict::Fail`].
+    /// that does not continue `token`, or does not cover what is required, is no error but a
+    /// [`Verdict::Fail`].
     pub fn new(
         quote: VerifiedQuote,
         values: PcrValues,
         token: Option<&Token>,
+        requirements: Requirements,
     ) -> Result<Appraiser, AppraisalError> {
-        let banks: Vec<Bank> =
-            quote.pcrs().filter(|(_, index)| *index == IMA_PCR).map(|(bank, _)| bank).collect();
-        let refused = if banks.is_empty() {
-            Some(Reason::Pcr10NotQuoted)
-        } else {
-            token.and_then(|token| discontinued(&quote, token))
+        let pcr = token.map(|token| token.pcr);
+        let unmet = pcr.and_then(|pcr| requirements.unmet(&quote, token, pcr));
+        let refused = token.and_then(|token| discontinued(&quote, token)).or(unmet);
+        // What is refused already needs no values.
+        let target = match &refused {
+            Some(_) => Target::refused(&quote),
+            None => Target::new(&quote, &values)?,
         };
         let mut appraiser = Appraiser {
-            chains: Vec::new(),
-            target: Target::Values(Vec::new()),
-            given: ValuesGiven::Proven,
+            replay: ListReplay::new([]),
             state: State::Searching,
-            token: token.cloned(),
-            quote,
+            target,
+            pcr,
             pushed: 0,
-            violations: 0,
-            unproven: 0,
+            counts: Counts::default(),
+            first_named: [None; PcrSet::LIMIT as usize],
+            boot_aggregate: token.and_then(|token| token.boot_aggregate),
+            token: token.cloned(),
+            requirements,
+            quote,
         };
         if let Some(reason) = refused {
             appraiser.state = State::Failed(reason);
-            return Ok(appraiser);
+        } else if let Some(token) = token {
+            appraiser.replay = continued(&appraiser.quote, token)?;
+            appraiser.compare();
         }
-        appraiser.chains = chains(&banks, token)?;
-        (appraiser.target, appraiser.given) = target(&appraiser.quote, &banks, &values)?;
-        appraiser.compare();
         Ok(appraiser)
     }
 
     /// Takes the next record.
     pub fn push(&mut self, record: &Record<'_>) {
         let index = self.from().saturating_add(self.pushed);
+        if self.pushed == 0 && self.token.is_none() {
+            self.begin(record);
+        }
         self.pushed += 1;
-        if !matches!(self.state, State::Searching) {
-            return;
+        match &mut self.state {
+            State::Searching => self.search(index, record),
+            State::Found(found) if !found.is_last => self.look_behind(index, record),
+            State::Found(_) | State::Failed(_) => {}
         }
-        if !record.digest_is_right() {
-            self.state = State::Failed(Reason::Altered { record: index });
-            return;
-        }
-        self.violations += u64::from(record.is_violation());
-        if record.pcr() != IMA_PCR {
-            self.unproven += 1;
-            return;
-        }
-        for candidate in self.chains.iter_mut().flatten() {
-            let value = extend_value(candidate, record);
-            candidate.value = candidate.value.extended_with(&value);
-        }
-        self.compare();
     }
 
     /// Ends the round: there are no more records.
-    pub fn finish(self) -> Appraisal {
+    pub fn finish(mut self) -> Appraisal {
         let from = self.from();
-        let before = self.token.as_ref().map_or(0, |token| token.violations);
-        let reason = match self.state {
-            State::Found { banks, records } => {
-                let clock = self.quote.clock();
-                let violations = before.saturating_add(self.violations);
-                let records = from.saturating_add(records);
-                let token = Token {
-                    next: records,
-                    pcrs: banks.clone(),
-                    key: self.quote.key_fingerprint(),
-                    reset_count: clock.reset_count,
-                    restart_count: clock.restart_count,
-                    clock: clock.clock,
-                    rounds: self.token.map_or(0, |token| token.rounds).saturating_add(1),
-                    violations,
-                };
-                return Appraisal {
-                    verdict: Verdict::Pass,
-                    reason: None,
-                    records,
-                    excess: from.saturating_add(self.pushed) - records,
-                    violations,
-                    unproven: self.unproven,
-                    banks,
-                    token: Some(token),
-                };
+        match std::mem::replace(&mut self.state, State::Searching) {
+            State::Failed(reason) => self.failed(reason),
+            State::Searching => {
+                let reason = self.no_match();
+                self.failed(reason)
             }
-            State::Failed(reason) => reason,
-            State::Searching => Reason::NoMatch {
-                replayed: self.pushed,
-                from,
-                moved: match (&self.token, self.given) {
-                    (None, _) => Moved::NoToken,
-                    (Some(_), ValuesGiven::Assumed | ValuesGiven::Refuted { others: true }) => {
-                        Moved::Unknown
+            // A token had records, so only a round without one can prove none.
+            State::Found(found) if from.saturating_add(found.records) == 0 => {
+                self.failed(Reason::NoRecords)
+            }
+            State::Found(found) => {
+                let named = self.replay.named();
+                let value = |bank, pcr| self.target.value(bank, pcr);
+                match boot::compare(self.boot_aggregate, named, value) {
+                    Ok(BootAggregate::Absent) if self.covers_firmware() => {
+                        self.failed(Reason::NoBootAggregate)
                     }
-                    (Some(_), _) => Moved::Yes,
-                },
-                restarts: self.token.as_ref().map_or(0, |token| {
-                    self.quote.clock().restart_count.wrapping_sub(token.restart_count)
-                }),
-                given: self.given,
-            },
-        };
-        Appraisal {
-            verdict: Verdict::Fail,
-            reason: Some(reason),
-            records: from,
-            excess: self.pushed,
-            violations: before,
-            unproven: 0,
-            banks: Vec::new(),
-            token: None,
+                    Ok(boot_aggregate) => self.passed(found, boot_aggregate),
+                    Err(error) => self.failed(Reason::BootAggregate(error)),
+                }
+            }
         }
     }
 
@@ -203,55 +201,200 @@ impl Appraiser {
         self.token.as_ref().map_or(0, Token::next)
     }
 
-    fn compare(&mut self) {
-        if let Some(banks) = self.target.matching(&self.chains) {
-            self.state = State::Found { banks, records: self.pushed };
+    /// Begins with the epoch's first record, which tells the list's own PCR.
+    fn begin(&mut self, first: &Record<'_>) {
+        let pcr = first.pcr();
+        self.pcr = Some(pcr);
+        self.boot_aggregate = boot::recorded(first);
+        if matches!(self.state, State::Failed(_)) {
+            return;
         }
-    }
-}
-
-impl Target {
-    /// The candidates, one of each chain, that are the target.
-    fn matching(&mut self, chains: &[Vec<BankState>]) -> Option<Vec<BankState>> {
-        match self {
-            Target::Values(values) => chains
-                .iter()
-                .zip(values)
-                .map(|(chain, value)| chain.iter().find(|state| state.value == *value).copied())
-                .collect(),
-            Target::Digest { digest, preimage, places } => {
-                let combinations = chains.iter().map(Vec::len).product();
-                (0..combinations).find_map(|combination| {
-                    for (state, place) in choice(chains, combination).zip(places.iter()) {
-                        let value = state.value.as_bytes();
-                        preimage[*place..*place + value.len()].copy_from_slice(value);
-                    }
-                    (digest.bank().hash(&[preimage]) == *digest)
-                        .then(|| choice(chains, combination).copied().collect())
-                })
+        if let Some(reason) = self.requirements.unmet(&self.quote, None, pcr) {
+            self.state = State::Failed(reason);
+            return;
+        }
+        let banks = self.quote.selection().iter().filter(|selection| selection.mask != 0);
+        let ways = banks.flat_map(|selection| BankPcrs::ways(selection.bank));
+        self.replay = ListReplay::resume(ways, 0, Some(pcr));
+        self.compare();
+        let is_zero = match self.target.given() {
+            ValuesGiven::Proven => {
+                let covered = covered(&self.quote, pcr);
+                covered
+                    .iter()
+                    .all(|bank| self.target.value(*bank, pcr) == Some(Digest::reset(*bank, pcr)))
             }
+            _ => matches!(self.state, State::Found(_)),
+        };
+        if is_zero {
+            let kernel_had_none = self.boot_aggregate.is_some_and(|digest| digest.is_zero());
+            self.state = State::Failed(Reason::NeverExtended { pcr, kernel_had_none });
         }
     }
-}
 
-/// One candidate of each chain: `combination` is a number whose digits, of the base of each chain's
-/// length, choose them.
-fn choice(chains: &[Vec<BankState>], mut combination: usize) -> impl Iterator<Item = &BankState> {
-    chains.iter().filter_map(move |chain| {
-        let digit = combination % chain.len();
-        combination /= chain.len();
-        chain.get(digit)
-    })
-}
+    fn search(&mut self, index: u64, record: &Record<'_>) {
+        if !record.digest_is_right() {
+            self.state = State::Failed(Reason::Altered { record: index });
+            return;
+        }
+        self.count(index, record);
+        if !self.target.covers(record.pcr()) {
+            return;
+        }
+        self.replay.push_checked(record);
+        self.compare();
+    }
 
-/// What `record` extends a bank with. Where the record's own digest is the SHA-1 wanted, it is taken:
-/// [`Appraiser::push`] has checked it.
-fn extend_value(state: &BankState, record: &Record<'_>) -> Digest {
-    let sha1 = state.bank == Bank::Sha1 || state.extend != Extend::Own;
-    if sha1 && record.format().bank == Bank::Sha1 && !record.is_violation() {
-        record.printed_digest().padded_to(state.bank)
-    } else {
-        state.extend.value(state.bank, record)
+    /// Records behind those that were found came after the quote; but what they extend must not have
+    /// been extended before.
+    fn look_behind(&mut self, index: u64, record: &Record<'_>) {
+        self.count(index, record);
+        let is_altered = !record.digest_is_right();
+        let State::Found(found) = &mut self.state else { return };
+        if is_altered {
+            found.altered = found.altered.or(Some(index));
+        }
+        let pcr = record.pcr();
+        if !self.target.covers(pcr) {
+            return;
+        }
+        if found.named.contains(pcr) || self.target.is_reset(pcr) {
+            found.is_last = true;
+            return;
+        }
+        // Quoted, extended, and none of the records found names it: more belong to them.
+        self.state = match found.altered {
+            Some(record) => State::Failed(Reason::Altered { record }),
+            None => State::Searching,
+        };
+        if matches!(self.state, State::Searching) {
+            self.replay.push_checked(record);
+            self.compare();
+        }
+    }
+
+    fn count(&mut self, index: u64, record: &Record<'_>) {
+        let pcr = record.pcr();
+        if let Some(first) = self.first_named.get_mut(pcr as usize) {
+            first.get_or_insert(index);
+        }
+        let counts = &mut self.counts;
+        counts.violations += u64::from(record.is_violation());
+        if matches!(record.template(), Template::Unknown(_)) {
+            counts.unknown_templates += 1;
+            counts.first_unknown_template.get_or_insert(index);
+        }
+        if !self.target.covers(pcr) {
+            counts.not_quoted += 1;
+            counts.not_quoted_pcrs.insert(pcr);
+        }
+    }
+
+    fn compare(&mut self) {
+        if let Some(banks) = self.target.matching(&self.replay) {
+            self.state = State::Found(Found {
+                banks,
+                records: self.pushed,
+                counts: self.counts,
+                named: self.replay.named(),
+                is_last: false,
+                altered: None,
+            });
+        }
+    }
+
+    /// Whether the quote covers the PCRs that a `boot_aggregate` is a digest of.
+    fn covers_firmware(&self) -> bool {
+        self.quote.selection().iter().any(|selection| selection.mask & 0xff == 0xff)
+    }
+
+    fn no_match(&self) -> Reason {
+        if self.pushed == 0 && self.token.is_none() {
+            return Reason::NoRecords;
+        }
+        let missed = match self.target.given() {
+            ValuesGiven::Proven => self.target.missed(&self.replay),
+            _ => Vec::new(),
+        };
+        let pcr = self.pcr.unwrap_or(ima_log::IMA_PCR);
+        if let Some((bank, other)) =
+            missed.first().filter(|_| missed.iter().all(|(_, p)| *p != pcr))
+        {
+            let record = self.first_named.get(*other as usize).copied().flatten();
+            return Reason::PcrMismatch { pcr: *other, bank: *bank, record };
+        }
+        let restarts =
+            |token: &Token| self.quote.clock().restart_count.wrapping_sub(token.restart_count);
+        Reason::NoMatch {
+            pcr,
+            replayed: self.pushed,
+            from: self.from(),
+            moved: match (&self.token, self.target.given()) {
+                (None, _) => Moved::NoToken,
+                (Some(_), ValuesGiven::Proven) => Moved::Yes,
+                (Some(_), _) if self.quote.pcrs().all(|(_, index)| index == pcr) => Moved::Yes,
+                (Some(_), _) => Moved::Unknown,
+            },
+            restarts: self.token.as_ref().map_or(0, restarts),
+            given: self.target.given(),
+            unknown: self.target.unknown().into_iter().filter(|(_, p)| *p != pcr).collect(),
+        }
+    }
+
+    fn passed(self, found: Found, boot_aggregate: BootAggregate) -> Appraisal {
+        let from = self.from();
+        let before = self.token.as_ref();
+        let clock = self.quote.clock();
+        let records = from.saturating_add(found.records);
+        let violations =
+            before.map_or(0, |token| token.violations).saturating_add(found.counts.violations);
+        let pcr = self.pcr.unwrap_or(ima_log::IMA_PCR);
+        let token = Token {
+            next: records,
+            pcr,
+            banks: found.banks.clone(),
+            not_quoted: before
+                .map_or(PcrSet::EMPTY, |token| token.not_quoted)
+                .union(found.counts.not_quoted_pcrs),
+            boot_aggregate: self.boot_aggregate,
+            key: self.quote.key_fingerprint(),
+            reset_count: clock.reset_count,
+            restart_count: clock.restart_count,
+            clock: clock.clock,
+            rounds: before.map_or(0, |token| token.rounds).saturating_add(1),
+            violations,
+        };
+        Appraisal {
+            verdict: Verdict::Pass,
+            reason: None,
+            records,
+            excess: from.saturating_add(self.pushed) - records,
+            violations,
+            unprotected: found.counts,
+            pcr: self.pcr,
+            banks: found.banks,
+            boot_aggregate,
+            key: self.quote.key_fingerprint(),
+            clock,
+            token: Some(token),
+        }
+    }
+
+    fn failed(self, reason: Reason) -> Appraisal {
+        Appraisal {
+            verdict: Verdict::Fail,
+            reason: Some(reason),
+            records: self.from(),
+            excess: self.pushed,
+            violations: self.token.as_ref().map_or(0, |token| token.violations),
+            unprotected: Unprotected::default(),
+            pcr: self.pcr,
+            banks: Vec::new(),
+            boot_aggregate: BootAggregate::NotCompared,
+            key: self.quote.key_fingerprint(),
+            clock: self.quote.clock(),
+            token: None,
+        }
     }
 }
 
@@ -274,65 +417,32 @@ fn discontinued(quote: &VerifiedQuote, token: &Token) -> Option<Reason> {
     None
 }
 
-/// What PCR 10 of each bank may be, and may be extended with, before the round's first record.
-fn chains(banks: &[Bank], token: Option<&Token>) -> Result<Vec<Vec<BankState>>, AppraisalError> {
-    let both = |bank| {
-        let state = |extend| BankState { bank, extend, value: Digest::zero(bank) };
-        match bank {
-            Bank::Sha1 => vec![state(Extend::Own)],
-            _ => vec![state(Extend::Own), state(Extend::Sha1Padded)],
+/// Goes on where the token's rounds ended, in every quoted bank.
+fn continued(quote: &VerifiedQuote, token: &Token) -> Result<ListReplay, AppraisalError> {
+    let named: PcrSet =
+        token.banks.iter().flat_map(|state| state.values()).map(|(pcr, _)| pcr).collect();
+    let mut states = Vec::new();
+    let mut unknown = Vec::new();
+    let mut skipped = PcrSet::EMPTY;
+    for selection in quote.selection().iter().filter(|selection| selection.mask != 0) {
+        let quoted = PcrSet::from_mask(selection.mask);
+        skipped =
+            skipped.union(quoted.iter().filter(|pcr| token.not_quoted.contains(*pcr)).collect());
+        match token.banks.iter().find(|state| state.bank() == selection.bank) {
+            Some(state) => states.push(state.clone()),
+            None if quoted.iter().any(|pcr| named.contains(pcr)) => unknown.push(selection.bank),
+            None => states.extend(BankPcrs::ways(selection.bank)),
         }
-    };
-    let Some(token) = token else {
-        return Ok(banks.iter().map(|bank| both(*bank)).collect());
-    };
-    let known = |bank: &Bank| token.pcrs.iter().find(|state| state.bank == *bank);
-    let unknown: Vec<Bank> = banks.iter().filter(|bank| known(bank).is_none()).copied().collect();
-    if !unknown.is_empty() {
-        return Err(AppraisalError::TokenBanks {
-            unknown,
-            known: token.pcrs.iter().map(|state| state.bank).collect(),
-        });
     }
-    Ok(banks
-        .iter()
-        .filter_map(known)
-        .map(|state| if state.value.is_zero() { both(state.bank) } else { vec![*state] })
-        .collect())
+    if !unknown.is_empty() {
+        let known = token.banks.iter().map(BankPcrs::bank).collect();
+        return Err(AppraisalError::TokenBanks { unknown, known });
+    }
+    if !skipped.is_empty() {
+        return Err(AppraisalError::TokenPcrs { unknown: skipped });
+    }
+    Ok(ListReplay::resume(states, token.next, Some(token.pcr)))
 }
 
-/// What PCR 10 of `banks` is to be compared with.
-fn target(
-    quote: &VerifiedQuote,
-    banks: &[Bank],
-    values: &PcrValues,
-) -> Result<(Target, ValuesGiven), AppraisalError> {
-    let mut preimage = Vec::new();
-    let mut places = Vec::new();
-    let mut missing = Vec::new();
-    for (bank, index) in quote.pcrs() {
-        let value = values.get(bank, index);
-        if index == IMA_PCR {
-            places.push(preimage.len());
-        } else if value.is_none() {
-            missing.push((bank, index));
-        }
-        preimage.extend_from_slice(value.unwrap_or(Digest::zero(bank)).as_bytes());
-    }
-    if !missing.is_empty() {
-        return Err(AppraisalError::MissingValues(missing));
-    }
-    let digest = quote.digest();
-    let targets: Option<Vec<Digest>> =
-        banks.iter().map(|bank| values.get(*bank, IMA_PCR)).collect();
-    let others = quote.pcrs().any(|(_, index)| index != IMA_PCR);
-    let given = match targets {
-        Some(targets) if digest.bank().hash(&[&preimage]) == digest => {
-            return Ok((Target::Values(targets), ValuesGiven::Proven));
-        }
-        Some(_) => ValuesGiven::Refuted { others },
-        None if others => ValuesGiven::Assumed,
-        None => ValuesGiven::NotNeeded,
-    };
-    Ok((Target::Digest { digest, preimage, places }, given))
-}
+#[cfg(test)]
+mod tests;

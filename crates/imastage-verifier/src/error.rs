@@ -1,18 +1,18 @@
 use std::fmt;
 
-use ima_log::{Bank, Digest, IMA_PCR};
+use ima_log::{AggregateError, Bank, Digest, PcrSet};
 
 /// What is lacking for an appraisal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppraisalError {
-    /// The quote covers PCRs whose values nobody told.
+    /// The quote covers PCRs that no records lead to, and their values were not given.
     #[error("the quote covers PCRs whose values are not known ({}): give them (--pcrs)", list(.0))]
     MissingValues(Vec<(Bank, u32)>),
-    /// The token does not know PCR 10 of all banks quoted.
+    /// The token does not know the quoted PCRs in all banks.
     #[error(
-        "the quote covers PCR {IMA_PCR} of {}, the token knows it of {} only: quote those banks, or \
-         start from record 0 without the token",
+        "the quote covers bank {}, the token has {} only: quote those banks, or start from record 0 \
+         without the token",
         names(.unknown), names(.known)
     )]
     TokenBanks {
@@ -21,14 +21,74 @@ pub enum AppraisalError {
         /// Banks of the token.
         known: Vec<Bank>,
     },
+    /// Verified records name a PCR that is quoted for the first time now.
+    #[error(
+        "the quote covers PCR {unknown}, which earlier records name, but no earlier quote covered it: \
+         start from record 0 without the token"
+    )]
+    TokenPcrs {
+        /// The PCRs.
+        unknown: PcrSet,
+    },
 }
 
 /// Why the evidence does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// PCR 10 is not among the quote's.
-    Pcr10NotQuoted,
+    /// The list's own PCR is not quoted.
+    PcrNotQuoted {
+        /// The list's own PCR.
+        pcr: u32,
+        /// The PCRs that are quoted.
+        quoted: PcrSet,
+        /// A bank to quote it in.
+        bank: Bank,
+    },
+    /// PCRs that are required are not quoted.
+    PcrsNotCovered {
+        /// Those PCRs.
+        missing: PcrSet,
+    },
+    /// The list's own PCR is not quoted in the banks required.
+    BanksNotCovered {
+        /// The banks in which it is not quoted.
+        missing: Vec<Bank>,
+        /// Those in which it is.
+        covered: Vec<Bank>,
+        /// The PCR.
+        pcr: u32,
+    },
+    /// The list's own PCR is quoted in the sha1 bank alone, and nobody said that this will do.
+    Sha1Alone {
+        /// The PCR.
+        pcr: u32,
+    },
+    /// Banks that earlier rounds covered are not quoted.
+    TokenBanksNotCovered {
+        /// Those banks.
+        missing: Vec<Bank>,
+        /// The banks in which the list's own PCR is quoted.
+        covered: Vec<Bank>,
+    },
+    /// PCRs that earlier rounds proved are not quoted.
+    TokenPcrsNotCovered {
+        /// Those PCRs.
+        missing: PcrSet,
+    },
+    /// There is nothing to prove: no record, and no earlier round that had one.
+    NoRecords,
+    /// The quoted value of the list's own PCR is that of a TPM reset, although there are records.
+    NeverExtended {
+        /// The PCR.
+        pcr: u32,
+        /// Whether the list says that its kernel found no TPM when it booted.
+        kernel_had_none: bool,
+    },
+    /// The PCRs of firmware and boot loader are quoted, and the list does not begin with their digest.
+    NoBootAggregate,
+    /// The first record is not the digest of the quoted PCRs of firmware and boot loader.
+    BootAggregate(AggregateError),
     /// Another key than in the rounds before signed the quote.
     OtherKey {
         /// Fingerprint of the key of the rounds before.
@@ -62,60 +122,122 @@ pub enum Reason {
         /// The record's index in the epoch.
         record: u64,
     },
+    /// The records that name a PCR besides the list's own do not lead to its quoted value.
+    PcrMismatch {
+        /// The PCR.
+        pcr: u32,
+        /// A bank in which they do not.
+        bank: Bank,
+        /// The index of the first record of this round that names it.
+        record: Option<u64>,
+    },
     /// No number of the records given leads to the quote.
     NoMatch {
+        /// The list's own PCR.
+        pcr: u32,
         /// How many records were replayed.
         replayed: u64,
         /// The index of the first of them.
         from: u64,
-        /// Whether PCR 10 moved since the token.
+        /// Whether the quoted PCRs moved since the token.
         moved: Moved,
         /// TPM Restarts and Resumes since the token.
         restarts: u32,
         /// What was known of the values of the quoted PCRs.
         given: ValuesGiven,
+        /// Quoted PCRs besides the list's own whose values were not given.
+        unknown: Vec<(Bank, u32)>,
     },
 }
 
-/// Whether PCR 10 moved since the last round, when no records lead to it.
+/// Whether the quoted PCRs moved since the last round, when no records lead to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
     /// There was no last round.
     NoToken,
-    /// It moved: there are records that were not given.
+    /// They moved: there are records that were not given.
     Yes,
-    /// It did, or a given value of another quoted PCR is wrong.
+    /// They did, or a given value of another quoted PCR is wrong.
     Unknown,
 }
 
 /// How far the values given for the quoted PCRs could be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValuesGiven {
-    /// None were needed: PCR 10 alone is quoted.
-    NotNeeded,
+    /// None were given.
+    None,
+    /// Some were given, and had to be believed.
+    Some,
     /// All were given, and the quote's digest proves them.
     Proven,
-    /// Those of PCRs other than 10 were given, and had to be believed.
-    Assumed,
     /// All were given, and the quote's digest says that one at least is wrong.
-    Refuted {
-        /// Whether PCRs other than 10 are quoted, whose values then may be the wrong ones.
-        others: bool,
-    },
+    Refuted,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Pcr10NotQuoted => write!(
+            Reason::PcrNotQuoted { pcr, quoted, bank } => write!(
                 f,
-                "the quote does not cover PCR {IMA_PCR} in any bank, so it proves no record: quote \
-                 it (tpm2_quote -l sha256:{IMA_PCR})"
+                "the list's records name PCR {pcr}, the quote covers {}: it proves no record; quote \
+                 that PCR (tpm2_quote -l {bank}:{pcr})",
+                Pcrs(*quoted)
+            ),
+            Reason::PcrsNotCovered { missing } => {
+                write!(f, "the quote does not cover {}, which is required: quote it", Pcrs(*missing))
+            }
+            Reason::BanksNotCovered { missing, covered, pcr } => write!(
+                f,
+                "the quote covers PCR {pcr} in bank {}, required is {}: quote that bank as well",
+                names(covered),
+                names(missing)
+            ),
+            Reason::Sha1Alone { pcr } => write!(
+                f,
+                "the quote covers PCR {pcr} in bank sha1 alone, for which collisions can be computed: \
+                 quote another bank (tpm2_quote -l sha256:{pcr}), or accept it (--bank sha1)"
+            ),
+            Reason::TokenBanksNotCovered { missing, covered } => write!(
+                f,
+                "the quote covers bank {}, earlier rounds covered {} as well: quote that bank, or \
+                 start from record 0 without the token",
+                names(covered),
+                names(missing)
+            ),
+            Reason::TokenPcrsNotCovered { missing } => write!(
+                f,
+                "the quote does not cover {}, which earlier rounds proved: quote it, or start from \
+                 record 0 without the token",
+                Pcrs(*missing)
+            ),
+            Reason::NoRecords => {
+                f.write_str("no records were given, so nothing is proven: give the measurement list")
+            }
+            Reason::NeverExtended { pcr, kernel_had_none: true } => write!(
+                f,
+                "PCR {pcr} was never extended, although there are records: the kernel found no TPM \
+                 when it started (boot_aggregate is zero); the quote proves no record; build the TPM's \
+                 driver into the kernel, or use CONFIG_IMA_INIT_LATE_SYNC (Linux 7.3)"
+            ),
+            Reason::NeverExtended { pcr, kernel_had_none: false } => write!(
+                f,
+                "PCR {pcr} was never extended, although there are records: the kernel that made this \
+                 list does not extend this TPM, or measures into another PCR than the list says, or \
+                 the TPM was reset since; the quote proves no record"
+            ),
+            Reason::NoBootAggregate => f.write_str(
+                "the list does not begin with boot_aggregate, so nothing ties it to the quoted PCRs of \
+                 firmware and boot loader: give the list from its first record",
+            ),
+            Reason::BootAggregate(error) => write!(
+                f,
+                "record 0: {error}: the list is not of the boot whose PCRs the quote covers"
             ),
             Reason::OtherKey { expected, found } => write!(
                 f,
                 "the quote is signed with key {found}, the rounds before with {expected}: another \
-                 machine, or a new key, which must start from record 0 without the token"
+                 machine, or a new key (the TPM was cleared), which must start from record 0 without \
+                 the token"
             ),
             Reason::Reset { before, now } => write!(
                 f,
@@ -136,10 +258,27 @@ impl fmt::Display for Reason {
                 f,
                 "record {record} was altered: the digest it shows is not the one of its template data"
             ),
-            Reason::NoMatch { replayed, from, moved, restarts, given } => {
+            Reason::PcrMismatch { pcr, bank, record } => {
+                write!(f, "PCR {pcr} is quoted in bank {bank}, and the records that name it")?;
+                if let Some(record) = record {
+                    write!(f, " (the first is record {record})")?;
+                }
+                f.write_str(
+                    " do not lead to its value: records are missing, added, altered or out of order",
+                )?;
+                match pcr {
+                    0..=9 => f.write_str(
+                        "; firmware and boot loader extend this PCR, too: do not quote it, and those \
+                         records are reported as not proven",
+                    ),
+                    11..=15 => f.write_str("; or others than IMA extend this PCR, as systemd does"),
+                    _ => Ok(()),
+                }
+            }
+            Reason::NoMatch { pcr, replayed, from, moved, restarts, given, unknown } => {
                 match moved {
                     Moved::NoToken => {}
-                    Moved::Yes => write!(f, "PCR {IMA_PCR} has moved since the last round, but ")?,
+                    Moved::Yes => write!(f, "PCR {pcr} has moved since the last round, but ")?,
                     Moved::Unknown => {
                         f.write_str("the quoted PCRs are not those of the last round, and ")?;
                     }
@@ -149,34 +288,42 @@ impl fmt::Display for Reason {
                     n => write!(
                         f,
                         "none of the {n} records from index {from} on leads to the quoted PCR \
-                         {IMA_PCR}: records are missing, added, altered or out of order"
+                         {pcr}: records are missing, added, altered or out of order"
                     )?,
                 }
                 match given {
-                    ValuesGiven::NotNeeded | ValuesGiven::Proven => {}
-                    ValuesGiven::Assumed => write!(
+                    ValuesGiven::None | ValuesGiven::Proven => {}
+                    ValuesGiven::Some => write!(
                         f,
-                        "; or a value given for another PCR than {IMA_PCR} is not the quoted one"
+                        "; or a value given for another PCR than {pcr} is not the quoted one"
                     )?,
-                    ValuesGiven::Refuted { others: false } => write!(
-                        f,
-                        "; the value given for PCR {IMA_PCR} is not the quoted one either"
+                    ValuesGiven::Refuted => f.write_str(
+                        "; or a value given is not the quoted one: the values given do not hash to the \
+                         quote's digest",
                     )?,
-                    ValuesGiven::Refuted { others: true } => f.write_str(
-                        "; or a value given for another PCR is not the quoted one: the values given \
-                         do not hash to the quote's digest",
-                    )?,
+                }
+                if !unknown.is_empty() {
+                    write!(f, "; no values were given for {}: give them (--pcrs)", list(unknown))?;
                 }
                 match restarts {
                     0 => Ok(()),
                     n => write!(
                         f,
                         "; the TPM's restart counter rose by {n} since: a TPM Restart resets PCR \
-                         {IMA_PCR}, so start from record 0 without the token if there was one"
+                         {pcr}, so start from record 0 without the token if there was one"
                     ),
                 }
             }
         }
+    }
+}
+
+/// PCRs in a sentence.
+struct Pcrs(PcrSet);
+
+impl fmt::Display for Pcrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("no PCR") } else { write!(f, "PCR {}", self.0) }
     }
 }
 

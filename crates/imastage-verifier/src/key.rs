@@ -1,14 +1,16 @@
+mod formats;
+
 use std::fmt;
 
 use ima_log::{Bank, Digest};
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use rsa::{
-    pkcs8::{DecodePublicKey, Document, SubjectPublicKeyInfoRef},
+    pkcs8::{DecodePublicKey, EncodePublicKey, SubjectPublicKeyInfoRef},
     pss::Pss,
     traits::PublicKeyParts,
 };
 use sha2::{Sha256, Sha384, Sha512};
-use tpm2_protocol::data::{TpmsSignatureEcc, TpmsSignatureRsa, TpmuSignature};
+use tpm2_protocol::data::{TpmAlgId, TpmsSignatureEcc, TpmsSignatureRsa, TpmuSignature};
 
 /// The public half of the attestation key a verifier trusts: RSA of 2048 to 8192 bits, or ECC on
 /// the curves P-256 and P-384.
@@ -20,12 +22,23 @@ pub struct PublicKey {
 
 /// Why a file is no attestation key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeyError {
-    /// Not a PEM file of a public key.
+    /// A file of something else; holds what it is.
+    #[error("expected {EXPECTED}: found {0}")]
+    Other(&'static str),
+    /// The private half of a key.
     #[error(
-        "expected PEM with the label PUBLIC KEY (tpm2_readpublic -f pem, openssl pkey -pubout): \
-         {0}"
+        "this is a private key, which has no place on a verifier: who has it can make quotes for \
+         the machine; remove it from here, do not trust the key any more, and give the public half \
+         of a key that a TPM keeps (tpm2_readpublic -f pem)"
     )]
+    Private,
+    /// More than one key or certificate.
+    #[error("expected {EXPECTED}: found {0} PEM blocks; give the attestation key's alone")]
+    Several(usize),
+    /// A PEM file that is damaged, or of something else.
+    #[error("expected {EXPECTED}: {0}")]
     Pem(String),
     /// Neither RSA, P-256 nor P-384, or damaged.
     #[error("not an RSA (2048 to 8192 bits), P-256 or P-384 public key: {0}")]
@@ -33,7 +46,26 @@ pub enum KeyError {
     /// An RSA key that is too short to be trusted.
     #[error("the RSA key has {0} bits: at least 2048 are needed")]
     Short(usize),
+    /// A key of a TPM whose attributes are not those of an attestation key.
+    #[error(
+        "the key's attribute {attribute} is {state}: {why}; make an attestation key \
+         (tpm2_createak)"
+    )]
+    Attribute {
+        /// The attribute as TPM 2.0 Library Part 2, TPMA_OBJECT, names it.
+        attribute: &'static str,
+        /// `set` or `not set`.
+        state: &'static str,
+        /// What follows from that.
+        why: &'static str,
+    },
+    /// Larger than any key is.
+    #[error("{0} bytes: no key or certificate is as large as that")]
+    Size(usize),
 }
+
+const EXPECTED: &str = "a public key in PEM or DER (tpm2_readpublic -f pem), an X.509 certificate, \
+                        or TPM2B_PUBLIC or TPMT_PUBLIC (tpm2_createak -u)";
 
 /// Why a signature was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,25 +84,48 @@ enum Kind {
 }
 
 impl PublicKey {
-    /// Reads a SubjectPublicKeyInfo in PEM, as `tpm2_readpublic -f pem` writes it.
+    /// Reads a key in any of the forms in which attestation keys are kept:
+    ///
+    /// | form | written by |
+    /// |---|---|
+    /// | SubjectPublicKeyInfo, PEM or DER | `tpm2_readpublic -f pem` or `-f der`, openssl |
+    /// | PKCS #1 RSAPublicKey, PEM or DER | `openssl rsa -RSAPublicKey_out` |
+    /// | X.509 certificate, PEM or DER | a cloud provider, in an NV index of the TPM |
+    /// | `TPM2B_PUBLIC`, `TPMT_PUBLIC` | `tpm2_createak -u`, `tpm2_readpublic -f tss` or `-f tpmt` |
+    ///
+    /// A certificate is taken as the key in it: nobody's signature on it is checked, nor when it was
+    /// valid. Where the form has the key's attributes, they must be an attestation key's; the others
+    /// do not tell whether the key would sign what no TPM made.
     ///
     /// # Errors
-    /// [`KeyError`] when it is none, or not of a type or size that is taken.
-    pub fn from_pem(pem: &str) -> Result<PublicKey, KeyError> {
-        let (label, document) =
-            Document::from_pem(pem).map_err(|error| KeyError::Pem(error.to_string()))?;
-        if label != "PUBLIC KEY" {
-            return Err(KeyError::Pem(format!("found {label}")));
-        }
-        PublicKey::from_der(document.as_bytes())
+    /// [`KeyError`] when it is none of these, or not of a type or size that is taken.
+    pub fn from_bytes(file: &[u8]) -> Result<PublicKey, KeyError> {
+        formats::read(file)
     }
 
-    /// The SHA-256 of the key's SubjectPublicKeyInfo in DER; its `Display` is hex.
+    /// As [`PublicKey::from_bytes`], of text.
+    ///
+    /// # Errors
+    /// As [`PublicKey::from_bytes`].
+    pub fn from_pem(pem: &str) -> Result<PublicKey, KeyError> {
+        PublicKey::from_bytes(pem.as_bytes())
+    }
+
+    /// The SHA-256 of the key's SubjectPublicKeyInfo in DER, the same whatever form it was read
+    /// from; its `Display` is hex.
     pub fn fingerprint(&self) -> Digest {
         self.fingerprint
     }
 
-    fn from_der(der: &[u8]) -> Result<PublicKey, KeyError> {
+    /// Type and size: `RSA 2048`, `ECC P-256`.
+    pub fn describe(&self) -> String {
+        match &self.kind {
+            Kind::Rsa(key) => format!("RSA {}", key.n().bit_width()),
+            Kind::P256(_) | Kind::P384(_) => format!("ECC {}", self.type_name()),
+        }
+    }
+
+    fn from_spki(der: &[u8]) -> Result<PublicKey, KeyError> {
         let error = |error: rsa::pkcs8::spki::Error| KeyError::Key(error.to_string());
         SubjectPublicKeyInfoRef::try_from(der).map_err(|error| KeyError::Key(error.to_string()))?;
         let kind = if let Ok(key) = p256::ecdsa::VerifyingKey::from_public_key_der(der) {
@@ -85,7 +140,52 @@ impl PublicKey {
             }
             Kind::Rsa(key)
         };
-        Ok(PublicKey { kind, fingerprint: Bank::Sha256.hash(&[der]) })
+        // Made anew, since points may be compressed and parameters left out: one key has one
+        // fingerprint.
+        let der = match &kind {
+            Kind::Rsa(key) => key.to_public_key_der(),
+            Kind::P256(key) => key.to_public_key_der(),
+            Kind::P384(key) => key.to_public_key_der(),
+        };
+        let fingerprint = Bank::Sha256.hash(&[der.map_err(error)?.as_bytes()]);
+        Ok(PublicKey { kind, fingerprint })
+    }
+
+    /// What a signature alone, without scheme and hash, can stand for if this key made it: as
+    /// openssl and `tpm2_quote -f plain` write it. Empty if it has another form.
+    pub(crate) fn plain_signatures(&self, bytes: &[u8]) -> Vec<TpmuSignature> {
+        const HASHES: [TpmAlgId; 3] = [TpmAlgId::Sha256, TpmAlgId::Sha384, TpmAlgId::Sha512];
+        let scalars: Option<(Vec<u8>, Vec<u8>)> = match &self.kind {
+            Kind::Rsa(key) => {
+                let Ok(sig) = bytes.try_into() else { return Vec::new() };
+                if bytes.len() != key.size() {
+                    return Vec::new();
+                }
+                return HASHES
+                    .into_iter()
+                    .map(|hash| TpmsSignatureRsa { hash, sig })
+                    .flat_map(|s| [TpmuSignature::Rsassa(s), TpmuSignature::Rsapss(s)])
+                    .collect();
+            }
+            Kind::P256(_) => p256::ecdsa::Signature::from_der(bytes)
+                .or_else(|_| p256::ecdsa::Signature::from_slice(bytes))
+                .ok()
+                .map(|signature| signature.split_bytes())
+                .map(|(r, s)| (r.to_vec(), s.to_vec())),
+            Kind::P384(_) => p384::ecdsa::Signature::from_der(bytes)
+                .or_else(|_| p384::ecdsa::Signature::from_slice(bytes))
+                .ok()
+                .map(|signature| signature.split_bytes())
+                .map(|(r, s)| (r.to_vec(), s.to_vec())),
+        };
+        let scalars = scalars.and_then(|(r, s)| {
+            Some((r.as_slice().try_into().ok()?, s.as_slice().try_into().ok()?))
+        });
+        let Some((signature_r, signature_s)) = scalars else { return Vec::new() };
+        HASHES
+            .into_iter()
+            .map(|hash| TpmuSignature::Ecdsa(TpmsSignatureEcc { hash, signature_r, signature_s }))
+            .collect()
     }
 
     /// The type of the key as errors name it.
@@ -167,26 +267,40 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn corpus(name: &str) -> Vec<u8> {
-        let path = format!("{}/../../tests/corpus/signed/{name}", env!("CARGO_MANIFEST_DIR"));
-        let pem = std::fs::read_to_string(path).unwrap();
-        Document::from_pem(&pem).unwrap().1.as_bytes().to_vec()
+    /// A key in one of its forms.
+    fn file(name: &str) -> Vec<u8> {
+        let path = format!("{}/../../tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read(path).unwrap()
     }
+
+    const FORMS: [&str; 9] = [
+        "signed/ak.pub.pem",
+        "signed/akecc.pub.pem",
+        "cases/09-key-formats/ak.der",
+        "cases/09-key-formats/ak.tss",
+        "cases/09-key-formats/ak.tpmt",
+        "cases/09-key-formats/ak-pkcs1.pem",
+        "cases/09-key-formats/ak-cert.der",
+        "cases/09-key-formats/ak-cert.pem",
+        "cases/p5-quote-variants/ak-p384.pem",
+    ];
 
     proptest! {
         #[test]
         fn no_key_panics_nor_accepts(
-            rsa in any::<bool>(),
+            form in prop::sample::select(&FORMS[..]),
+            cut in any::<prop::sample::Index>(),
             flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
             sig in proptest::collection::vec(any::<u8>(), 0..300),
             bank in prop::sample::select(&Bank::ALL[..]),
         ) {
-            let mut der = corpus(if rsa { "ak.pub.pem" } else { "akecc.pub.pem" });
+            let mut file = file(form);
+            let _ = PublicKey::from_bytes(&file[..cut.index(file.len())]);
             for (at, byte) in flips {
-                let at = at.index(der.len());
-                der[at] = byte;
+                let at = at.index(file.len());
+                file[at] = byte;
             }
-            let Ok(key) = PublicKey::from_der(&der) else { return Ok(()) };
+            let Ok(key) = PublicKey::from_bytes(&file) else { return Ok(()) };
             let hash = tpm2_protocol::data::TpmAlgId::Sha256;
             let digest = bank.hash(&[&sig]);
             let rsa = TpmsSignatureRsa { hash, sig: sig.as_slice().try_into().unwrap() };
@@ -196,9 +310,20 @@ mod tests {
                 let ecc = TpmsSignatureEcc { hash, signature_r, signature_s };
                 signatures.push(TpmuSignature::Ecdsa(ecc));
             }
+            signatures.extend(key.plain_signatures(&sig));
             for signature in signatures {
                 prop_assert!(key.verify(&digest, &signature).is_err());
             }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), head in 0..6usize) {
+            let heads: [&[u8]; 6] =
+                [&[], &[0x30, 0x40, 0x30, 2], &[0, 1, 0, 11], &[0, 0x23, 0, 11], &[0x30, 0x82], &[0xba]];
+            let file = [heads[head], &bytes].concat();
+            let _ = PublicKey::from_bytes(&file);
+            let length = u16::try_from(file.len()).unwrap().to_be_bytes();
+            let _ = PublicKey::from_bytes(&[&length, &file[..]].concat());
         }
 
         #[test]

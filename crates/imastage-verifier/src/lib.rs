@@ -6,21 +6,22 @@
 //! - [`UnverifiedQuote::verify`] makes of bytes, a trusted [`PublicKey`] and the nonce one gave a
 //!   [`VerifiedQuote`];
 //! - [`Appraiser`] finds the records of the measurement list that the quote covers, and says why there
-//!   are none;
+//!   are none; [`Requirements`] say what the quote must cover;
 //! - [`Token`] is what the verifier keeps, so that the next round needs only the records since;
 //! - [`PcrValues`] are the values of other quoted PCRs, from the files tools write.
 //!
 //! ```no_run
 //! use ima_log::{Bank, Format, Records};
-//! use imastage_verifier::{Appraiser, PcrValues, PublicKey, UnverifiedQuote};
+//! use imastage_verifier::{Appraiser, PcrValues, PublicKey, Requirements, UnverifiedQuote};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let key = PublicKey::from_pem(&std::fs::read_to_string("ak.pub.pem")?)?;
+//! let key = PublicKey::from_bytes(&std::fs::read("ak.pub.pem")?)?;
 //! let (message, signature) = (std::fs::read("quote.msg")?, std::fs::read("quote.sig")?);
 //! let quote = UnverifiedQuote { message: &message, signature: &signature };
 //! let quote = quote.verify(&key, b"the nonce I gave")?;
 //!
-//! let mut appraiser = Appraiser::new(quote, PcrValues::default(), None)?;
+//! let requirements = Requirements::default();
+//! let mut appraiser = Appraiser::new(quote, PcrValues::default(), None, requirements)?;
 //! for record in Records::new(&std::fs::read("binary")?, Format::native(Bank::Sha1)) {
 //!     appraiser.push(&record?);
 //! }
@@ -37,15 +38,21 @@
 #![forbid(unsafe_code)]
 
 mod appraise;
+mod boot;
 mod error;
 mod key;
+mod kind;
 mod pcrs;
 mod quote;
+mod requirements;
+mod target;
 mod token;
 
-pub use appraise::{Appraisal, Appraiser, Verdict};
+pub use appraise::{Appraisal, Appraiser, Unprotected, Verdict};
+pub use boot::BootAggregate;
 pub use error::{AppraisalError, Moved, Reason, ValuesGiven};
 pub use key::{KeyError, PublicKey};
-pub use pcrs::{LineProblem, PcrFileError, PcrValues};
+pub use pcrs::{LineProblem, PcrFileError, PcrHint, PcrValues};
 pub use quote::{ClockInfo, PcrSelection, QuoteError, UnverifiedQuote, VerifiedQuote};
-pub use token::{BankState, Token, TokenError};
+pub use requirements::Requirements;
+pub use token::{Token, TokenError};

@@ -7,14 +7,17 @@ use tpm2_protocol::{
     },
 };
 
-use crate::{PublicKey, key::SignatureProblem};
+use crate::{PublicKey, key::SignatureProblem, kind};
 
 /// A quote as it came, of which nothing is known yet.
 #[derive(Clone, Copy, Debug)]
 pub struct UnverifiedQuote<'a> {
-    /// `TPMS_ATTEST` as marshalled by the TPM: `tpm2_quote -m`.
+    /// `TPMS_ATTEST` as marshalled by the TPM (`tpm2_quote -m`), or `TPM2B_ATTEST`, which has its
+    /// size in front.
     pub message: &'a [u8],
-    /// `TPMT_SIGNATURE` over it: `tpm2_quote -s`.
+    /// `TPMT_SIGNATURE` over it (`tpm2_quote -s`), with or without a size in front; or the signature
+    /// alone (`tpm2_quote -f plain`): of an RSA key as long as its modulus, of an ECC key in DER or
+    /// both numbers one behind the other.
     pub signature: &'a [u8],
 }
 
@@ -57,11 +60,27 @@ pub struct ClockInfo {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuoteError {
-    /// The signature is not a `TPMT_SIGNATURE`.
-    #[error("the signature is not a TPMT_SIGNATURE (tpm2_quote -s without --format): {0}")]
+    /// The signature was given as the message, and the message as the signature.
+    #[error("message and signature are swapped: each was given as the other")]
+    Swapped,
+    /// The message is something else; holds what it is.
+    #[error("expected a quote (TPMS_ATTEST, tpm2_quote -m) as the message: found {0}")]
+    OtherMessage(&'static str),
+    /// The signature is something else; holds what it is.
+    #[error(
+        "expected a signature by a key of type {key} (TPMT_SIGNATURE, tpm2_quote -s): found {found}"
+    )]
+    OtherSignature {
+        /// The type of the key.
+        key: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The signature begins as a `TPMT_SIGNATURE` and is none.
+    #[error("the signature is a TPMT_SIGNATURE that is cut short or damaged: {0}")]
     SignatureFormat(TpmError),
-    /// The message is not a `TPMS_ATTEST`.
-    #[error("the message is not a TPMS_ATTEST (tpm2_quote -m): {0}")]
+    /// The message begins as a quote and is none.
+    #[error("the message is a TPMS_ATTEST that is cut short or damaged: {0}")]
     MessageFormat(TpmError),
     /// Bytes behind the structure.
     #[error("{count} bytes behind the end of the {what}")]
@@ -114,7 +133,12 @@ pub enum QuoteError {
         found: Vec<u8>,
     },
     /// The quote covers PCRs of a bank this crate does not know.
-    #[error("the quote covers bank {0:?} (known: sha1, sha256, sha384, sha512)")]
+    #[error(
+        "the quote covers PCRs of bank {}, which is not known: quote PCRs of banks that are \
+         (known: {}; tpm2_quote -l sha256:10)",
+        alg_name(*.0),
+        Bank::known()
+    )]
     Bank(TpmAlgId),
     /// The quote lists a bank twice.
     #[error("the quote lists bank {0} twice")]
@@ -139,22 +163,36 @@ impl UnverifiedQuote<'_> {
     /// # Errors
     /// [`QuoteError`] says which of these failed, the first in this order.
     pub fn verify(self, key: &PublicKey, nonce: &[u8]) -> Result<VerifiedQuote, QuoteError> {
-        let hash = self.check_signature(key)?;
-        self.check_message(key, hash, nonce)
+        let quote = self.without_sizes();
+        let hash = quote.check_signature(key)?;
+        quote.check_message(key, hash, nonce)
+    }
+
+    /// The structures as the TPM makes them: the signature is over what is behind the size.
+    fn without_sizes(self) -> Self {
+        let unwrapped = |bytes, is_inside: fn(&[u8]) -> bool| {
+            kind::without_size(bytes).filter(|inside| is_inside(inside)).unwrap_or(bytes)
+        };
+        UnverifiedQuote {
+            message: unwrapped(self.message, kind::is_attestation),
+            signature: unwrapped(self.signature, kind::is_signature),
+        }
     }
 
     /// Gives the hash of the signature, which is that of the PCR digest too (TPM 2.0 Library Part 3,
     /// `TPM2_Quote`).
     fn check_signature(&self, key: &PublicKey) -> Result<Bank, QuoteError> {
+        if kind::is_attestation(self.signature) && kind::is_signature(self.message) {
+            return Err(QuoteError::Swapped);
+        }
+        if !kind::is_signature(self.signature) {
+            return self.check_plain_signature(key);
+        }
         let (signature, rest) =
             TpmtSignature::unmarshal(self.signature).map_err(QuoteError::SignatureFormat)?;
         no_trailing("signature", rest)?;
         let wrong_scheme = QuoteError::Scheme { scheme: signature.sig_alg, key: key.type_name() };
-        let alg = match &signature.signature {
-            TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => signature.hash,
-            TpmuSignature::Ecdsa(signature) => signature.hash,
-            _ => return Err(wrong_scheme),
-        };
+        let Some(alg) = hash_of(&signature.signature) else { return Err(wrong_scheme) };
         let hash = match bank(alg) {
             Some(hash) if !matches!(hash, Bank::Sha1 | Bank::Sm3) => hash,
             _ => return Err(QuoteError::Hash(alg)),
@@ -162,9 +200,35 @@ impl UnverifiedQuote<'_> {
         let digest = hash.hash(&[self.message]);
         key.verify(&digest, &signature.signature).map_err(|problem| match problem {
             SignatureProblem::Scheme => wrong_scheme,
-            SignatureProblem::Wrong => QuoteError::Signature { key: key.fingerprint() },
+            SignatureProblem::Wrong => self.why_wrong(key),
         })?;
         Ok(hash)
+    }
+
+    /// Scheme and hash are not said: no signature is right with more than one of each.
+    fn check_plain_signature(&self, key: &PublicKey) -> Result<Bank, QuoteError> {
+        let signatures = key.plain_signatures(self.signature);
+        if signatures.is_empty() {
+            let found = kind::name(self.signature);
+            return Err(QuoteError::OtherSignature { key: key.type_name(), found });
+        }
+        signatures
+            .iter()
+            .filter_map(|signature| Some((bank(hash_of(signature)?)?, signature)))
+            .find(|(hash, signature)| key.verify(&hash.hash(&[self.message]), signature).is_ok())
+            .map(|(hash, _)| hash)
+            .ok_or_else(|| self.why_wrong(key))
+    }
+
+    /// Why the signature does not fit: nobody is accused where the file is not a quote at all.
+    fn why_wrong(&self, key: &PublicKey) -> QuoteError {
+        if !kind::is_attestation(self.message) {
+            return QuoteError::OtherMessage(kind::name(self.message));
+        }
+        match attestation(self.message) {
+            Ok(_) => QuoteError::Signature { key: key.fingerprint() },
+            Err(error) => error,
+        }
     }
 
     fn check_message(
@@ -173,23 +237,10 @@ impl UnverifiedQuote<'_> {
         hash: Bank,
         nonce: &[u8],
     ) -> Result<VerifiedQuote, QuoteError> {
-        if let Some(magic) = self.message.first_chunk().map(|magic| u32::from_be_bytes(*magic))
-            && magic != TPM_GENERATED_VALUE
-        {
-            return Err(QuoteError::NotGenerated(magic));
-        }
-        // Before the rest, which has another form in other attestations.
-        if let Some(kind) = self.message.get(4..).and_then(|rest| rest.first_chunk())
-            && u16::from_be_bytes(*kind) != TpmSt::AttestQuote as u16
-        {
-            return Err(QuoteError::NotAQuote(u16::from_be_bytes(*kind)));
-        }
-        let (attest, rest) =
-            TpmsAttest::unmarshal(self.message).map_err(QuoteError::MessageFormat)?;
+        let attest = attestation(self.message)?;
         let TpmuAttest::Quote(quote) = &attest.attested else {
             return Err(QuoteError::NotAQuote(attest.attest_type as u16));
         };
-        no_trailing("message", rest)?;
         if *attest.extra_data != *nonce {
             return Err(QuoteError::Nonce {
                 expected: nonce.to_vec(),
@@ -211,6 +262,17 @@ impl UnverifiedQuote<'_> {
             firmware_version: attest.firmware_version.value(),
             key_fingerprint: key.fingerprint(),
         })
+    }
+}
+
+impl QuoteError {
+    /// Whether message or signature is a file of something else, given by mistake: then nothing is
+    /// known about the evidence.
+    pub fn is_other_file(&self) -> bool {
+        matches!(
+            self,
+            QuoteError::Swapped | QuoteError::OtherMessage(_) | QuoteError::OtherSignature { .. }
+        )
     }
 }
 
@@ -247,17 +309,67 @@ impl VerifiedQuote {
     }
 }
 
+#[cfg(test)]
+impl VerifiedQuote {
+    /// As if a TPM whose PCRs have these values had made it.
+    pub(crate) fn of(selection: Vec<PcrSelection>, value: impl Fn(Bank, u32) -> Digest) -> Self {
+        let pcrs = selection.iter().flat_map(PcrSelection::pcrs);
+        let values: Vec<Digest> = pcrs.map(|(bank, pcr)| value(bank, pcr)).collect();
+        let digest = Bank::Sha256.hash(&values.iter().map(Digest::as_bytes).collect::<Vec<_>>());
+        let clock = ClockInfo { clock: 9, reset_count: 1, restart_count: 0, safe: true };
+        let key_fingerprint = Bank::Sha256.hash(&[b"key"]);
+        VerifiedQuote { selection, digest, clock, firmware_version: 0, key_fingerprint }
+    }
+}
+
 impl PcrSelection {
     /// Bank and index of each PCR, ascending.
     pub fn pcrs(&self) -> impl Iterator<Item = (Bank, u32)> + use<> {
         let PcrSelection { bank, mask } = *self;
-        (0..u32::BITS).filter(move |index| mask >> index & 1 == 1).map(move |index| (bank, index))
+        set_bits(mask).map(move |index| (bank, index))
     }
+}
+
+/// The PCRs of a bitmap, ascending.
+pub(crate) fn set_bits(mask: u32) -> impl Iterator<Item = u32> {
+    (0..u32::BITS).filter(move |index| mask >> index & 1 == 1)
 }
 
 /// The bank with this hash.
 pub(crate) fn bank(alg: TpmAlgId) -> Option<Bank> {
     Bank::from_tpm_alg(alg as u16)
+}
+
+/// A bank as tpm2-tools names it.
+fn alg_name(alg: TpmAlgId) -> String {
+    format!("{alg:?}").to_ascii_lowercase()
+}
+
+/// The hash of a signature, if it is of a scheme that is taken.
+fn hash_of(signature: &TpmuSignature) -> Option<TpmAlgId> {
+    match signature {
+        TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Some(signature.hash),
+        TpmuSignature::Ecdsa(signature) => Some(signature.hash),
+        _ => None,
+    }
+}
+
+/// The whole message as a quote.
+fn attestation(message: &[u8]) -> Result<TpmsAttest, QuoteError> {
+    if let Some(magic) = message.first_chunk().map(|magic| u32::from_be_bytes(*magic))
+        && magic != TPM_GENERATED_VALUE
+    {
+        return Err(QuoteError::NotGenerated(magic));
+    }
+    // Before the rest, which has another form in other attestations.
+    if let Some(kind) = kind::u16_at(message, 4)
+        && kind != TpmSt::AttestQuote as u16
+    {
+        return Err(QuoteError::NotAQuote(kind));
+    }
+    let (attest, rest) = TpmsAttest::unmarshal(message).map_err(QuoteError::MessageFormat)?;
+    no_trailing("message", rest)?;
+    Ok(attest)
 }
 
 fn no_trailing(what: &'static str, rest: &[u8]) -> Result<(), QuoteError> {
@@ -270,15 +382,20 @@ fn no_trailing(what: &'static str, rest: &[u8]) -> Result<(), QuoteError> {
 fn selection(list: &TpmlPcrSelection) -> Result<Vec<PcrSelection>, QuoteError> {
     let mut selection: Vec<PcrSelection> = Vec::new();
     for entry in list.iter() {
-        let bank = bank(entry.hash).ok_or(QuoteError::Bank(entry.hash))?;
-        if selection.iter().any(|earlier| earlier.bank == bank) {
-            return Err(QuoteError::BankTwice(bank));
-        }
         let mut mask = [0; 4];
         for (to, from) in mask.iter_mut().zip(entry.pcr_select.iter()) {
             *to = *from;
         }
-        selection.push(PcrSelection { bank, mask: u32::from_le_bytes(mask) });
+        let mask = u32::from_le_bytes(mask);
+        // Covers nothing, whichever bank it is.
+        if mask == 0 {
+            continue;
+        }
+        let bank = bank(entry.hash).ok_or(QuoteError::Bank(entry.hash))?;
+        if selection.iter().any(|earlier| earlier.bank == bank) {
+            return Err(QuoteError::BankTwice(bank));
+        }
+        selection.push(PcrSelection { bank, mask });
     }
     Ok(selection)
 }
@@ -373,7 +490,10 @@ mod tests {
             message(&[(11, &[0, 4, 0]), (11, &[0, 4, 0])], 32),
             QuoteError::BankTwice(Bank::Sha256)
         );
-        assert_eq!(message(&[(0x27, &[0, 4, 0])], 32), QuoteError::Bank(TpmAlgId::Sha3_256));
+        let unknown = message(&[(11, &[0, 4, 0]), (0x27, &[0, 4, 0])], 32);
+        assert_eq!(unknown, QuoteError::Bank(TpmAlgId::Sha3_256));
+        let text = unknown.to_string();
+        assert!(text.contains("sha3_256") && text.contains("sm3;"), "{text}");
         assert!(matches!(message(&[(11, &[0; 5])], 32), QuoteError::MessageFormat(_)));
         assert_eq!(
             message(&[(11, &[0, 4, 0])], 20),

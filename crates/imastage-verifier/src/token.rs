@@ -1,4 +1,6 @@
-use ima_log::{Bank, Digest, Extend};
+use std::collections::BTreeMap;
+
+use ima_log::{Bank, BankPcrs, Digest, Extend, PcrSet};
 use serde::{Deserialize, Serialize};
 
 /// "Verified up to here": what a verifier keeps between two rounds with one machine. It is the
@@ -6,24 +8,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub(crate) next: u64,
-    pub(crate) pcrs: Vec<BankState>,
+    pub(crate) pcr: u32,
+    pub(crate) banks: Vec<BankPcrs>,
+    pub(crate) not_quoted: PcrSet,
+    pub(crate) boot_aggregate: Option<Digest>,
     pub(crate) key: Digest,
     pub(crate) reset_count: u32,
     pub(crate) restart_count: u32,
     pub(crate) clock: u64,
     pub(crate) rounds: u64,
     pub(crate) violations: u64,
-}
-
-/// PCR 10 of one bank behind the records verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BankState {
-    /// The bank.
-    pub bank: Bank,
-    /// What records extend it with. Means nothing yet while the value is zero.
-    pub extend: Extend,
-    /// The PCR's value.
-    pub value: Digest,
 }
 
 /// Why a token cannot be used.
@@ -34,14 +28,17 @@ pub enum TokenError {
     #[error("not a token: {0}")]
     Json(String),
     /// Written by another version of this crate.
-    #[error("the token has version {0}, this program knows {VERSION}: start without the token")]
+    #[error(
+        "the token has version {0}, this program reads version {VERSION}: start from record 0 without \
+         the token"
+    )]
     Version(u64),
     /// Its fields contradict each other.
     #[error("the token is damaged: {0}")]
     Inconsistent(&'static str),
 }
 
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 impl Token {
     /// Reads a token that [`Token::to_json`] wrote.
@@ -59,21 +56,21 @@ impl Token {
 
     /// The token as one line of JSON, without a newline.
     pub fn to_json(&self) -> String {
+        let bank = |state: &BankPcrs| BankFields {
+            bank: state.bank().name().to_owned(),
+            extend: state.extend_kind().name().to_owned(),
+            pcrs: state.values().map(|(pcr, value)| (pcr, value.to_string())).collect(),
+        };
         let fields = Fields {
             version: VERSION,
             next: self.next,
-            pcrs: self
-                .pcrs
-                .iter()
-                .map(|state| Pcr {
-                    bank: state.bank.name().to_owned(),
-                    extend: match state.extend {
-                        Extend::Own => ExtendName::Own,
-                        Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendName::Sha1Padded,
-                    },
-                    value: state.value.to_string(),
-                })
-                .collect(),
+            pcr: self.pcr,
+            banks: self.banks.iter().map(bank).collect(),
+            not_quoted: self.not_quoted.iter().collect(),
+            boot_aggregate: self.boot_aggregate.map(|digest| AggregateFields {
+                hash: digest.bank().name().to_owned(),
+                value: digest.to_string(),
+            }),
             key: self.key.to_string(),
             reset_count: self.reset_count,
             restart_count: self.restart_count,
@@ -90,9 +87,25 @@ impl Token {
         self.next
     }
 
-    /// PCR 10 behind the record before [`Token::next`], in each bank the quotes cover.
-    pub fn pcrs(&self) -> &[BankState] {
-        &self.pcrs
+    /// The list's own PCR.
+    pub fn pcr(&self) -> u32 {
+        self.pcr
+    }
+
+    /// The PCRs that records name, behind the record before [`Token::next`], in each bank the quotes
+    /// cover.
+    pub fn banks(&self) -> &[BankPcrs] {
+        &self.banks
+    }
+
+    /// PCRs that verified records name and no quote covered: those records are not proven.
+    pub fn not_quoted(&self) -> PcrSet {
+        self.not_quoted
+    }
+
+    /// The digest in the epoch's first record, if that is a `boot_aggregate`.
+    pub fn boot_aggregate(&self) -> Option<Digest> {
+        self.boot_aggregate
     }
 
     /// [`crate::PublicKey::fingerprint`] of the key all rounds were signed with.
@@ -121,7 +134,10 @@ struct Versioned {
 struct Fields {
     version: u64,
     next: u64,
-    pcrs: Vec<Pcr>,
+    pcr: u32,
+    banks: Vec<BankFields>,
+    not_quoted: Vec<u32>,
+    boot_aggregate: Option<AggregateFields>,
     key: String,
     reset_count: u32,
     restart_count: u32,
@@ -132,53 +148,42 @@ struct Fields {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pcr {
+struct BankFields {
     bank: String,
-    extend: ExtendName,
-    value: String,
+    extend: String,
+    pcrs: BTreeMap<u32, String>,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum ExtendName {
-    Own,
-    Sha1Padded,
+#[serde(deny_unknown_fields)]
+struct AggregateFields {
+    hash: String,
+    value: String,
 }
 
 impl Fields {
     fn check(self) -> Result<Token, TokenError> {
-        let inconsistent = |what| Err(TokenError::Inconsistent(what));
-        let mut pcrs: Vec<BankState> = Vec::new();
-        for pcr in &self.pcrs {
-            let Ok(bank) = pcr.bank.parse::<Bank>() else {
-                return inconsistent("bank: expected sha1, sha256, sha384 or sha512");
-            };
-            if pcrs.iter().any(|earlier| earlier.bank == bank) {
-                return inconsistent("pcrs: a bank stands there twice");
+        let mut banks: Vec<BankPcrs> = Vec::new();
+        for fields in &self.banks {
+            let state = fields.check(self.pcr)?;
+            if banks.iter().any(|earlier| earlier.bank() == state.bank()) {
+                return inconsistent("banks: a bank is listed twice");
             }
-            let extend = match pcr.extend {
-                ExtendName::Own => Extend::Own,
-                ExtendName::Sha1Padded if bank == Bank::Sha1 => {
-                    return inconsistent("extend: sha1 has nothing to pad");
-                }
-                ExtendName::Sha1Padded => Extend::Sha1Padded,
-            };
-            let Some(value) = Digest::from_hex(bank, &pcr.value) else {
-                return inconsistent("value: expected as many hex digits as the bank's digest has");
-            };
-            pcrs.push(BankState { bank, extend, value });
+            banks.push(state);
         }
         let Some(key) = Digest::from_hex(Bank::Sha256, &self.key) else {
             return inconsistent("key: expected 64 hex digits");
         };
-        if pcrs.is_empty() {
-            return inconsistent("pcrs: no bank");
+        let boot_aggregate =
+            self.boot_aggregate.as_ref().map(AggregateFields::check).transpose()?;
+        if banks.is_empty() {
+            return inconsistent("banks: expected at least one");
         }
-        if self.next == 0 && pcrs.iter().any(|state| !state.value.is_zero()) {
-            return inconsistent("value: no record is verified, but PCR 10 is not zero");
+        if self.next == 0 {
+            return inconsistent("next: a round that passes proves a record");
         }
-        if pcrs.iter().any(|state| state.value.is_zero() != pcrs[0].value.is_zero()) {
-            return inconsistent("value: PCR 10 is zero in some banks only");
+        if self.not_quoted.iter().any(|pcr| *pcr >= PcrSet::LIMIT) {
+            return inconsistent("not_quoted: expected PCRs from 0 to 31");
         }
         if self.violations > self.next {
             return inconsistent("violations: more than records");
@@ -188,7 +193,10 @@ impl Fields {
         }
         Ok(Token {
             next: self.next,
-            pcrs,
+            pcr: self.pcr,
+            banks,
+            not_quoted: self.not_quoted.into_iter().collect(),
+            boot_aggregate,
             key,
             reset_count: self.reset_count,
             restart_count: self.restart_count,
@@ -199,20 +207,74 @@ impl Fields {
     }
 }
 
+impl BankFields {
+    /// `own` is the list's own PCR.
+    fn check(&self, own: u32) -> Result<BankPcrs, TokenError> {
+        let Ok(bank) = self.bank.parse::<Bank>() else {
+            return inconsistent("bank: expected sha1, sha256, sha384, sha512 or sm3");
+        };
+        let Ok(extend) = self.extend.parse::<Extend>() else {
+            return inconsistent("extend: expected own, sha1-padded or sha1-padded-violations");
+        };
+        if bank == Bank::Sha1 && extend != Extend::Own {
+            return inconsistent("extend: sha1 is extended with its own hash");
+        }
+        let mut values = Vec::new();
+        for (pcr, value) in &self.pcrs {
+            let Some(value) = Digest::from_hex(bank, value) else {
+                return inconsistent("pcrs: expected as many hex digits as the bank's digest has");
+            };
+            if *pcr >= PcrSet::LIMIT {
+                return inconsistent("pcrs: expected indexes from 0 to 31");
+            }
+            if value == Digest::reset(bank, *pcr) {
+                return inconsistent("pcrs: a PCR that records extended has the value of a reset");
+            }
+            values.push((*pcr, value));
+        }
+        // The list's own first, as records name them.
+        values.sort_by_key(|(pcr, _)| *pcr != own);
+        if values.first().is_none_or(|(pcr, _)| *pcr != own) {
+            return inconsistent("pcrs: no value of the list's own PCR");
+        }
+        Ok(BankPcrs::resume(bank, extend, values))
+    }
+}
+
+impl AggregateFields {
+    fn check(&self) -> Result<Digest, TokenError> {
+        let bank = self.hash.parse::<Bank>().ok();
+        match bank.and_then(|bank| Digest::from_hex(bank, &self.value)) {
+            Some(digest) => Ok(digest),
+            None => inconsistent("boot_aggregate: expected a known hash and its digest in hex"),
+        }
+    }
+}
+
+fn inconsistent<T>(what: &'static str) -> Result<T, TokenError> {
+    Err(TokenError::Inconsistent(what))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn token() -> Token {
-        let state = |bank: Bank, extend| BankState { bank, extend, value: bank.hash(&[]) };
+        let state = |bank: Bank, extend| {
+            let values = [10, 11].map(|pcr: u32| (pcr, bank.hash(&[&pcr.to_be_bytes()])));
+            BankPcrs::resume(bank, extend, values)
+        };
         Token {
             next: 7,
-            pcrs: vec![
+            pcr: 10,
+            banks: vec![
                 state(Bank::Sha1, Extend::Own),
                 state(Bank::Sha256, Extend::Own),
-                state(Bank::Sha384, Extend::Sha1Padded),
+                state(Bank::Sha384, Extend::Sha1PaddedViolations),
             ],
+            not_quoted: [12].into_iter().collect(),
+            boot_aggregate: Some(Bank::Sha512.hash(&[])),
             key: Bank::Sha256.hash(&[b"key"]),
             reset_count: u32::MAX,
             restart_count: 1,
@@ -225,6 +287,9 @@ mod tests {
     #[test]
     fn round_trip() {
         assert_eq!(Token::from_json(token().to_json().as_bytes()), Ok(token()));
+        let late = Token { pcr: 11, ..token() };
+        let again = Token::from_json(late.to_json().as_bytes()).unwrap();
+        assert_eq!(again.banks()[0].values().map(|(pcr, _)| pcr).collect::<Vec<_>>(), [11, 10]);
     }
 
     #[test]
@@ -234,24 +299,30 @@ mod tests {
             assert!(json.contains(from), "{from} in {json}");
             Token::from_json(json.replacen(from, to, 1).as_bytes()).unwrap_err()
         };
-        assert_eq!(with("\"version\":1", "\"version\":2,\"new\":0"), TokenError::Version(2));
-        assert!(matches!(with("\"version\":1,", ""), TokenError::Json(_)));
+        assert_eq!(with("\"version\":2", "\"version\":1,\"new\":0"), TokenError::Version(1));
+        assert!(matches!(with("\"version\":2,", ""), TokenError::Json(_)));
         assert!(matches!(with("\"clock\"", "\"more\":1,\"clock\""), TokenError::Json(_)));
         assert!(matches!(with("\"next\":7", "\"next\":-7"), TokenError::Json(_)));
-        assert!(matches!(with("own", "other"), TokenError::Json(_)));
-        assert!(matches!(with("\"next\":7", "\"next\":0"), TokenError::Inconsistent(_)));
-        assert!(matches!(with("\"next\":7", "\"next\":1"), TokenError::Inconsistent(_)));
-        assert!(matches!(with("sha384", "sha1"), TokenError::Inconsistent(_)));
-        assert!(matches!(with("sha384", "sha512"), TokenError::Inconsistent(_)));
-        assert!(matches!(with("sha384", "md5"), TokenError::Inconsistent(_)));
-        assert!(matches!(with("own", "sha1-padded"), TokenError::Inconsistent(_)));
-        assert!(matches!(with("\"rounds\":3", "\"rounds\":0"), TokenError::Inconsistent(_)));
-        let key = token().key.to_string();
-        assert!(matches!(with(&key, &key[1..]), TokenError::Inconsistent(_)));
-        let value = Bank::Sha256.hash(&[]).to_string();
-        assert!(matches!(with(&value, &"0".repeat(64)), TokenError::Inconsistent(_)));
-        let Token { pcrs: _, .. } = token();
-        let none = Token { pcrs: Vec::new(), ..token() }.to_json();
+        let value = Bank::Sha256.hash(&[&10u32.to_be_bytes()]).to_string();
+        for (from, to) in [
+            ("own", "other"),
+            ("\"next\":7", "\"next\":0"),
+            ("\"next\":7", "\"next\":1"),
+            ("sha384", "sha1"),
+            ("sha384", "sha512"),
+            ("sha384", "md5"),
+            ("\"own\"", "\"sha1-padded\""),
+            ("\"rounds\":3", "\"rounds\":0"),
+            ("\"pcr\":10", "\"pcr\":12"),
+            ("\"not_quoted\":[12]", "\"not_quoted\":[32]"),
+            ("\"hash\":\"sha512\"", "\"hash\":\"sha256\""),
+            (&token().key.to_string(), "00"),
+            (&value, &"0".repeat(64)),
+            ("\"11\":", "\"32\":"),
+        ] {
+            assert!(matches!(with(from, to), TokenError::Inconsistent(_)), "{from} {to}");
+        }
+        let none = Token { banks: Vec::new(), ..token() }.to_json();
         assert!(matches!(Token::from_json(none.as_bytes()), Err(TokenError::Inconsistent(_))));
     }
 

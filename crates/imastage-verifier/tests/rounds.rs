@@ -8,7 +8,8 @@ use std::sync::LazyLock;
 use common::*;
 use ima_log::{Bank, Extend, Record, RecordBuf, Replay};
 use imastage_verifier::{
-    AppraisalError, Appraiser, Moved, PcrValues, Reason, Token, ValuesGiven, Verdict, VerifiedQuote,
+    AppraisalError, Appraiser, Moved, PcrValues, Reason, Requirements, Token, ValuesGiven, Verdict,
+    VerifiedQuote,
 };
 use proptest::prelude::*;
 
@@ -24,19 +25,25 @@ fn token(quote: &VerifiedQuote, next: usize, banks: &[Bank]) -> String {
         .map(|bank| {
             let mut replay = Replay::new(*bank, Extend::Own);
             records[..next].iter().for_each(|record| replay.extend(record));
-            format!(r#"{{"bank":"{bank}","extend":"own","value":"{}"}}"#, replay.value())
+            format!(r#"{{"bank":"{bank}","extend":"own","pcrs":{{"10":"{}"}}}}"#, replay.value())
         })
         .collect();
     let violations = records[..next].iter().filter(|record| record.is_violation()).count();
     let clock = quote.clock();
     format!(
-        r#"{{"version":1,"next":{next},"pcrs":[{}],"key":"{}","reset_count":{},"restart_count":{},"clock":{},"rounds":1,"violations":{violations}}}"#,
+        r#"{{"version":2,"next":{next},"pcr":10,"banks":[{}],"not_quoted":[],"boot_aggregate":{},"key":"{}","reset_count":{},"restart_count":{},"clock":{},"rounds":1,"violations":{violations}}}"#,
         pcrs.join(","),
+        boot_aggregate(&records[0]),
         quote.key_fingerprint(),
         clock.reset_count,
         clock.restart_count,
         clock.clock - 1000,
     )
+}
+
+fn boot_aggregate(record: &Record<'_>) -> String {
+    let digest = record.file_digest().unwrap();
+    format!(r#"{{"hash":"{}","value":"{}"}}"#, digest.algorithm, hex::encode(digest.digest))
 }
 
 fn parse(json: &str) -> Token {
@@ -48,7 +55,7 @@ proptest! {
 
     #[test]
     fn any_cut_gives_what_the_whole_list_gives(
-        cut in 0..=466usize,
+        cut in 1..=466usize,
         excess in 0..5usize,
         which in 0..3usize,
         known in any::<bool>(),
@@ -60,8 +67,8 @@ proptest! {
         let more: Vec<Record<'_>> = list.iter().chain(&list[..excess]).copied().collect();
 
         let whole = appraise(quote.clone(), pcrs.clone(), None, &more);
-        // A token of more banks than are quoted serves as well.
-        let token = parse(&token(&quote, cut, &[Bank::Sha384, Bank::Sha256, Bank::Sha1]));
+        let banks: Vec<Bank> = quote.selection().iter().map(|selection| selection.bank).collect();
+        let token = parse(&token(&quote, cut, &banks));
         let rest = appraise(quote, pcrs, Some(&token), &more[cut..]);
         prop_assert_eq!(&rest.reason, &None);
         prop_assert_eq!(rest.records, whole.records);
@@ -81,18 +88,21 @@ proptest! {
     ) {
         prop_assume!(cut != start && cut != 466);
         let quote = quote(FOLDER, QUOTES[which]);
-        let token = parse(&token(&quote, cut, &[Bank::Sha1, Bank::Sha256]));
+        let banks: Vec<Bank> = quote.selection().iter().map(|selection| selection.bank).collect();
+        let token = parse(&token(&quote, cut, &banks));
         let list = records(&LIST);
         let appraisal =
             appraise(quote, quoted_pcrs(FOLDER, QUOTES[which]), Some(&token), &list[start..]);
         prop_assert_eq!(
             appraisal.reason,
             Some(Reason::NoMatch {
+                pcr: 10,
                 replayed: (466 - start) as u64,
                 from: cut as u64,
                 moved: Moved::Yes,
                 restarts: 0,
                 given: ValuesGiven::Proven,
+                unknown: vec![],
             })
         );
         prop_assert_eq!(appraisal.records, cut as u64);
@@ -108,7 +118,7 @@ fn no_news_passes_and_stays_where_it_is() {
     assert_eq!((appraisal.verdict, appraisal.records), (Verdict::Pass, 466));
     assert_eq!((appraisal.excess, appraisal.violations), (3, 2));
     let after = appraisal.token.unwrap();
-    assert_eq!((after.next(), after.rounds(), after.pcrs()), (466, 2, before.pcrs()));
+    assert_eq!((after.next(), after.rounds(), after.banks()), (466, 2, before.banks()));
 }
 
 #[test]
@@ -175,7 +185,8 @@ fn a_restart_between_the_rounds_is_no_reason_but_a_hint() {
 fn a_token_without_a_quoted_bank_is_no_use() {
     let quote = quote(FOLDER, QUOTES[2]);
     let token = parse(&token(&quote, 466, &[Bank::Sha256]));
-    let error = Appraiser::new(quote, quoted_pcrs(FOLDER, QUOTES[2]), Some(&token)).unwrap_err();
+    let values = quoted_pcrs(FOLDER, QUOTES[2]);
+    let error = Appraiser::new(quote, values, Some(&token), Requirements::default()).unwrap_err();
     assert_eq!(
         error,
         AppraisalError::TokenBanks { unknown: vec![Bank::Sha1], known: vec![Bank::Sha256] }
@@ -191,5 +202,5 @@ fn records_of_other_pcrs_are_counted_but_not_proven() {
     list.push(stray.record());
     let appraisal = appraise(quote, PcrValues::default(), None, &list);
     assert_eq!((appraisal.reason, appraisal.records), (None, 467));
-    assert_eq!((appraisal.unproven, appraisal.excess), (1, 1));
+    assert_eq!((appraisal.unprotected.not_quoted, appraisal.excess), (1, 1));
 }

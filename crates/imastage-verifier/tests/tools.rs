@@ -12,8 +12,8 @@ use std::{
 use common::*;
 use ima_log::{Bank, Digest, Extend, Record, RecordBuf};
 use imastage_verifier::{
-    Appraisal, Appraiser, Moved, PcrValues, PublicKey, Reason, Token, UnverifiedQuote, ValuesGiven,
-    VerifiedQuote,
+    Appraisal, Appraiser, Moved, PcrValues, PublicKey, Reason, Requirements, Token,
+    UnverifiedQuote, ValuesGiven, VerifiedQuote,
 };
 use tempfile::TempDir;
 
@@ -92,13 +92,14 @@ fn rounds_with_every_kind_of_key() {
             .collect();
         let list: Vec<Record<'_>> = list.iter().map(RecordBuf::record).collect();
 
-        // Nothing measured yet, so nothing is known of how the banks are extended.
+        // Nothing measured yet, so nothing is proven.
         let (quote, _) = tpm.quote(&key, "sha384:10");
         let none = appraise(quote, PcrValues::default(), None, &list);
-        assert_eq!((none.reason, none.records), (None, 0), "{algorithm}");
+        let never = Reason::NeverExtended { pcr: 10, kernel_had_none: false };
+        assert_eq!((none.reason, none.token), (Some(never), None), "{algorithm}");
         tpm.extend(&list[..5]);
         let (quote, values) = tpm.quote(&key, "sha384:10");
-        let first = appraise(quote, values, none.token.as_ref(), &list);
+        let first = appraise(quote, values, None, &list);
         assert_eq!((first.reason, first.records, first.excess), (None, 5, 4), "{algorithm}");
 
         let selection = "sha1:10+sha256:0,10+sha384:10+sha512:10";
@@ -115,6 +116,8 @@ fn rounds_with_every_kind_of_key() {
         let (quote, values) = tpm.quote(&key, selection);
         let restarted = appraise(quote, values, Some(&token), &list[7..]);
         let expected = Reason::NoMatch {
+            pcr: 10,
+            unknown: vec![],
             replayed: 2,
             from: 7,
             moved: Moved::Yes,
@@ -170,8 +173,17 @@ fn a_quote_without_pcr_10_proves_nothing() {
     let key = tpm.create_key("e", "ecc256:ecdsa-sha256:null");
     let (quote, values) = tpm.quote(&key, "sha256:0,9,11");
     for values in [values, PcrValues::default()] {
-        let appraisal = appraise(quote.clone(), values, None, &[]);
-        assert_eq!(appraisal.reason, Some(Reason::Pcr10NotQuoted));
+        let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), b"/a");
+        let mut values = values;
+        // PCR 0 is needed whatever else is refused.
+        if values.get(Bank::Sha256, 0).is_none() {
+            let zero = format!("sha256 0 {}", Digest::zero(Bank::Sha256));
+            values = PcrValues::parse_text(&zero, None).unwrap();
+        }
+        let appraisal = appraise(quote.clone(), values, None, &[record.record()]);
+        let quoted = [0, 9, 11].into_iter().collect();
+        let expected = Reason::PcrNotQuoted { pcr: 10, quoted, bank: Bank::Sha256 };
+        assert_eq!(appraisal.reason, Some(expected));
     }
 }
 
@@ -187,7 +199,8 @@ fn check_banks(
     let appraisals: Vec<Appraisal> = [values, only]
         .into_iter()
         .map(|values| {
-            let mut appraiser = Appraiser::new(quote.clone(), values, token).unwrap();
+            let requirements = Requirements::default();
+            let mut appraiser = Appraiser::new(quote.clone(), values, token, requirements).unwrap();
             list.iter().for_each(|record| appraiser.push(record));
             appraiser.finish()
         })
@@ -195,7 +208,7 @@ fn check_banks(
     assert_eq!(appraisals[0], appraisals[1]);
     assert_eq!(appraisals[0].reason, None);
     let extends: Vec<(Bank, Extend)> =
-        appraisals[0].banks.iter().map(|state| (state.bank, state.extend)).collect();
+        appraisals[0].banks.iter().map(|state| (state.bank(), state.extend_kind())).collect();
     let expected =
         [Extend::Own, Extend::Own, Extend::Sha1Padded, Extend::Own].into_iter().enumerate();
     assert_eq!(extends, expected.map(|(n, extend)| (BANKS[n], extend)).collect::<Vec<_>>());
@@ -242,7 +255,7 @@ impl Tpm {
             .unwrap();
         while !dir.join("socket").exists() {
             assert_eq!(process.try_wait().unwrap(), None, "swtpm ended");
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         process
     }

@@ -85,6 +85,8 @@ pub fn load(mut argv: Vec<OsString>) -> Result<(Cli, Settings), LoadError> {
 const RUN: &str = "run";
 /// The option that names the file.
 const CONFIG: &str = "config";
+/// What is said each time anew, and not in a file.
+const NOT_KEYS: &[&str] = &[CONFIG, "check", "adopt"];
 
 /// The file that `imastage run` is given, and what else it is given. Whether all of that can be
 /// used is not asked yet: an option may need one that is in the file.
@@ -112,7 +114,9 @@ fn read(path: &Path) -> io::Result<String> {
 
 /// The options that are keys, too.
 fn keys(run: &Command) -> impl Iterator<Item = (&str, &Arg)> {
-    let keys = run.get_arguments().filter(|arg| !arg.is_hide_set() && arg.get_id() != CONFIG);
+    let keys = run
+        .get_arguments()
+        .filter(|arg| !arg.is_hide_set() && !NOT_KEYS.contains(&arg.get_id().as_str()));
     keys.filter_map(|arg| Some((arg.get_long()?, arg)))
 }
 
@@ -145,6 +149,9 @@ impl File<'_> {
             let at = key.span().start;
             let key = key.get_ref().as_ref();
             let Some(arg) = options.get(key) else {
+                if self.is_section(at) {
+                    return Err(self.line(at, section(key)));
+                }
                 return Err(self.line(at, unknown(key, &options)));
             };
             let values = texts(key, arg, value.get_ref());
@@ -159,11 +166,21 @@ impl File<'_> {
         Ok(arguments)
     }
 
+    /// Whether the key at this place is a section's name.
+    fn is_section(&self, at: usize) -> bool {
+        let before = self.text.get(..at).unwrap_or_default();
+        before.trim_end_matches([' ', '\t']).ends_with('[')
+    }
+
     fn line(&self, offset: usize, why: String) -> LoadError {
         let before = self.text.as_bytes().get(..offset).unwrap_or_default();
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         LoadError::Line { path: self.path.to_owned(), line, why }
     }
+}
+
+fn section(name: &str) -> String {
+    format!("[{name}]: there are no sections; write keys without one, such as `every = 500`")
 }
 
 /// What clap would say of an option that does not exist.
@@ -301,7 +318,13 @@ mod tests {
                 "FILE:2: every: expected a string or a number, found a number with",
             ),
             ("every = true\n", "FILE:1: every: expected a string or a number, found true or false"),
-            ("[run]\nevery = 1\n", "FILE:1: run: there is no such key"),
+            ("[run]\nevery = 1\n", "FILE:1: [run]: there are no sections; write keys without"),
+            ("every = 1\n[ a ]\n", "FILE:2: [a]: there are no sections; "),
+            ("every = 1\n[[a]]\n", "FILE:2: [a]: there are no sections; "),
+            ("[a.b]\nevery = 1\n", "FILE:1: [a]: there are no sections; "),
+            ("evry = { a = 1 }\n", "FILE:1: evry: there is no such key; the nearest is every"),
+            ("check = true\n", "FILE:1: check: there is no such key; "),
+            ("adopt = true\n", "FILE:1: adopt: there is no such key; "),
             ("'' = 1\n", "FILE:1: : there is no such key"),
             ("'-' = 1\n", "FILE:1: -: there is no such key"),
             ("'every=1' = 1\n", "FILE:1: every=1: there is no such key"),

@@ -2,6 +2,8 @@
 
 use std::{fmt, io, process::ExitCode};
 
+use imastage_store::StoreError;
+
 use crate::output::Output;
 
 /// A command that did what it was asked to do.
@@ -48,6 +50,15 @@ impl<T, E: Into<anyhow::Error>> Fail<T> for Result<T, E> {
     }
 }
 
+/// No permission, a system that refuses, or a directory that is in use: the machine's fault. Everything
+/// else is what the directory holds. The error names it.
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        let kind = if error.is_environment() { Kind::Environment } else { Kind::Input };
+        Failure::new(kind, error.into())
+    }
+}
+
 impl Failure {
     /// Usage or unusable input.
     pub fn input(why: impl fmt::Display) -> Failure {
@@ -70,11 +81,29 @@ impl Failure {
         if closed {
             return ExitCode::SUCCESS;
         }
-        out.error(&format!("{:#}", self.error));
-        ExitCode::from(match self.kind {
+        out.error(&self.text());
+        ExitCode::from(self.code())
+    }
+
+    /// What went wrong: what was being done, then why. Some errors say why themselves.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if text.is_empty() {
+                text = cause;
+            } else if !text.contains(&cause) {
+                text = format!("{text}: {cause}");
+            }
+        }
+        text
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self.kind {
             Kind::Input => 2,
             Kind::Environment => 3,
-        })
+        }
     }
 
     fn new(kind: Kind, error: anyhow::Error) -> Failure {

@@ -1,15 +1,20 @@
-//! A list as the user names it: a file, `-`, or a state directory; in a file, in whatever form.
+//! A list as the user names it: a file, `-`, or a state directory; in a file, in whatever form, also
+//! packed with gzip.
+
+mod kind;
+mod service;
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, BufReader, Read},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
+use flate2::bufread::MultiGzDecoder;
 use ima_log::{AsciiDecoder, Bank, Decoder, Endian, Format, Record, cel, json};
-use imastage_service::{Client, RecordAnswer};
+use kind::{Kind, ListKind};
+use service::Service;
 
 use crate::{
     exit::{Fail, Failure},
@@ -28,15 +33,6 @@ enum Source {
     File(Box<ListFile>),
     Store(Box<Store>),
     Service(Box<Service>),
-}
-
-/// The records a running service gives.
-struct Service {
-    client: Client,
-    follow: bool,
-    /// What it is answering, if it is.
-    answer: Option<RecordAnswer>,
-    decoder: Decoder,
 }
 
 /// The records a service keeps.
@@ -70,20 +66,21 @@ enum Form {
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 << 10;
 
-/// How long a service is asked to wait for records at a time.
-const WAIT: Duration = Duration::from_secs(60);
-
 impl List {
     /// Opens what the user named: `-` is standard input, a directory is a state directory.
     pub fn open(path: &Path) -> Result<List, Failure> {
         if path.is_dir() {
-            let reader = imastage_store::Reader::open(path).input("state directory")?;
-            let cursor = reader.records(0).input("state directory")?;
+            if let Some(instead) = not_a_state_directory(path) {
+                let path = path.display();
+                return Err(Failure::input(format!("{path}: {instead}")));
+            }
+            let reader = imastage_store::Reader::open(path)?;
+            let cursor = reader.records(0)?;
             let progress = Progress::bytes(Some(reader.bytes()));
             let source = Source::Store(Box::new(Store { reader, cursor, bytes: 0 }));
             return Ok(List { source, progress, index: 0 });
         }
-        let (mut file, len): (Box<dyn Read>, _) = if path.as_os_str() == "-" {
+        let (mut file, mut len): (Box<dyn Read>, _) = if path.as_os_str() == "-" {
             (Box::new(io::stdin().lock()), None)
         } else {
             let file = File::open(path).input(path.display())?;
@@ -92,15 +89,26 @@ impl List {
             (Box::new(file), len)
         };
         let mut buffer = vec![0; CHUNK];
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read(&mut buffer[filled..]).input(path.display())? {
-                0 => break,
-                n => filled += n,
-            }
+        let mut filled = fill(&mut *file, &mut buffer).input(path.display())?;
+        let mut kind = kind::recognise(buffer.get(..filled).unwrap_or_default());
+        let packed = kind == Kind::Gzip;
+        if packed {
+            let head = io::Cursor::new(buffer.get(..filled).unwrap_or_default().to_vec());
+            // All members, as one who unpacks it with gunzip has them; a window of 32 KiB is held.
+            file = Box::new(Unpacked(MultiGzDecoder::new(BufReader::new(head.chain(file)))));
+            len = None;
+            filled = fill(&mut *file, &mut buffer).input(path.display())?;
+            kind = kind::recognise(buffer.get(..filled).unwrap_or_default());
         }
-        let mut form = Form::detect(&buffer[..filled]);
-        form.feed(&buffer[..filled]);
+        if filled == 0 {
+            tracing::warn!("{}: it is empty: a list without records", path.display());
+        }
+        let head = buffer.get(..filled).unwrap_or_default();
+        let mut form = Form::of(kind, head).map_err(|why| {
+            let inside = if packed { "in this gzip file is " } else { "this is " };
+            Failure::input(format!("{}: {inside}{why}", path.display()))
+        })?;
+        form.feed(head);
         let source = Source::File(Box::new(ListFile {
             path: path.to_owned(),
             file,
@@ -114,16 +122,14 @@ impl List {
     /// The records that the running service of a state directory gives; if it is followed, also those
     /// that come later, without end.
     pub fn of_service(state: &Path, follow: bool) -> Result<List, Failure> {
-        let client = Client::of_state(state).environment("runtime")?;
-        let decoder = Decoder::new(Format::native(Bank::Sha1));
-        let service = Service { client, follow, answer: None, decoder };
+        let service = Service::of_state(state, follow)?;
         let progress = Progress::bytes(None);
         Ok(List { source: Source::Service(Box::new(service)), progress, index: 0 })
     }
 
     /// Whether its end is waited for.
     pub fn follows(&self) -> bool {
-        matches!(&self.source, Source::Service(service) if service.follow)
+        matches!(&self.source, Source::Service(service) if service.follows())
     }
 
     /// Gives each record from index `from` on, with its index, until `each` breaks.
@@ -150,11 +156,11 @@ impl List {
             }
             Source::Store(store) => {
                 self.progress.at(store.bytes);
-                let record = store.cursor.next_record().input("state directory")?;
+                let record = store.cursor.next_record()?;
                 store.bytes += record.map_or(0, |record| record.as_bytes().len() as u64);
                 record
             }
-            Source::Service(service) => service.next_record(self.index)?,
+            Source::Service(service) => service.next_record(&mut self.index)?,
         };
         let Some(record) = record else { return Ok(None) };
         self.index += 1;
@@ -164,7 +170,7 @@ impl List {
     /// Passes over the records before index `from`, which may be behind the end of a file.
     fn skip_to(&mut self, from: u64) -> Result<(), Failure> {
         if let Source::Store(store) = &mut self.source {
-            store.cursor = store.reader.records(from).input("state directory")?;
+            store.cursor = store.reader.records(from)?;
             self.index = from;
         }
         if let Source::Service(_) = &self.source {
@@ -175,32 +181,54 @@ impl List {
     }
 }
 
-impl Service {
-    /// The record of this index. Asks for more when an answer ends, as the service gives no more than
-    /// so many at once.
-    fn next_record(&mut self, index: u64) -> Result<Option<Record<'_>>, Failure> {
-        // Asked twice, because what is given borrows the decoder.
-        while !self.decoder.has_record().environment("the service's answer")? {
-            let answer = match &mut self.answer {
-                Some(answer) => answer,
-                None => {
-                    let wait = if self.follow { WAIT } else { Duration::ZERO };
-                    let answer = self.client.ask_for_records(index, None, wait)?;
-                    if answer.to() == index && !self.follow {
-                        return Ok(None);
-                    }
-                    self.answer.insert(answer)
-                }
-            };
-            match answer.chunk()? {
-                Some(bytes) => self.decoder.feed(&bytes),
-                None => {
-                    self.decoder.finish().environment("the service's answer")?;
-                    self.answer = None;
-                }
-            }
+/// What a directory is that holds no records of a service, and what to give instead.
+fn not_a_state_directory(path: &Path) -> Option<String> {
+    let list = "binary_runtime_measurements";
+    let of_ima = |dir: &Path| dir.join(list).exists().then(|| dir.join(list));
+    if let Some(list) = of_ima(path).or_else(|| of_ima(&path.join("ima"))) {
+        return Some(format!("a directory with IMA's files; give {}", list.display()));
+    }
+    if path.join("binary_bios_measurements").exists() {
+        return Some(
+            "a directory with the firmware's event log; IMA's list is in .../ima".to_owned(),
+        );
+    }
+    if path.join("epoch.json").exists() {
+        let state =
+            "an epoch of a state directory; give the state directory, or one of its .ima files";
+        return Some(state.to_owned());
+    }
+    None
+}
+
+/// Reads until the buffer is full or the file ends; gives how much was read.
+fn fill(file: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        self.decoder.next_record().environment("the service's answer")
+    }
+    Ok(filled)
+}
+
+/// What gzip unpacks.
+struct Unpacked<R>(R);
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof => {
+                let why = format!("the gzip file is damaged or cut short ({error}); try gunzip -t");
+                io::Error::new(error.kind(), why)
+            }
+            _ => error,
+        })
     }
 }
 
@@ -224,33 +252,23 @@ impl ListFile {
 }
 
 impl Form {
-    /// Tells the form from the beginning of a list. A binary list begins with a PCR index in four
-    /// bytes, an ASCII one in digits; neither is JSON or the CBOR of an array or a map.
-    fn detect(head: &[u8]) -> Form {
-        if let Some(format) = Format::detect(head) {
-            return Form::Binary(Decoder::new(format));
-        }
-        let text = head.trim_ascii_start();
-        match text.first() {
-            Some(b'[' | 0x1e) => Form::Cel(cel::Decoder::new(cel::Encoding::Json)),
-            // One record a line: ours has "fields", that of an event log "content".
-            Some(b'{') => {
-                let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-                let content = b"\"content_type\"";
-                if line.windows(content.len()).any(|part| part == content) {
-                    Form::Cel(cel::Decoder::new(cel::Encoding::Json))
-                } else {
-                    Form::Json(json::Decoder::new())
-                }
-            }
-            Some(b'0'..=b'9') => Form::Ascii(Box::new(AsciiDecoder::new())),
-            Some(0x80..=0xbf) => Form::Cel(cel::Decoder::new(cel::Encoding::Cbor)),
+    /// The form of a list that begins with `head`, or what it is instead of one.
+    fn of(kind: Kind, head: &[u8]) -> Result<Form, String> {
+        Ok(match kind {
+            Kind::List(ListKind::Binary(format)) => Form::Binary(Decoder::new(format)),
+            Kind::List(ListKind::Ascii) => Form::Ascii(Box::new(AsciiDecoder::new())),
+            Kind::List(ListKind::Json) => Form::Json(json::Decoder::new()),
+            Kind::List(ListKind::CelJson) => Form::Cel(cel::Decoder::new(cel::Encoding::Json)),
+            Kind::List(ListKind::CelCbor) => Form::Cel(cel::Decoder::new(cel::Encoding::Cbor)),
+            Kind::List(ListKind::CelTlv) => Form::Cel(cel::Decoder::new(cel::Encoding::Tlv)),
+            Kind::Gzip => return Err("a gzip file; unpack it first".to_owned()),
+            Kind::Other { what, instead } => return Err(format!("{what}; {instead}")),
             // An empty list is a list. In what fits no form, the error is found record by record.
-            _ => Form::Binary(Decoder::new(Format {
+            Kind::Unknown => Form::Binary(Decoder::new(Format {
                 bank: Bank::Sha1,
                 endian: Endian::detect(head).unwrap_or(Endian::native()),
             })),
-        }
+        })
     }
 
     fn feed(&mut self, bytes: &[u8]) {
@@ -284,7 +302,7 @@ impl Form {
     fn end(&mut self) -> anyhow::Result<()> {
         match self {
             Form::Binary(decoder) => decoder.finish()?,
-            Form::Ascii(decoder) => decoder.finish()?,
+            Form::Ascii(decoder) => decoder.end(),
             Form::Json(decoder) => decoder.end(),
             Form::Cel(decoder) => {
                 decoder.end();

@@ -7,6 +7,7 @@ mod exit;
 mod input;
 mod journal;
 mod output;
+mod private_dir;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,8 @@ enum Command {
     Conformance(commands::conformance::Args),
     Demo(commands::demo::Args),
     #[command(hide = true)]
+    SourceProcess(commands::source_process::Args),
+    #[command(hide = true)]
     Generate(commands::generate::Args),
 }
 
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Sandbox(args) => commands::sandbox::run(args, &out),
         Command::Conformance(args) => commands::conformance::run(args, &out),
         Command::Demo(args) => commands::demo::run(args, &out),
+        Command::SourceProcess(args) => commands::source_process::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
     };
     match outcome {

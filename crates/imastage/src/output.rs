@@ -1,11 +1,13 @@
 //! What a command prints: text or JSON, colours and progress only where a person looks.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
+    hash::{BuildHasher, Hasher, RandomState},
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
 
+use ima_log::Printable;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tracing::Level;
@@ -16,9 +18,16 @@ use crate::{
 };
 
 /// Where a command prints its answer.
+///
+/// What it prints holds text that others wrote: names from lists, notes from state directories, what
+/// services say. Whoever puts such text into a line makes it [`Printable`]; all text is once more
+/// when it is printed, so that a place that was forgotten cannot command a terminal either.
 pub struct Output {
     json: bool,
     colour: bool,
+    /// Begins a colour in text that is not printed yet. No text of others has it: it is drawn anew for
+    /// each run.
+    mark: String,
 }
 
 /// Colours for words.
@@ -38,7 +47,8 @@ impl Output {
     /// Colours are used on a terminal unless `NO_COLOR` is set (<https://no-color.org>).
     pub fn new(json: bool) -> Output {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Output { json, colour: !no_colour && !json && io::stdout().is_terminal() }
+        let mark = format!("\x1b{:016x};", RandomState::new().build_hasher().finish());
+        Output { json, colour: !no_colour && !json && io::stdout().is_terminal(), mark }
     }
 
     /// Whether the answer is to be JSON.
@@ -56,9 +66,10 @@ impl Output {
         self.line(line)
     }
 
-    /// Prints a line.
+    /// Prints a line, or several.
     pub fn line(&self, line: impl fmt::Display) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
+        let line = self.shown(&line.to_string());
         writeln!(stdout, "{line}").and_then(|()| stdout.flush()).environment("standard output")
     }
 
@@ -82,16 +93,40 @@ impl Output {
             Tone::Dim => "2",
             Tone::Strong => "1",
         };
-        format!("\x1b[{code}m{word}\x1b[0m")
+        format!("{mark}{code}m{word}{mark}0m", mark = self.mark)
+    }
+
+    /// Text as it is printed: colours made real, everything else of it printable.
+    fn shown(&self, text: &str) -> String {
+        let mut shown = String::with_capacity(text.len());
+        for (at, piece) in text.split(&self.mark).enumerate() {
+            let (code, plain) = match at {
+                0 => (None, piece),
+                _ => piece.split_once('m').map_or((None, piece), |(code, rest)| (Some(code), rest)),
+            };
+            let plain = Printable::new(plain).keep_line_breaks();
+            let plain = if self.json { plain.in_json() } else { plain };
+            let colour = code.map(|code| format!("\x1b[{code}m")).unwrap_or_default();
+            // Writing to a String cannot fail.
+            let _ = write!(shown, "{colour}{plain}");
+        }
+        shown
+    }
+
+    /// Prints a remark for people, beside the answer.
+    pub fn note(&self, note: &str) {
+        // If not even this can be printed, the answer says it, too.
+        let _ = writeln!(io::stderr(), "imastage: {}", Printable::new(note));
     }
 
     /// Prints an error.
     pub fn error(&self, error: &str) {
         let line = if self.json {
-            serde_json::json!({ "error": error }).to_string()
+            self.shown(&serde_json::json!({ "error": error }).to_string())
         } else {
             let priority = if journal::is_there() { journal::priority(Level::ERROR) } else { "" };
-            format!("{priority}imastage: {error}")
+            // One line, whatever it is about: another could pass for an answer.
+            format!("{priority}imastage: {}", Printable::new(error))
         };
         // If not even this can be printed, the exit code still tells.
         let _ = writeln!(io::stderr(), "{line}");
@@ -100,10 +135,19 @@ impl Output {
 
 /// Sends the log to standard error; `RUST_LOG` chooses (default: warnings).
 pub fn init_log() {
-    use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+    use tracing_subscriber::{EnvFilter, field::MakeExt, fmt, fmt::format::debug_fn, prelude::*};
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let layer = fmt::layer().with_writer(io::stderr);
+    // What a field says may come from anywhere, and a line break would begin an entry of the log.
+    let fields = debug_fn(|writer, field, value| {
+        let value = format!("{value:?}");
+        let value = Printable::new(&value);
+        match field.name() {
+            "message" => write!(writer, "{value}"),
+            name => write!(writer, "{name}={value}"),
+        }
+    });
+    let layer = fmt::layer().with_writer(io::stderr).fmt_fields(fields.delimited(" "));
     let layer = if journal::is_there() {
         layer.event_format(Journal).with_ansi(false).boxed()
     } else {
@@ -162,5 +206,25 @@ impl Drop for Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finding_09_only_our_own_colours_reach_a_terminal() {
+        let mut out = Output::new(false);
+        out.colour = true;
+        let bad = out.paint(Tone::Bad, "a\x1b[2Kb\r");
+        assert_eq!(out.shown(&bad), "\x1b[1;31ma\\x1b[2Kb\\r\x1b[0m");
+        let spoofed = "\x1b[32mpass\x1b[0m\n\u{202e}";
+        assert_eq!(out.shown(spoofed), "\\x1b[32mpass\\x1b[0m\n\\u{202e}");
+        let of_another_run =
+            Output { colour: true, ..Output::new(false) }.paint(Tone::Good, "pass");
+        assert!(!out.shown(&of_another_run).contains('\x1b'));
+        let json = Output::new(true);
+        assert_eq!(json.shown("{\"a\":\"\u{9b}ä\"}"), "{\"a\":\"\\u009bä\"}");
     }
 }

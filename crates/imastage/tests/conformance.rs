@@ -95,7 +95,7 @@ fn a_fault_is_an_exit_code_and_a_line() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mount = dir.path().join("ima");
-    let _sandbox = Sandbox::start(&mount, &["--fault", "count-with-staged"]);
+    let _sandbox = Sandbox::start(&mount, &["--fault", "count-with-staged", "--no-watch"]);
     let run = ["--destructive", "--rule", "1.6"];
     let (code, out, _) = conformance(&mount, &run);
     assert_eq!(code, 1, "{out}");

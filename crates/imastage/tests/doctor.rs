@@ -14,7 +14,7 @@ use serde_json::Value;
 #[allow(dead_code)]
 mod common;
 
-use common::{Answer, Machine, Running, corpus, imastage};
+use common::{Answer, Machine, Running, corpus, imastage, wait_until};
 
 /// What the doctor says of one thing, the worst first.
 fn findings<'a>(report: &'a Value, check: &str) -> Vec<&'a Value> {
@@ -310,6 +310,7 @@ fn sandboxes_of_all_dialects() {
         let sandbox = Running::start(&[
             "--json",
             "sandbox",
+            "--no-watch",
             "--dialect",
             dialect,
             "--mount",
@@ -353,14 +354,15 @@ fn delete_all(machine: &Machine, dialect: &str) {
     };
     let path = mount_file(machine, name);
     // FUSE hears of a close a moment later.
-    let mut file = loop {
-        match File::options().write(true).open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
-                std::thread::yield_now();
-            }
-            opened => break opened.unwrap(),
+    let mut opened = None;
+    wait_until("the list is free", || match File::options().write(true).open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => false,
+        file => {
+            opened = Some(file.unwrap());
+            true
         }
-    };
+    });
+    let mut file = opened.unwrap();
     for request in requests {
         file.write_all(request.as_bytes()).unwrap();
     }
@@ -419,9 +421,7 @@ fn the_service_itself_is_no_holder() {
     let run = ["--json", "run", "--tpm", "none", "--source", source, "--state", state];
     let service = Running::start(&run);
     let status = || imastage(&["--json", "status", "--state", state]).json();
-    while status()["records"] != 461 {
-        std::thread::yield_now();
-    }
+    wait_until("the list is stored", || status()["records"] == 461);
     let pid = format!("pid {}", status()["pid"]);
     let report = imastage(&["--json", "doctor", "--source", source, "--state", state]).json();
     says(finding(&report, "state.service", "ok"), "found", &pid);
@@ -439,9 +439,12 @@ fn without_permission_it_says_which() {
         return;
     }
     let Some(machine) = Machine::start() else { return };
+    let empty = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(empty.path(), Some(65534), Some(65534)).unwrap();
     let doctor = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_imastage"));
-        command.args(["--json", "doctor", "--source", &machine.mount(), "--state", "/tmp"]);
+        command.args(["--json", "doctor", "--source", &machine.mount(), "--state"]);
+        command.arg(empty.path());
         command.uid(65534).gid(65534).output()
     };
     let look = |check: &str| {

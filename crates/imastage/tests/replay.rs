@@ -56,9 +56,13 @@ fn a_record_that_never_extended() {
     list.insert(100, list[5].clone());
     let (code, answer) = replay(&list, &[]);
     assert_eq!(code, 1);
-    for (bank, extend) in [("sha1", "own"), ("sha256", "own"), ("sha512", "sha1-padded")] {
-        let expected = explanation("not-extended", 100, 462, extend);
-        assert_eq!(answer["banks"][bank]["explanation"], expected);
+    let expected = explanation("not-extended", 100, 462, "own");
+    assert_eq!(answer["banks"]["sha1"]["explanation"], expected);
+    // What one bank explains is told of the others, too.
+    for bank in ["sha256", "sha512"] {
+        let explanation = &answer["banks"][bank]["explanation"];
+        assert_eq!(explanation["cause"], "not-extended");
+        assert_eq!((&explanation["record"], &explanation["extend"]), (&json!(100), &Value::Null));
     }
 }
 

@@ -2,7 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::{Content, Event, IMA_TEMPLATE, IMA_TLV, MAX_DIGESTS, check_data, digest};
+use super::{Content, Event, IMA_TEMPLATE, IMA_TLV, MAX_DIGESTS, digest};
+use crate::import::check_data;
 use crate::{Bank, ImportErrorKind};
 
 // Major types.
@@ -16,8 +17,8 @@ const TAG: u8 = 6;
 pub(super) const INDEFINITE_ARRAY: u8 = 0x9f;
 pub(super) const BREAK: u8 = 0xff;
 
-/// How deeply items may be nested in content that is passed over.
-const MAX_DEPTH: usize = 16;
+/// How deeply items may be nested in a record.
+const MAX_DEPTH: usize = 20;
 
 /// Appends the head of an item, in its shortest form.
 pub(super) fn head(major: u8, argument: u64, out: &mut Vec<u8>) {
@@ -92,6 +93,15 @@ impl<'a> Reader<'a> {
                 Ok(true)
             }
             Some(_) => Ok(false),
+        }
+    }
+
+    /// Whether a record may begin here.
+    pub(super) fn expect_map(&self) -> Result<(), Stop> {
+        match self.rest.first() {
+            None => Err(Stop::More),
+            Some(first) if first >> 5 == MAP => Ok(()),
+            Some(_) => Err(syntax("a record, which is a map").into()),
         }
     }
 
@@ -236,32 +246,74 @@ impl<'a> Reader<'a> {
 
     /// Passes over any one item and gives its bytes.
     fn item(&mut self) -> Result<&'a [u8], Stop> {
-        let begin = self.rest;
-        self.skip(0)?;
-        Ok(begin.get(..begin.len() - self.rest.len()).unwrap_or_default())
+        let len = Scanner::default().item(self.rest)?;
+        self.take(len as u64)
     }
+}
 
-    fn skip(&mut self, depth: usize) -> Result<(), Stop> {
-        if depth > MAX_DEPTH {
-            return Err(syntax("items nested less deeply").into());
-        }
-        let head = self.head()?;
-        let mut left = head.argument;
-        match (head.major, head.argument) {
-            (BYTES | TEXT, Some(len)) => drop(self.take(len)?),
-            (TAG, _) => self.skip(depth + 1)?,
-            (ARRAY | MAP | BYTES | TEXT, _) => {
-                while self.more(&mut left)? {
-                    self.skip(depth + 1)?;
-                    if head.major == MAP {
-                        self.skip(depth + 1)?;
-                    }
-                }
+/// Finds the end of an item.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    /// Up to where the bytes are known.
+    at: usize,
+    /// Whether the item's head was read.
+    begun: bool,
+    /// How many items are missing of each that is open, the innermost last; `None`: up to the break.
+    open: Vec<Option<u64>>,
+    /// How many heads were read.
+    #[cfg(test)]
+    pub(super) heads: u64,
+}
+
+impl Scanner {
+    /// The length of the item that `bytes` begins with. Given the same bytes and more after
+    /// [`Stop::More`], it goes on where it stopped.
+    pub(super) fn item(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
+        loop {
+            while self.open.last() == Some(&Some(0)) {
+                self.open.pop();
             }
-            // Integers, simple values and floats are all head.
-            _ => {}
+            if self.begun && self.open.is_empty() {
+                (self.begun, self.open) = (false, Vec::new());
+                return Ok(core::mem::take(&mut self.at));
+            }
+            let mut reader = Reader { rest: bytes.get(self.at..).unwrap_or_default() };
+            if self.open.last() == Some(&None) && reader.at_break()? {
+                self.at += 1;
+                self.open.pop();
+                continue;
+            }
+            #[cfg(test)]
+            {
+                self.heads += 1;
+            }
+            let head = reader.head()?;
+            let items = match (head.major, head.argument) {
+                (BYTES | TEXT, Some(len)) => {
+                    reader.take(len)?;
+                    None
+                }
+                (BYTES | TEXT | ARRAY, items) => Some(items),
+                (MAP, None) => Some(None),
+                (MAP, Some(members)) => {
+                    Some(Some(members.checked_mul(2).ok_or(syntax("a map that ends"))?))
+                }
+                (TAG, _) => Some(Some(1)),
+                // Integers, simple values and floats are all head.
+                _ => None,
+            };
+            if let Some(Some(left)) = self.open.last_mut() {
+                *left -= 1;
+            }
+            self.begun = true;
+            self.at = bytes.len() - reader.rest.len();
+            if let Some(items) = items {
+                if self.open.len() == MAX_DEPTH {
+                    return Err(syntax("items nested less deeply").into());
+                }
+                self.open.push(items);
+            }
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
-use super::cbor::{Reader, Stop};
+use super::cbor::{self, Reader, Stop};
 use super::json::Scanner;
-use super::{Encoding, Event, cbor, json};
+use super::{Encoding, Event, json, tlv};
 use crate::import::{Input, MAX_RECORD};
 use crate::{Endian, ImportError, ImportErrorKind, Record};
 
@@ -11,6 +11,7 @@ pub struct Decoder {
     encoding: Encoding,
     input: Input,
     scanner: Scanner,
+    pub(super) cbor_scanner: cbor::Scanner,
     state: State,
     endian: Option<Endian>,
     skipped: u64,
@@ -41,6 +42,7 @@ impl Decoder {
             encoding,
             input: Input::new(),
             scanner: Scanner::default(),
+            cbor_scanner: cbor::Scanner::default(),
             state: State::Begin,
             endian: None,
             skipped: 0,
@@ -67,6 +69,7 @@ impl Decoder {
             let going_on = match self.encoding {
                 Encoding::Json => self.json_step()?,
                 Encoding::Cbor => self.cbor_step()?,
+                Encoding::Tlv => self.tlv_step()?,
             };
             if going_on {
                 continue;
@@ -174,7 +177,14 @@ impl Decoder {
                     _ => State::Sequence,
                 };
                 let mut into = |event: Event<'_>| event.into_binary(&mut self.endian, binary);
-                reader.event().and_then(|event| Ok((next, Some(into(event)?))))
+                // A record is read when all of it is there, so that none is read again and again.
+                let whole = reader.expect_map().and_then(|()| self.cbor_scanner.item(pending));
+                whole.and_then(|len| {
+                    let record = pending.get(..len).filter(|record| record.len() <= MAX_RECORD);
+                    let mut of_record = Reader { rest: record.ok_or(ImportErrorKind::TooLong)? };
+                    reader.rest = pending.get(len..).unwrap_or_default();
+                    Ok((next, Some(into(of_record.event()?)?)))
+                })
             }
         };
         let len = pending.len() - reader.rest.len();
@@ -184,6 +194,25 @@ impl Decoder {
                     self.came(ready);
                 }
                 self.after(len, state);
+                Ok(true)
+            }
+            Err(Stop::More) => Ok(false),
+            Err(Stop::Wrong(kind)) => Err(self.input.error(kind)),
+        }
+    }
+
+    /// Reads on; `false` if there are too few bytes for that.
+    fn tlv_step(&mut self) -> Result<bool, ImportError> {
+        let (pending, binary) = self.input.parts();
+        if pending.is_empty() {
+            return Ok(false);
+        }
+        let read = tlv::record(pending)
+            .and_then(|(event, len)| Ok((event.into_binary(&mut self.endian, binary)?, len)));
+        match read {
+            Ok((ready, len)) => {
+                self.came(ready);
+                self.after(len, State::Sequence);
                 Ok(true)
             }
             Err(Stop::More) => Ok(false),

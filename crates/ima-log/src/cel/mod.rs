@@ -1,9 +1,9 @@
 //! The TCG Canonical Event Log (CEL), version 1.1: a list in the form in which firmware, boot
-//! loader and kernel can share one log, in JSON or CBOR.
+//! loader and kernel can share one log, in JSON, CBOR or TLV.
 //!
 //! A record of template *T* becomes a CEL record of content type `ima_template` (CEL section 4.3,
 //! Table 2: type 7) with the template's name and data as they stand in the list; the encodings are
-//! those of CEL section 5.2. What is kept and what is not:
+//! those of CEL section 5. What is kept and what is not:
 //!
 //! - **Digests.** A CEL record has the digests its PCR was extended with, one a bank. [`Writer`]
 //!   writes the record's own digest first, as printed, then the computed ones of further banks.
@@ -22,7 +22,10 @@
 //!
 //! A log in JSON is an array of records; objects one behind the other (JSON text sequences,
 //! RFC 7464, as systemd writes them, or lines) are read, too. A log in CBOR is an array of definite
-//! or indefinite length, or a CBOR sequence (RFC 8742).
+//! or indefinite length, or a CBOR sequence (RFC 8742). A log in TLV is one record behind the other.
+//!
+//! A record that is read has at most [`crate::MAX_TEXT_DATA`] of template data; decoding takes a small
+//! multiple of a record's size in memory, and time that is linear in the log, whatever the chunks.
 //!
 //! ```
 //! use ima_log::{Bank, RecordBuf, cel};
@@ -43,6 +46,7 @@
 mod cbor;
 mod decoder;
 mod json;
+mod tlv;
 mod writer;
 
 pub use decoder::Decoder;
@@ -51,7 +55,7 @@ pub use writer::Writer;
 use alloc::{borrow::Cow, vec::Vec};
 
 use crate::import::Binary;
-use crate::{Bank, Digest, Endian, Format, ImportErrorKind, ParseErrorKind, Record, Template};
+use crate::{Bank, Digest, Endian, Format, ImportErrorKind, Record, Template};
 
 /// How a Canonical Event Log is written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +64,8 @@ pub enum Encoding {
     Json,
     /// CBOR.
     Cbor,
+    /// Type, length and value.
+    Tlv,
 }
 
 // `content_type`, CEL Table 2.
@@ -200,14 +206,6 @@ fn digest(algorithm: Option<Bank>, bytes: &[u8]) -> Result<Option<Digest>, Impor
         name: "digest",
         expected: "as many bytes as the algorithm's digests have",
     })
-}
-
-fn check_data(data: &[u8]) -> Result<(), ImportErrorKind> {
-    if data.len() > crate::MAX_TEMPLATE_DATA {
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        return Err(ParseErrorKind::DataLength(len).into());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{ImportError, RecordBuf, Records};
 
-const ENCODINGS: [Encoding; 2] = [Encoding::Json, Encoding::Cbor];
+const ENCODINGS: [Encoding; 3] = [Encoding::Json, Encoding::Cbor, Encoding::Tlv];
 
 fn list() -> Vec<u8> {
     let mut list = Vec::new();
@@ -13,6 +13,17 @@ fn list() -> Vec<u8> {
     list.extend(RecordBuf::ima_ng(11, &Bank::Sha256.hash(&[b"y"]), b"/\xff\n\"").into_bytes());
     list.extend(RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v").into_bytes());
     list
+}
+
+/// Where records end.
+fn lens() -> impl Iterator<Item = usize> {
+    let list = list();
+    let records = Records::new(&list, Format::native(Bank::Sha1));
+    let lens: Vec<usize> = records.map(|record| record.unwrap().as_bytes().len()).collect();
+    lens.into_iter().scan(0, |end, len| {
+        *end += len;
+        Some(*end)
+    })
 }
 
 fn export(list: &[u8], encoding: Encoding, count: Option<u64>) -> Vec<u8> {
@@ -62,8 +73,14 @@ fn every_truncation_is_an_error() {
     for encoding in ENCODINGS {
         for count in [None, Some(3)] {
             let log = export(&list(), encoding, count);
-            let end = log.trim_ascii_end().len();
-            for len in 1..end {
+            let end =
+                if encoding == Encoding::Json { log.trim_ascii_end().len() } else { log.len() };
+            // A log in TLV has no end of its own.
+            let whole = |len| {
+                let record = |n| export(&list()[..n], encoding, count).len();
+                encoding == Encoding::Tlv && lens().any(|n| record(n) == len)
+            };
+            for len in (1..end).filter(|len| !whole(*len)) {
                 let error = import(&log[..len], encoding, 1000).unwrap_err();
                 assert_eq!(error.kind, ImportErrorKind::Truncated, "{encoding:?} {len}");
             }
@@ -103,6 +120,43 @@ fn cbor_is_as_specified() {
     writer.record(&record.record(), &mut log);
     writer.end(&mut log);
     assert_eq!(log, expected);
+}
+
+#[test]
+fn case_15_tlv_is_as_specified() {
+    let record = RecordBuf::ima_ng(10, &Digest::zero(Bank::Sha1), b"/x");
+    let mut expected = Vec::from(*b"\0\0\0\0\x08\0\0\0\0\0\0\0\0\x01\0\0\0\x01\x0a");
+    expected.extend_from_slice(b"\x03\0\0\0\x19\x04\0\0\0\x14");
+    expected.extend_from_slice(record.record().printed_digest().as_bytes());
+    expected.extend_from_slice(b"\x07\0\0\0\x35\0\0\0\0\x06ima-ng\x01\0\0\0\x25");
+    expected.extend_from_slice(record.record().template_data());
+    let mut log = Vec::new();
+    let mut writer = Writer::new(Encoding::Tlv, &[]);
+    writer.begin(None, &mut log);
+    writer.record(&record.record(), &mut log);
+    writer.end(&mut log);
+    assert_eq!(log, expected);
+    // Others write the PCR index in four bytes, and records that are not IMA's.
+    let long = [&log[..14], &[0, 0, 0, 4, 0, 0, 0, 10], &log[19..]].concat();
+    let other = [&log[..19], b"\x03\0\0\0\0\x50\0\0\0\x03abc"].concat();
+    let log = [other, long].concat();
+    assert_eq!(import(&log, Encoding::Tlv, 7), Ok((record.as_bytes().to_vec(), 1)));
+}
+
+#[test]
+fn finding_08_cbor_is_examined_once() {
+    // An item in 16 KiB of small ones, given byte by byte.
+    let mut log = Vec::from(*b"\xa3\x09\x05\x0a\x9f");
+    log.extend([1; 16 << 10]);
+    log.extend_from_slice(b"\xff\x01\x0a");
+    let mut decoder = Decoder::new(Encoding::Cbor);
+    for byte in &log {
+        decoder.feed(&[*byte]);
+        assert_eq!(decoder.has_record(), Ok(false));
+    }
+    assert_eq!(decoder.skipped(), 1);
+    // Heads that are not whole yet are looked at once for each byte that comes.
+    assert!(decoder.cbor_scanner.heads <= 3 * log.len() as u64, "{}", decoder.cbor_scanner.heads);
 }
 
 #[test]
@@ -217,6 +271,11 @@ fn what_is_no_log_is_refused() {
         (b"\x81\xa0", Encoding::Cbor),
         (b"\x80\x00", Encoding::Cbor),
         (b"\x81\xfc", Encoding::Cbor),
+        // No record number, a content that never comes, lengths that lie.
+        (b"\x01\0\0\0\x01\x0a", Encoding::Tlv),
+        (b"\0\0\0\0\x01\0\0\0\0\0\x01\0", Encoding::Tlv),
+        (b"\0\xff\xff\xff\xff", Encoding::Tlv),
+        (b"\0\0\0\0\x01\0\x03\0\0\0\x05\x04\0\0\0\x14\x07\0\0\0\0", Encoding::Tlv),
     ] {
         assert!(import(log, encoding, 3).is_err(), "{}", log.escape_ascii());
     }
@@ -232,7 +291,7 @@ proptest! {
         big in any::<bool>(),
         bank in proptest::sample::select(&Bank::ALL[..]),
         violation in any::<bool>(),
-        cbor in any::<bool>(),
+        encoding in proptest::sample::select(&ENCODINGS[..]),
         pcr in any::<u32>(),
         chunk in 1usize..300,
     ) {
@@ -250,7 +309,6 @@ proptest! {
         binary.set(Format { bank, endian }, pcr, digest.as_bytes(), template, &data).unwrap();
         let record = binary.record().unwrap();
 
-        let encoding = if cbor { Encoding::Cbor } else { Encoding::Json };
         let mut log = Vec::new();
         let mut writer = Writer::new(encoding, &Bank::ALL);
         writer.begin(Some(1), &mut log);
@@ -265,14 +323,12 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cbor in any::<bool>()) {
-        let encoding = if cbor { Encoding::Cbor } else { Encoding::Json };
+    fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), encoding in proptest::sample::select(&ENCODINGS[..])) {
         let _ = import(&bytes, encoding, 17);
     }
 
     #[test]
-    fn no_alteration_panics(at in any::<proptest::sample::Index>(), byte in any::<u8>(), cbor in any::<bool>()) {
-        let encoding = if cbor { Encoding::Cbor } else { Encoding::Json };
+    fn no_alteration_panics(at in any::<proptest::sample::Index>(), byte in any::<u8>(), encoding in proptest::sample::select(&ENCODINGS[..])) {
         let mut log = export(&list(), encoding, Some(3));
         let at = at.index(log.len());
         log[at] = byte;

@@ -1,6 +1,9 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use super::{Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, cbor, extended, hash_name, tlv_value};
+use super::{
+    Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, cbor, extended, hash_name, tlv as encoded,
+    tlv_value,
+};
 use crate::import::push_string;
 use crate::{Bank, Record, ascii};
 
@@ -33,6 +36,7 @@ impl Writer {
                 self.indefinite = true;
                 out.push(cbor::INDEFINITE_ARRAY);
             }
+            (Encoding::Tlv, _) => {}
         }
     }
 
@@ -49,6 +53,7 @@ impl Writer {
                 json(record, *recnum, &banks, out);
             }
             Encoding::Cbor => cbor(record, *recnum, &banks, out),
+            Encoding::Tlv => encoded::write(record, *recnum, &banks, tlv(record), out),
         }
         *recnum += 1;
         self.any = true;
@@ -59,7 +64,7 @@ impl Writer {
         match self.encoding {
             Encoding::Json => out.extend_from_slice(b"\n]\n"),
             Encoding::Cbor if self.indefinite => out.push(cbor::BREAK),
-            Encoding::Cbor => {}
+            Encoding::Cbor | Encoding::Tlv => {}
         }
     }
 }

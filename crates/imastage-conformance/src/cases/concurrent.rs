@@ -117,7 +117,7 @@ fn delete_what_was_read(target: &Target<'_>, taken: &mut List) -> Result<(), Tro
 
 fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
     /// A program that another thread starts has our files open until it is executed.
-    const ATTEMPTS: usize = 1000;
+    const ATTEMPTS: usize = 60_000;
     let mut answer = target.open(name, flags);
     for _ in 1..ATTEMPTS {
         if answer.as_ref().err() != Some(&Errno::EBUSY) {

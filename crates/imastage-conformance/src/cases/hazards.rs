@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::Read,
+    path::Path,
     process::{Command, Stdio},
     sync::mpsc,
     thread,
@@ -25,8 +26,10 @@ use crate::{
 /// writer's was: 39 were seen.
 const THREADS: usize = 200;
 
-/// How often it is looked whether a process that ends has ended.
-const CLOSING: usize = 100;
+/// How often it is looked whether a thread or process that ends has ended, and how long between: a
+/// minute, however busy the machine is.
+const CLOSING: usize = 12_000;
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let done = one_by_another_thread(target, note)
@@ -98,7 +101,7 @@ fn both_by_a_child(target: &Target<'_>, note: &mut Recorder) -> Result<(), Troub
     for _ in 0..CLOSING {
         // A zombie has closed its files.
         match fs::read_to_string(format!("/proc/{child}/stat")) {
-            Ok(stat) if !stat.contains(") Z ") => thread::sleep(Duration::from_millis(5)),
+            Ok(stat) if !stat.contains(") Z ") => thread::sleep(LOOK),
             _ => break,
         }
     }
@@ -113,10 +116,20 @@ fn writer_gone(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     thread::scope(|scope| {
         scope.spawn(move || {
             // If nobody listens there is nothing to do either.
-            let _ = send.send(target.open(STAGED, OFlags::RDWR));
+            let _ = send.send((target.open(STAGED, OFlags::RDWR), rustix::thread::gettid()));
         });
     });
-    let held = receive.recv().unwrap_or(Err(Errno(0)));
+    let Ok((held, writer)) = receive.recv() else {
+        return Err(Trouble("a thread ended".into()));
+    };
+    // It is joined a moment before it is gone.
+    let writer = format!("/proc/self/task/{}", writer.as_raw_nonzero());
+    for _ in 0..CLOSING {
+        if !Path::new(&writer).exists() {
+            break;
+        }
+        thread::sleep(LOOK);
+    }
     let held = held.map_err(|errno| Trouble(format!("{STAGED} cannot be held open: {errno}")))?;
     let granted = (0..THREADS).find(|_| {
         target.try_open(CURRENT, OFlags::WRONLY, Opener::OtherThread) != Err(Errno::EBUSY)

@@ -93,7 +93,7 @@ fn mount_at(source: &str, target: &str, kind: &str) -> io::Result<()> {
 
 /// The device of the port to the host; drivers may take a moment.
 fn port() -> io::Result<PathBuf> {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(120);
     let since = Instant::now();
     while since.elapsed() < PATIENCE {
         for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten() {

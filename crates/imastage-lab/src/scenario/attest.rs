@@ -1,7 +1,7 @@
 use ima_log::{Bank, Format, Records};
 use imastage_tpm::{Credential, PublicArea};
 use imastage_verifier::{
-    Appraisal, Appraiser, PcrValues, PublicKey, Token, UnverifiedQuote, Verdict,
+    Appraisal, Appraiser, PcrValues, PublicKey, Requirements, Token, UnverifiedQuote, Verdict,
 };
 
 use crate::{
@@ -23,6 +23,8 @@ pub fn attest(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     let mut token: Option<Token> = None;
     let mut steps = Vec::new();
     for round in 0..ROUNDS {
+        // However slowly the other thread measures, there is something new in each round.
+        machine.measure(Files { dir: format!("/b{round}"), first: 0, count: 1, size: 50 })?;
         let nonce = fresh()?;
         let from = token.as_ref().map_or(0, Token::next);
         let evidence = Evidence::from_guest(&mut machine, &nonce, from)?;
@@ -98,7 +100,8 @@ impl Evidence {
     ) -> Result<Appraisal, LabError> {
         let bad = |error: &dyn std::fmt::Display| LabError::Refuted(error.to_string());
         let quote = self.quote().verify(key, nonce).map_err(|error| bad(&error))?;
-        let appraiser = Appraiser::new(quote, PcrValues::default(), token);
+        let requirements = Requirements::default();
+        let appraiser = Appraiser::new(quote, PcrValues::default(), token, requirements);
         let mut appraiser = appraiser.map_err(|error| bad(&error))?;
         for record in Records::new(&self.list, Format::native(Bank::Sha1)) {
             appraiser.push(&record.map_err(|error| bad(&error))?);

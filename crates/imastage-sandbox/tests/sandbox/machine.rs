@@ -5,7 +5,6 @@ use std::{
     io::{Read, Seek, Write},
     sync::mpsc,
     thread,
-    time::Duration,
 };
 
 use ima_log::{Bank, Event, Extend, Format, IMA_PCR, Record, Records, Replay};
@@ -18,7 +17,7 @@ use imastage_tpm::Tpm;
 
 use crate::mounted::{
     CURRENT, EACCES, EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOMEM, ESTALE, Mounted, STAGED, TRIM_LOG,
-    raw,
+    raw, wait_until,
 };
 
 impl Mounted {
@@ -317,13 +316,12 @@ fn the_lock_of_linux_7_2_can_get_stuck_and_lost() {
         let path = mounted.file(STAGED);
         let open = |write: bool| File::options().read(!write).write(write).open(&path);
         // One file, closed by another thread than opened it: no harm.
-        let file = thread::scope(|scope| scope.spawn(|| open(true).unwrap()).join().unwrap());
+        let opening = || (open(true).unwrap(), rustix::thread::gettid());
+        let (file, thread) = thread::scope(|scope| scope.spawn(opening).join().unwrap());
+        let thread = format!("/proc/self/task/{}", thread.as_raw_nonzero());
         // The thread that opened it is gone, and another may come to be in its place.
-        let taken_for = (0..if hazard { 1000 } else { 10 }).any(|_| {
-            thread::sleep(Duration::from_millis(1));
-            open(true).is_ok()
-        });
-        assert_eq!(taken_for, hazard);
+        wait_until("the thread is gone", || !fs::exists(&thread).unwrap());
+        assert_eq!(open(true).is_ok(), hazard);
         drop(file);
         drop(open(true).unwrap());
         // Two files, both closed by another thread.

@@ -17,7 +17,7 @@ use imastage_sandbox::{
 };
 use imastage_tpm::{PcrSelection, Tpm};
 
-use crate::mounted::{CURRENT, EBUSY, EEXIST, EINVAL, ENOENT, Mounted, STAGED, raw};
+use crate::mounted::{CURRENT, EBUSY, EEXIST, EINVAL, ENOENT, Mounted, STAGED, raw, wait_until};
 
 #[test]
 fn looks_like_securityfs() {
@@ -212,22 +212,18 @@ fn executed_programs_are_measured_as_root() {
     let program = mounted.dir.path().join("test-program");
     fs::copy("/bin/true", &program).unwrap();
     // Another thread's fork may hold the copy open for writing for a moment.
-    for _ in 0..100 {
-        match Command::new(&program).status() {
-            Ok(status) => {
-                assert!(status.success());
-                break;
-            }
-            Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
+    let mut ended = None;
+    wait_until("the program can be executed", || match Command::new(&program).status() {
+        Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => false,
+        status => {
+            ended = Some(status.unwrap());
+            true
         }
-    }
-    for _ in 0..500 {
-        if mounted.records(CURRENT).iter().any(|name| name == "test-program") {
-            return;
-        }
-        thread::sleep(std::time::Duration::from_millis(10));
-    }
-    panic!("not measured: {:?}", mounted.records(CURRENT));
+    });
+    assert!(ended.unwrap().success());
+    wait_until("the program is measured", || {
+        mounted.records(CURRENT).iter().any(|name| name == "test-program")
+    });
 }
 
 #[test]

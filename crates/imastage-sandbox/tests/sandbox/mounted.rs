@@ -5,6 +5,8 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use ima_log::{Bank, Format, Records};
@@ -13,6 +15,16 @@ use imastage_sandbox::{
     control::{Answer, Command as Ask, Measured, ask},
 };
 use tempfile::TempDir;
+
+/// Waits until something is so: long enough for a machine that has ten times as much to do as it can.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    const LONGEST: Duration = Duration::from_secs(300);
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < LONGEST, "never came: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// One at a time: a program that another test starts has the files of all open until it is executed.
 static ALONE: Mutex<()> = Mutex::new(());

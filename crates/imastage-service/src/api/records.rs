@@ -14,12 +14,12 @@ use axum::{
 };
 use bytes::Bytes;
 use ima_log::{Bank, Record, cel, json};
-use imastage_store::{Reader, StoreError};
+use imastage_store::{Cursor, Reader, StoreError};
 use serde::{Deserialize, Deserializer, de};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::Error;
+use super::{Error, work::Work};
 use crate::{
     service::Shared,
     wire::{EPOCH_HEADER, FROM_HEADER, Form, TO_HEADER},
@@ -57,12 +57,11 @@ fn bank<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bank>, D::E
 /// Streams records.
 pub(super) async fn records(
     State(shared): State<Arc<Shared>>,
+    State(work): State<Arc<Work>>,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Response, Error> {
-    /// Chunks on the way to a slow client.
-    const AHEAD: usize = 4;
     let Query(params) = params?;
-    let reader = open(&shared, &params).await?;
+    let reader = open(&shared, &work, &params).await?;
     let stored = reader.len();
     let (from, asked) = (params.from, params.to.unwrap_or(stored));
     if from > asked || asked > stored {
@@ -76,74 +75,87 @@ pub(super) async fn records(
         (HeaderName::from_static(FROM_HEADER), from.to_string()),
         (HeaderName::from_static(TO_HEADER), to.to_string()),
     ];
-    let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(AHEAD);
-    tokio::task::spawn_blocking(move || {
-        let mut writer = Writer::new(params.form, params.bank);
-        let result = read(&reader, from, to, &mut writer, &mut |chunk| {
-            sender.blocking_send(Ok(chunk)).map_err(|_| Failed::Gone)
-        });
-        if let Err(Failed::Store(error)) = result {
-            tracing::error!("records {from} to {to} cannot be given: {error}");
-            // If the client is gone it does not want to know.
-            let _ = sender.blocking_send(Err(io::Error::other(error)));
+    // One chunk waits for the client while the next one is made.
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(1);
+    tokio::spawn(async move {
+        let writer = Writer::new(params.form, params.bank);
+        let mut part = Part { reader, cursor: None, next: from, to, writer };
+        while part.next < part.to || part.cursor.is_none() {
+            // The thread is given back between two chunks: a client that takes none holds none.
+            let read = work.read(move || {
+                let chunk = part.chunk();
+                Ok((part, chunk))
+            });
+            let Ok((rest, chunk)) = read.await else { return };
+            part = rest;
+            let chunk = chunk.map_err(|error| {
+                tracing::error!("records {from} to {to} cannot be given: {error}");
+                io::Error::other(error)
+            });
+            let is_last = chunk.is_err();
+            // If the client is gone it wants no more.
+            if sender.send(chunk).await.is_err() || is_last {
+                return;
+            }
         }
     });
     Ok((headers, Body::from_stream(ReceiverStream::new(receiver))).into_response())
 }
 
 /// The store as it is when the first record that was asked for is there, or was waited for in vain.
-async fn open(shared: &Arc<Shared>, params: &Params) -> Result<Reader, Error> {
+async fn open(shared: &Arc<Shared>, work: &Work, params: &Params) -> Result<Reader, Error> {
     if params.wait > LONGEST_WAIT {
         let error = format!("wait: at most {LONGEST_WAIT} seconds, found {}", params.wait);
         return Err(Error::bad(error));
     }
     let until = Instant::now() + Duration::from_secs(params.wait);
     if params.wait > 0 && shared.status().records == params.from {
-        let draining = Arc::clone(shared);
         // If it cannot be drained, what is stored counts; the drain loop tells why.
-        let _ = tokio::task::spawn_blocking(move || draining.drain()).await;
+        let _ = tokio::time::timeout_at(until.into(), work.drain(shared)).await;
     }
-    while shared.status().records == params.from && Instant::now() < until {
+    while shared.status().records == params.from && Instant::now() < until && !work.is_refused() {
         tokio::time::sleep(LOOK).await;
     }
-    Reader::open(&shared.state).map_err(Error::internal)
+    let state = shared.state.clone();
+    work.read(move || Reader::open(&state).map_err(Error::internal)).await
 }
 
-/// Why not all records were given.
-enum Failed {
-    /// Nobody takes the answer any more.
-    Gone,
-    Store(StoreError),
-}
-
-impl From<StoreError> for Failed {
-    fn from(error: StoreError) -> Failed {
-        Failed::Store(error)
-    }
-}
-
-/// Gives the records `from` to `to` in chunks.
-fn read(
-    reader: &Reader,
-    from: u64,
+/// What is still to be given of an answer.
+struct Part {
+    reader: Reader,
+    /// `None` before the first chunk.
+    cursor: Option<Cursor>,
+    next: u64,
     to: u64,
-    writer: &mut Writer,
-    sink: &mut dyn FnMut(Bytes) -> Result<(), Failed>,
-) -> Result<(), Failed> {
-    const CHUNK: usize = 256 << 10;
-    let mut cursor = reader.records(from)?;
-    let mut chunk = Vec::with_capacity(CHUNK);
-    writer.begin(&mut chunk);
-    for index in from..to {
-        // `to` is not behind the reader's end.
-        let Some(record) = cursor.next_record()? else { break };
-        writer.record(index, &record, &mut chunk);
-        if chunk.len() >= CHUNK {
-            sink(Bytes::from(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK))))?;
+    writer: Writer,
+}
+
+impl Part {
+    /// The next chunk; the last one if `next` is `to` then.
+    fn chunk(&mut self) -> Result<Bytes, StoreError> {
+        const CHUNK: usize = 128 << 10;
+        let mut chunk = Vec::with_capacity(CHUNK);
+        if self.cursor.is_none() {
+            self.writer.begin(&mut chunk);
         }
+        let cursor = match &mut self.cursor {
+            Some(cursor) => cursor,
+            None => self.cursor.insert(self.reader.records(self.next)?),
+        };
+        while self.next < self.to && chunk.len() < CHUNK {
+            // `to` is not behind the reader's end.
+            let Some(record) = cursor.next_record()? else { break };
+            self.writer.record(self.next, &record, &mut chunk);
+            self.next += 1;
+        }
+        if chunk.len() < CHUNK {
+            self.next = self.to;
+        }
+        if self.next == self.to {
+            self.writer.end(&mut chunk);
+        }
+        Ok(Bytes::from(chunk))
     }
-    writer.end(&mut chunk);
-    sink(Bytes::from(chunk))
 }
 
 /// Writes records in one form.

@@ -66,6 +66,16 @@ impl<T> Drop for Turn<'_, T> {
 }
 
 #[cfg(test)]
+impl<T> Turns<T> {
+    /// Until so many drains wait.
+    pub(super) fn wait_for_drains(&self, count: usize) {
+        while self.queue().drains < count {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::{
         sync::{Arc, mpsc},
@@ -73,15 +83,6 @@ mod tests {
     };
 
     use super::*;
-
-    impl<T> Turns<T> {
-        /// Until so many drains wait.
-        fn wait_for_drains(&self, count: usize) {
-            while self.queue().drains < count {
-                thread::yield_now();
-            }
-        }
-    }
 
     #[test]
     fn a_drain_goes_before_clients_that_came_first() {

@@ -33,7 +33,11 @@ pub(super) fn examine(
     let mut holders = lasting_holders(&machine.source);
     // It keeps the file of a list that it can only follow.
     let service = state::service(state).and_then(|status| status.pid);
-    holders.0.retain(|holder| Some(holder.pid) != service);
+    holders.0.retain(|holder| {
+        // The service's list is open in a child of it.
+        Some(holder.pid) != service
+            && (service.is_none() || imastage_source::parent(holder.pid) != service)
+    });
     findings.push(holding(&holders, severity));
     if machine.is_kernel {
         keylime::examine(machine, severity, view, findings);

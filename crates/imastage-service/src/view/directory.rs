@@ -18,6 +18,7 @@ use ima_securityfs::{Dialect, FileName, Kind, directory};
 use super::{
     index::{Mark, Shown},
     listing::Listing,
+    reader,
 };
 
 /// What the view has and who may read it.
@@ -67,14 +68,20 @@ struct Chase {
     new: u64,
     told: Instant,
     grown: u32,
+    /// Whether it was then told that the file ends.
+    has_ended: bool,
 }
 
 /// While records come faster than drains go, a file would never end. Who saw it grow this often in a
 /// row, and asks again as soon as it can have read what was new, is still at the same reading: it has
 /// all that was there when it began, and is told so. A quote takes longer than this.
+///
+/// What is read comes from the kernel's page cache, so nothing but time tells a reading that goes on
+/// from the next one. But how long one takes depends on the machine: with each further round that the
+/// file has grown it may take twice as long, so that it ends after some rounds, however slow it is.
 const MOST_CHASED: u32 = 4;
 const AT_ONCE: Duration = Duration::from_millis(5);
-/// How long a slow reader takes for a byte.
+/// How long an ordinary reader takes for a byte, at most.
 const BYTE: Duration = Duration::from_nanos(20);
 
 /// The inode of the first file; the directory's is 1.
@@ -125,7 +132,8 @@ impl Tree {
     pub(super) fn attr(&self, inode: INodeNo) -> Option<FileAttr> {
         let (end, since) = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let (kind, size, perm) = match self.file(inode) {
-            None if inode == INodeNo::ROOT => (FileType::Directory, 0, 0o755),
+            // Others cannot even ask about its files, which would have the list drained.
+            None if inode == INodeNo::ROOT => (FileType::Directory, 0, 0o750),
             None => return None,
             Some(file) => match (file.kind(), Shown::of(file)) {
                 (Kind::Symlink(target), _) => {
@@ -188,19 +196,12 @@ impl OpenFiles {
 
     /// A file's size was told after a drain.
     pub(super) fn told_size(&self, handle: u64, size: u64) {
-        let mut handles = self.handles();
-        let chase = handles.chases.entry(handle).or_insert_with(|| Chase::new(size));
-        chase.grown = if size > chase.size { chase.grown + 1 } else { 0 };
-        chase.new = size.saturating_sub(chase.size);
-        (chase.size, chase.told) = (size, Instant::now());
+        self.handles().chases.entry(handle).or_insert_with(|| Chase::new(size)).told_size(size);
     }
 
     /// Whether a file is at its end by now, as far as the one who reads it can tell.
     fn has_caught_up(&self, handle: u64) -> bool {
-        self.handles().chases.get(&handle).is_some_and(|chase| {
-            let new = u32::try_from(chase.new).unwrap_or(u32::MAX);
-            chase.grown >= MOST_CHASED && chase.told.elapsed() < AT_ONCE + BYTE * new
-        })
+        self.handles().chases.get_mut(&handle).is_some_and(Chase::has_caught_up)
     }
 
     /// A number was read from the start; reads that follow go on in the same text.
@@ -211,7 +212,32 @@ impl OpenFiles {
 
 impl Chase {
     fn new(size: u64) -> Chase {
-        Chase { size, new: 0, told: Instant::now(), grown: 0 }
+        Chase { size, new: 0, told: Instant::now(), grown: 0, has_ended: false }
+    }
+
+    fn told_size(&mut self, size: u64) {
+        self.grown = if size > self.size { self.grown.saturating_add(1) } else { 0 };
+        self.new = size.saturating_sub(self.size);
+        (self.size, self.told) = (size, Instant::now());
+    }
+
+    fn has_caught_up(&mut self) -> bool {
+        /// Who comes back this much later than the end was told for begins anew.
+        const LATER: u32 = 4;
+        const MOST_DOUBLED: u32 = 16;
+        let Some(further) = self.grown.checked_sub(MOST_CHASED) else { return false };
+        let new = u32::try_from(self.new).unwrap_or(u32::MAX);
+        let patience = (AT_ONCE + BYTE * new) * (1 << further.min(MOST_DOUBLED));
+        let waited = self.told.elapsed();
+        if waited < patience {
+            self.has_ended = true;
+            return true;
+        }
+        if self.has_ended && waited > patience * LATER {
+            self.grown = 0;
+        }
+        self.has_ended = false;
+        false
     }
 }
 
@@ -239,10 +265,11 @@ impl Filesystem for Directory {
     }
 
     /// The kernel asks before it says that a file ends, before a seek to the end, for `stat` and at
-    /// `open`: in short, whenever someone is about to know how far the list goes.
+    /// `open`: in short, whenever someone is about to know how far the list goes. Who may not read it
+    /// is told what is known, as of a file that was handed to him.
     fn getattr(
         &self,
-        _: &fuser::Request,
+        request: &fuser::Request,
         inode: INodeNo,
         handle: Option<FileHandle>,
         reply: ReplyAttr,
@@ -251,7 +278,11 @@ impl Filesystem for Directory {
         match self.tree.file(inode) {
             Some(file)
                 if matches!(file.kind(), Kind::File)
-                    && !handle.is_some_and(|handle| self.open.has_caught_up(handle)) =>
+                    && match handle {
+                        // Opened by one who might read it.
+                        Some(handle) => !self.open.has_caught_up(handle),
+                        None => reader::may_read(request, self.tree.group),
+                    } =>
             {
                 self.queue(Waiting::Attr(inode, handle, reply));
             }
@@ -339,5 +370,45 @@ impl Filesystem for Directory {
             return reply.error(fuser::Errno::ENOTDIR);
         }
         imastage_mount::list(&self.tree.files, FIRST_INODE, offset, reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_ends_however_slow_the_reader_is() {
+        for slow in [Duration::ZERO, Duration::from_millis(50), Duration::from_secs(3)] {
+            let mut chase = Chase::new(0);
+            let mut rounds = 0;
+            while !chase.has_caught_up() {
+                rounds += 1;
+                assert!(rounds < 64, "{slow:?}");
+                chase.told_size(chase.size + 1000);
+                chase.told -= slow;
+            }
+            assert!(chase.grown >= MOST_CHASED);
+            // What was read last may not have reached the end: it is told once more.
+            assert!(chase.has_caught_up());
+        }
+    }
+
+    #[test]
+    fn the_next_reading_sees_what_came_since() {
+        let mut chase = Chase::new(0);
+        // A file that did not grow was read to its end.
+        for size in [1, 2, 3, 3, 4, 5, 6] {
+            assert!(!chase.has_caught_up());
+            chase.told_size(size);
+        }
+        while !chase.has_caught_up() {
+            chase.told_size(chase.size + 1);
+        }
+        chase.told -= Duration::from_secs(3600);
+        for _ in 0..MOST_CHASED {
+            assert!(!chase.has_caught_up());
+            chase.told_size(chase.size + 1);
+        }
     }
 }

@@ -1,7 +1,12 @@
 //! How the view's files come to be longer: drain, look, tell the kernel, answer who waited.
 
 use std::{
-    sync::{Arc, mpsc},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -19,7 +24,10 @@ pub(super) struct Growth {
     pub(super) listing: Arc<Listing>,
     pub(super) open: Arc<OpenFiles>,
     pub(super) shared: Arc<Shared>,
+    pub(super) mount: PathBuf,
     pub(super) notifier: Notifier,
+    /// Whether the view is being ended by us.
+    pub(super) is_ending: Arc<AtomicBool>,
     /// Why the list could not be drained or looked at, as it was last logged.
     pub(super) said: Option<String>,
 }
@@ -45,6 +53,13 @@ impl Growth {
             for request in waiting {
                 self.answer(request);
             }
+        }
+        if !self.is_ending.load(Ordering::SeqCst) {
+            tracing::error!(
+                "{}: the view has ended: somebody unmounted it; restart the service to have it again",
+                self.mount.display()
+            );
+            self.shared.set_view_failed(true);
         }
     }
 

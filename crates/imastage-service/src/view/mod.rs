@@ -14,15 +14,21 @@ mod directory;
 mod growth;
 mod index;
 mod listing;
+mod reader;
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
 };
 
-use fuser::{BackgroundSession, MountOption, SessionACL};
+use fuser::{BackgroundSession, MountOption, Session, SessionACL};
 use ima_log::Bank;
 
 use crate::service::Shared;
@@ -34,7 +40,9 @@ use listing::Listing;
 pub struct View {
     session: Option<BackgroundSession>,
     growth: Option<JoinHandle<()>>,
-    mount: PathBuf,
+    is_ending: Arc<AtomicBool>,
+    /// Where it is to be unmounted, unless somebody else does that.
+    mount: Option<PathBuf>,
 }
 
 /// Why there is no view.
@@ -72,6 +80,30 @@ impl View {
     ) -> Result<View, ViewError> {
         imastage_mount::prepare(mount, None)
             .map_err(|error| ViewError::Path { path: mount.to_owned(), error })?;
+        let open = |directory| fuser::spawn_mount(directory, mount, &options());
+        let mut view = View::start(shared, mount, group, open)?;
+        view.mount = Some(mount.to_owned());
+        Ok(view)
+    }
+
+    /// The same through a device that somebody else has mounted over `mount`, and will unmount.
+    pub(crate) fn serve(
+        shared: &Arc<Shared>,
+        device: OwnedFd,
+        mount: &Path,
+        group: Option<u32>,
+    ) -> Result<View, ViewError> {
+        let options = options();
+        let open = |directory| Session::from_fd(directory, device, options.acl, options)?.spawn();
+        View::start(shared, mount, group, open)
+    }
+
+    fn start(
+        shared: &Arc<Shared>,
+        mount: &Path,
+        group: Option<u32>,
+        session: impl FnOnce(Directory) -> io::Result<BackgroundSession>,
+    ) -> Result<View, ViewError> {
         let banks = match &shared.attester {
             Some(attester) => attester.banks().to_vec(),
             None => vec![Bank::Sha1, Bank::Sha256],
@@ -84,11 +116,26 @@ impl View {
 
         let open = directory.open_files();
         let failed = |error| ViewError::Fuse { path: mount.to_owned(), error };
-        let session = fuser::spawn_mount(directory, mount, &options()).map_err(failed)?;
+        let session = session(directory).map_err(failed)?;
         let notifier = session.notifier();
-        let mut view = View { session: Some(session), growth: None, mount: mount.to_owned() };
-        let growth =
-            Growth { tree, listing, open, shared: Arc::clone(shared), notifier, said: None };
+        shared.set_view_failed(false);
+        let is_ending = Arc::<AtomicBool>::default();
+        let mut view = View {
+            session: Some(session),
+            growth: None,
+            mount: None,
+            is_ending: Arc::clone(&is_ending),
+        };
+        let growth = Growth {
+            tree,
+            listing,
+            open,
+            shared: Arc::clone(shared),
+            mount: mount.to_owned(),
+            notifier,
+            is_ending,
+            said: None,
+        };
         let spawned = thread::Builder::new().name("view".into()).spawn(move || growth.run(&inbox));
         view.growth = Some(spawned.map_err(failed)?);
         Ok(view)
@@ -97,7 +144,12 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
+        self.is_ending.store(true, Ordering::SeqCst);
+        let (Some(session), Some(mount)) = (self.session.take(), &self.mount) else { return };
+        if self.growth.as_ref().is_some_and(JoinHandle::is_finished) {
+            // Somebody else unmounted it: what may be mounted there now is not ours.
+            return;
+        }
         match session.umount_and_join() {
             Ok(()) => {
                 // The session had the other end of the queue.
@@ -108,7 +160,7 @@ impl Drop for View {
             Err(error) => {
                 // Agents keep files open for life: these are served as long as this process is.
                 tracing::info!(%error, "the view is in use: detached instead of unmounted");
-                imastage_mount::detach(&self.mount);
+                imastage_mount::detach(mount);
             }
         }
     }

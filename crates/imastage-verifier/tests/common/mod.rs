@@ -5,7 +5,8 @@ use std::{fs, io::Read, path::PathBuf};
 
 use ima_log::{Bank, Format, Record, Records};
 use imastage_verifier::{
-    Appraisal, Appraiser, PcrValues, PublicKey, QuoteError, Token, UnverifiedQuote, VerifiedQuote,
+    Appraisal, Appraiser, PcrValues, PublicKey, QuoteError, Requirements, Token, UnverifiedQuote,
+    VerifiedQuote,
 };
 
 /// Every folder with quotes.
@@ -91,7 +92,17 @@ pub fn appraise(
     token: Option<&Token>,
     records: &[Record<'_>],
 ) -> Appraisal {
-    let mut appraiser = Appraiser::new(quote, pcrs, token).unwrap();
+    appraise_requiring(Requirements::default(), quote, pcrs, token, records)
+}
+
+pub fn appraise_requiring(
+    requirements: Requirements,
+    quote: VerifiedQuote,
+    pcrs: PcrValues,
+    token: Option<&Token>,
+    records: &[Record<'_>],
+) -> Appraisal {
+    let mut appraiser = Appraiser::new(quote, pcrs, token, requirements).unwrap();
     for record in records {
         appraiser.push(record);
     }

@@ -1,25 +1,27 @@
-use std::{fs, io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
 use ima_log::Bank;
 use imastage_service::{Client, ClientError, wire::QuoteRequest};
 
 use crate::{
-    commands::{fresh_nonce, state_dir},
+    commands::{evidence_files::is_short_nonce, fresh_nonce, state_dir},
     exit::{Fail, Failure, Outcome},
     output::Output,
+    private_dir::PrivateDir,
 };
 
 /// Get evidence from the running service: a quote over a nonce, and the records from an index on.
 ///
 /// Writes into DIR what `imastage verify` and tpm2-tools read: quote.msg, quote.sig, ak.pub.pem,
-/// nonce (hex) and list (binary, from index K on).
+/// nonce (hex) and list (binary, from index K on). Only their owner may read them.
 #[derive(clap::Args)]
 pub struct Args {
     /// The service's state directory [default: /var/lib/imastage as root, else
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// The verifier's nonce, 1 to 64 bytes in hex [default: a random one].
+    /// The verifier's nonce, 1 to 64 bytes in hex; `imastage verify` wants at least 16 [default: a
+    /// random one, which proves to nobody that the evidence is new].
     #[arg(long, value_name = "HEX")]
     nonce: Option<String>,
     /// The first record wanted.
@@ -40,10 +42,12 @@ pub struct Args {
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let state = state_dir(args.state)?;
     let client = Client::of_state(&state).environment("runtime")?;
+    let chosen_here = args.nonce.is_none();
     let nonce = args.nonce.map_or_else(fresh_nonce, Ok)?;
     let request = QuoteRequest {
         nonce: nonce.clone(),
         banks: args.banks.iter().map(ToString::to_string).collect(),
+        ..QuoteRequest::default()
     };
     let reply = client.quote(&request).map_err(client_failure)?;
     let Some(dir) = args.out.filter(|_| !args.key) else {
@@ -57,35 +61,45 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
             args.from, reply.records
         )));
     }
-    fs::create_dir_all(&dir).environment(dir.display())?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = dir.join(name);
-        fs::write(&path, bytes).environment(path.display())
-    };
-    write("quote.msg", &hex::decode(&reply.message).environment("quote")?)?;
-    write("quote.sig", &hex::decode(&reply.signature).environment("quote")?)?;
-    write("ak.pub.pem", reply.key.as_bytes())?;
-    write("nonce", format!("{nonce}\n").as_bytes())?;
-    let path = dir.join("list");
-    let mut list = fs::File::create(&path).environment(path.display())?;
+    let out_dir = PrivateDir::open(&dir)?;
+    let mut list = out_dir.create("list")?;
     client.records(args.from, reply.records, &mut |bytes| {
-        list.write_all(bytes).environment(path.display())
+        list.write_all(bytes).environment(dir.join("list").display())
     })?;
+    // What belongs together appears together.
+    let files = [
+        out_dir.write("quote.msg", &hex::decode(&reply.message).environment("quote")?)?,
+        out_dir.write("quote.sig", &hex::decode(&reply.signature).environment("quote")?)?,
+        out_dir.write("ak.pub.pem", reply.key.as_bytes())?,
+        out_dir.write("nonce", format!("{nonce}\n").as_bytes())?,
+        list,
+    ];
+    for file in files {
+        file.finish()?;
+    }
 
     let answer = serde_json::json!({
         "dir": dir, "nonce": nonce, "epoch": reply.epoch, "from": args.from,
-        "records": reply.records,
+        "records": reply.records, "nonce_from": if chosen_here { "attest" } else { "verifier" },
     });
-    let text = format!(
-        "evidence in {}: quote over nonce {nonce}, records {} to {}\nverify it with: imastage \
-         verify --quote {dir}/quote.msg --signature {dir}/quote.sig --key TRUSTED.pem --nonce \
-         {nonce} {dir}/list",
-        dir.display(),
-        args.from,
-        reply.records,
-        dir = dir.display(),
+    let dir = dir.display();
+    let what = format!(
+        "evidence in {dir}: quote over nonce {nonce}, records {} to {}",
+        args.from, reply.records
     );
-    out.answer(&answer, text)?;
+    let next = if chosen_here {
+        "the nonce was made here: evidence that is verified with the nonce that came with it proves \
+         no freshness, it may be a replay of an old quote; let the verifier choose the nonce, and \
+         give it with --nonce"
+            .to_owned()
+    } else {
+        let short = if is_short_nonce(&nonce) { " --allow-short-nonce" } else { "" };
+        format!(
+            "verify it with: imastage verify --quote {dir}/quote.msg --signature {dir}/quote.sig \
+             --key TRUSTED.pem --nonce {nonce}{short} {dir}/list"
+        )
+    };
+    out.answer(&answer, format!("{what}\n{next}"))?;
     Ok(Outcome::Fine)
 }
 

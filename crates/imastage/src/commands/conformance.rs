@@ -153,7 +153,7 @@ fn by_command(command: &str, path: &Path) -> io::Result<()> {
 
 fn by_executing(path: &Path) -> io::Result<()> {
     /// Another thread that is just starting a program may hold the file open for writing.
-    const ATTEMPTS: usize = 100;
+    const ATTEMPTS: usize = 60_000;
     for _ in 1..ATTEMPTS {
         match succeeds(&mut Command::new(path)) {
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {

@@ -1,5 +1,6 @@
 use std::{fmt::Write as _, path::PathBuf};
 
+use ima_log::Printable;
 use imastage_service::doctor::{Examination, Finding, Severity, examine};
 use imastage_tpm::Endpoint;
 use serde::Serialize;
@@ -103,7 +104,7 @@ fn text(report: &Report<'_>, out: &Output) -> String {
             let _ = writeln!(text, "         do:  {}", wrapped(&finding.fix, ADVICE));
         }
         for line in &finding.lines {
-            let _ = writeln!(text, "              {}", printable(line));
+            let _ = writeln!(text, "              {}", Printable::new(line));
         }
     }
     let verdict = match (report.problems, report.unseen, report.warnings) {
@@ -129,7 +130,7 @@ fn things(n: usize, one: &str) -> String {
 fn wrapped(text: &str, indent: usize) -> String {
     let mut lines = String::new();
     let mut column = indent;
-    for word in printable(text).split_whitespace() {
+    for word in Printable::new(text).to_string().split_whitespace() {
         let len = word.chars().count();
         if column > indent && column + 1 + len > 80 {
             lines.push('\n');
@@ -143,11 +144,6 @@ fn wrapped(text: &str, indent: usize) -> String {
         column += len;
     }
     lines
-}
-
-/// Without control characters: names and lines come from files that others wrote.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -165,6 +161,6 @@ mod tests {
 
     #[test]
     fn terminals_are_not_told_what_to_do() {
-        assert_eq!(printable("a\u{1b}[31mb\n"), "a?[31mb?");
+        assert_eq!(wrapped("a\u{1b}[31mb\n", FOUND), r"a\x1b[31mb\n");
     }
 }

@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod demo;
 pub mod diff;
 pub mod doctor;
+mod evidence_files;
 pub mod generate;
 pub mod log;
 pub mod replay;
@@ -13,6 +14,7 @@ mod retention;
 pub mod run;
 pub mod sandbox;
 pub mod show;
+pub mod source_process;
 pub mod status;
 pub mod store;
 pub mod verify;
@@ -26,20 +28,33 @@ use signal_hook::{
 
 use crate::exit::{Fail, Failure};
 
-/// The state directory that was given, or the default one.
+/// The state directory that was given, or the default one; where there is none, that of an embedded
+/// list.
 fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(dir) = given {
         return Ok(dir);
     }
+    let dir = default_state_dir(MACHINE)?;
+    let embedded = default_state_dir(EMBEDDED)?;
+    Ok(if !dir.exists() && embedded.exists() { embedded } else { dir })
+}
+
+/// The name of the state of a machine's list.
+const MACHINE: &str = "imastage";
+/// The name of the state of a list that is no machine's: it is not kept among evidence.
+const EMBEDDED: &str = "imastage-embedded";
+
+/// Where state of this name is kept.
+fn default_state_dir(name: &str) -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/imastage"));
+        return Ok(PathBuf::from("/var/lib").join(name));
     }
     // XDG Base Directory Specification.
     if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {
-        return Ok(PathBuf::from(dir).join("imastage"));
+        return Ok(PathBuf::from(dir).join(name));
     }
     match std::env::home_dir() {
-        Some(home) => Ok(home.join(".local/state/imastage")),
+        Some(home) => Ok(home.join(".local/state").join(name)),
         None => Err(Failure::input("there is no home directory; give --state DIR")),
     }
 }

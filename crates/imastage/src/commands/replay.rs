@@ -1,30 +1,38 @@
+mod report;
 mod threads;
 
-use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
+use std::path::PathBuf;
 
 use ima_log::{
-    Bank, Cause, Digest, Explain, Explanation, Extend, IMA_PCR, ListReplay, PcrTarget, Record,
+    Bank, Digest, Explain, Explanation, Extend, ListReplay, PcrSet, PcrTarget, Prefix, Record,
 };
 use imastage_verifier::PcrValues;
-use serde::Serialize;
 
 use crate::{
-    exit::{Fail, Failure, Outcome},
+    commands::evidence_files::read_pcrs,
+    exit::{Failure, Outcome},
     input::List,
-    output::{Output, Tone},
+    output::Output,
 };
 
-/// Replay a list: records, violations, PCR 10 in each bank, and which prefix matches given values.
+/// Replay a list: records, violations, every PCR that records name in each bank, and which prefix
+/// matches given values.
+///
+/// With --pcrs, exit code 1 says that some PCR that records name does not have the value they lead
+/// to, or was never extended.
 #[derive(clap::Args)]
 pub struct Args {
-    /// PCR values to match: `BANK INDEX HEX` lines, evmctl's `PCR-NN: HEX` (then with --bank), or
-    /// tpm2-tools' PCR file.
+    /// PCR values to match: what tpm2_pcrread prints, its file (-F serialized -o), `BANK INDEX HEX`
+    /// lines, evmctl's `PCR-NN: HEX` (then with --bank), or sysfs' value.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Only these banks: sha1, sha256, sha384, sha512, sm3 [default: the first four, and those of
     /// FILE].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
+    /// Only these PCRs, such as 10 or 10-12 [default: all that records name].
+    #[arg(long = "pcr", value_name = "PCRS")]
+    only: Vec<PcrSet>,
     /// On a mismatch, at how many records to look for one left out, repeated or altered, from the
     /// end; the work grows with the square.
     #[arg(long, value_name = "RECORDS", default_value_t = Explain::WINDOW)]
@@ -33,295 +41,314 @@ pub struct Args {
     list: PathBuf,
 }
 
-#[derive(Serialize)]
-struct Answer {
-    records: u64,
-    violations: u64,
-    /// Whether the first record is a `boot_aggregate`: if not, records before it are missing.
-    from_boot_aggregate: bool,
-    banks: BTreeMap<&'static str, BankAnswer>,
-}
-
-#[derive(Serialize)]
-struct BankAnswer {
-    pcr: String,
-    r#match: Option<Match>,
-    /// What explains that nothing matches; absent where something does or nothing is to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    explanation: Option<Explained>,
-}
-
-#[derive(Serialize)]
-struct Match {
-    records: u64,
-    extend: &'static str,
-}
-
-#[derive(Serialize)]
-struct Explained {
-    /// What happened, and to which record; null if nothing that was tried explains the value.
-    cause: Option<&'static str>,
-    record: Option<u64>,
-    /// How many records the value then stands for.
-    records: Option<u64>,
-    extend: Option<&'static str>,
-    /// From which record on single records were tried.
-    looked_from: u64,
-}
-
-/// One bank's replay, and if nothing matches why not.
-struct Bankwise {
-    bank: Bank,
-    search: ListReplay,
-    explains: Vec<(Extend, Explain)>,
-    explained: Option<(Extend, Explanation)>,
-    looked_from: u64,
-}
-
 /// The banks that TPMs of PCs have.
 const USUAL: [Bank; 4] = [Bank::Sha1, Bank::Sha256, Bank::Sha384, Bank::Sha512];
 
+/// The list, replayed, beside the values given.
+struct Replayed {
+    records: u64,
+    violations: u64,
+    /// Whether the first record is a `boot_aggregate`.
+    from_boot_aggregate: bool,
+    /// Whether its digest is zero: the kernel found no TPM.
+    kernel_had_no_tpm: bool,
+    /// The first record whose printed digest is not the one of its data.
+    wrong_digest: Option<u64>,
+    /// The list's own PCR.
+    own: Option<u32>,
+    pcrs: Vec<PcrAnswer>,
+    explained: Option<Explained>,
+}
+
+/// One PCR of one bank.
+struct PcrAnswer {
+    pcr: u32,
+    bank: Bank,
+    value: Digest,
+    compared: Compared,
+}
+
+/// A PCR beside the value given for it.
+enum Compared {
+    /// No value was given.
+    NotGiven,
+    /// This many records lead to it.
+    Matches(Prefix, Extend),
+    /// The given value is that of a TPM reset, and records name the PCR.
+    NeverExtended,
+    /// No number of records leads to it, or none that leads the list's own PCR to its value.
+    Mismatch,
+}
+
+/// What explains a mismatch, if anything that was tried does.
+struct Explained {
+    pcr: u32,
+    bank: Bank,
+    found: Option<(Extend, Explanation)>,
+    /// The first record that was tried.
+    looked_from: u64,
+}
+
+/// One bank's replay.
+struct Bankwise {
+    bank: Bank,
+    replay: ListReplay,
+    /// Whether this one looks at printed digests as well.
+    checks: bool,
+    wrong_digest: Option<u64>,
+    /// Values to explain while the list is read, as it cannot be read again.
+    explains: Option<Explains>,
+}
+
+/// Looks for what explains that a list does not lead to a value, in each way to extend its bank.
+struct Explains {
+    window: usize,
+    values: Vec<PcrTarget>,
+    /// Begun at the first record, which tells the list's own PCR.
+    begun: Vec<(Extend, Explain)>,
+}
+
 /// Runs `imastage replay`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
-    let targets = targets(&args)?;
+    let values = args.pcrs.as_deref().map(|path| given(&args, path)).transpose()?;
     let mut banks = args.banks.clone();
     if banks.is_empty() {
         banks.extend(USUAL);
-        banks.extend(targets.keys().filter(|bank| !USUAL.contains(bank)));
+        let given = |bank: &Bank| values.as_ref().is_some_and(|values| has_bank(values, *bank));
+        banks.extend(Bank::ALL.into_iter().filter(|bank| !USUAL.contains(bank) && given(bank)));
     }
+    let replayed = replay(&args, &banks, values.as_ref())?;
+    if let (Some(path), Some(values), Some(own)) = (&args.pcrs, &values, replayed.own) {
+        require_value(&args, path, values, own)?;
+    }
+    out.answer(&report::json(&replayed), report::text(&replayed, out))?;
+    Ok(if replayed.is_met() { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+}
+
+impl Replayed {
+    /// Whether every value given is the one that records lead to.
+    fn is_met(&self) -> bool {
+        let unmet =
+            |pcr: &PcrAnswer| matches!(pcr.compared, Compared::NeverExtended | Compared::Mismatch);
+        !self.pcrs.iter().any(unmet)
+    }
+}
+
+fn replay(args: &Args, banks: &[Bank], values: Option<&PcrValues>) -> Result<Replayed, Failure> {
+    let only = args.only.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
     // Standard input cannot be read again when something does not match.
     let once = args.list.as_os_str() == "-";
-    let replays = banks.iter().map(|bank| {
-        let target = targets.get(bank).copied();
-        Bankwise::new(*bank, target, args.window, once)
-    });
-    let mut from_boot_aggregate = false;
+    let mut states: Vec<Bankwise> = banks
+        .iter()
+        .map(|bank| Bankwise::new(*bank, values, once.then_some(args.window)))
+        .collect();
+    // The sha1 bank computes anyway what a check needs.
+    let checker = states.iter().position(|state| state.bank == Bank::Sha1).unwrap_or(0);
+    if let Some(state) = states.get_mut(checker) {
+        state.checks = true;
+    }
+    let mut first: Option<(bool, bool)> = None;
     let look = |index, record: &Record<'_>| {
         if index == 0 {
-            from_boot_aggregate = record.begins_kernel();
+            let digest = record.file_digest();
+            let is_zero = digest.is_some_and(|digest| digest.digest.iter().all(|byte| *byte == 0));
+            first = Some((record.begins_kernel(), is_zero));
         }
     };
-    let list = List::open(&args.list)?;
-    let mut replays =
-        threads::run(list, replays.collect(), look, Bankwise::push, Bankwise::finished)?;
+    let states =
+        threads::run(List::open(&args.list)?, states, look, Bankwise::push, |state| state)?;
 
-    let unmatched = |replay: &Bankwise| {
-        targets.contains_key(&replay.bank) && replay.search.found(replay.bank, IMA_PCR).is_none()
-    };
-    let matched = !replays.iter().any(unmatched);
-    if !matched && !once {
-        let explains = replays.iter().filter(|replay| unmatched(replay)).map(|replay| {
-            Bankwise::new(replay.bank, targets.get(&replay.bank).copied(), args.window, true)
-        });
-        let list = List::open(&args.list)?;
-        let explained = threads::run(
-            list,
-            explains.collect(),
-            |_, _| {},
-            Bankwise::push_to_explains,
-            Bankwise::finished,
-        )?;
-        for explained in explained {
-            let replay = replays.iter_mut().find(|replay| replay.bank == explained.bank);
-            if let Some(replay) = replay {
-                replay.explained = explained.explained;
-                replay.looked_from = explained.looked_from;
-            }
-        }
-    }
-
-    let answer = Answer {
-        records: replays.first().map_or(0, |replay| replay.search.records()),
-        violations: replays.first().map_or(0, |replay| replay.search.violations()),
+    let pcrs: Vec<PcrAnswer> = states
+        .iter()
+        .flat_map(|state| state.replay.named().iter().map(move |pcr| (pcr, state)))
+        .filter(|(pcr, _)| only.is_empty() || only.contains(*pcr))
+        .map(|(pcr, state)| state.answer(pcr, values))
+        .collect();
+    let counted = states.first().map(|state| &state.replay);
+    let (from_boot_aggregate, is_zero) = first.unwrap_or_default();
+    let mut replayed = Replayed {
+        records: counted.map_or(0, ListReplay::records),
+        violations: counted.map_or(0, ListReplay::violations),
         from_boot_aggregate,
-        banks: replays
-            .iter()
-            .map(|replay| (replay.bank.name(), replay.answer(unmatched(replay))))
-            .collect(),
+        kernel_had_no_tpm: from_boot_aggregate && is_zero,
+        wrong_digest: states.iter().find_map(|state| state.wrong_digest),
+        own: counted.and_then(ListReplay::pcr),
+        pcrs,
+        explained: None,
     };
-    let text = text(&answer, &replays, &targets, out);
-    out.answer(&answer, text)?;
-    Ok(if matched { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+    replayed.pcrs.sort_by_key(|answer| (Some(answer.pcr) != replayed.own, answer.pcr));
+    replayed.explained = if once {
+        states.into_iter().find_map(|state| state.explains?.find(&replayed))
+    } else {
+        explain(args, &replayed, values)?
+    };
+    Ok(replayed)
+}
+
+/// Reads the list again to find out why it does not lead to a value: of one bank, because a record
+/// that is wrong is wrong in all of them.
+fn explain(
+    args: &Args,
+    replayed: &Replayed,
+    values: Option<&PcrValues>,
+) -> Result<Option<Explained>, Failure> {
+    let Some((mismatch, values)) = replayed.mismatch().zip(values) else { return Ok(None) };
+    let (pcr, bank) = (mismatch.pcr, mismatch.bank);
+    let Some(value) = values.get(bank, pcr) else { return Ok(None) };
+    let explains = ways(bank).map(|extend| (extend, Explain::new(pcr, value, extend)));
+    let explains = explains.map(|(extend, explain)| (extend, explain.window(args.window)));
+    let found = threads::run(
+        List::open(&args.list)?,
+        explains.collect(),
+        |_, _| {},
+        |(_, explain), record| explain.push(record),
+        |(extend, explain)| (extend, explain.find(), explain.looked_from()),
+    )?;
+    let looked_from = found.iter().map(|(_, _, from)| *from).max().unwrap_or(0);
+    let found = found.into_iter().find_map(|(extend, found, _)| Some((extend, found?)));
+    Ok(Some(Explained { pcr, bank, found, looked_from }))
+}
+
+impl Replayed {
+    /// The mismatch that is explained: the list's own PCR before others, the bank that is replayed
+    /// fastest.
+    fn mismatch(&self) -> Option<&PcrAnswer> {
+        let mismatches = self.pcrs.iter().filter(|pcr| matches!(pcr.compared, Compared::Mismatch));
+        mismatches.min_by_key(|pcr| {
+            let speed = match pcr.bank {
+                Bank::Sha1 => 0,
+                Bank::Sha256 => 1,
+                _ => 2,
+            };
+            (Some(pcr.pcr) != self.own, pcr.pcr, speed)
+        })
+    }
 }
 
 impl Bankwise {
-    fn new(bank: Bank, target: Option<Digest>, window: usize, explain: bool) -> Bankwise {
-        let mut search = match target {
-            Some(_) => ListReplay::new([bank]),
-            None => ListReplay::with_own_hash([bank]),
+    /// `window` is given if the list can be read only once.
+    fn new(bank: Bank, values: Option<&PcrValues>, window: Option<usize>) -> Bankwise {
+        let targets: Vec<PcrTarget> = (0..PcrSet::LIMIT)
+            .filter_map(|pcr| Some(PcrTarget { pcr, value: values?.get(bank, pcr)? }))
+            .collect();
+        let mut replay = match targets[..] {
+            [] => ListReplay::with_own_hash([bank]),
+            _ => ListReplay::new([bank]),
         };
-        let target_of = |value| PcrTarget { pcr: IMA_PCR, value };
-        search.look_for(target.map(target_of).as_slice());
-        let kinds: &[Extend] = match bank {
-            Bank::Sha1 => &[Extend::Own],
-            _ => &Extend::ALL,
-        };
-        let explains = target.filter(|_| explain).map(|target| {
-            let explain = |kind| Explain::new(IMA_PCR, target, kind).window(window);
-            kinds.iter().map(|kind| (*kind, explain(*kind))).collect()
+        replay.look_for(&targets);
+        let explains = window.filter(|_| !targets.is_empty()).map(|window| Explains {
+            window,
+            values: targets,
+            begun: Vec::new(),
         });
-        let explains = explains.unwrap_or_default();
-        Bankwise { bank, search, explains, explained: None, looked_from: 0 }
+        Bankwise { bank, replay, checks: false, wrong_digest: None, explains }
     }
 
     fn push(&mut self, record: &Record<'_>) {
-        self.search.push(record);
-        self.push_to_explains(record);
-    }
-
-    fn push_to_explains(&mut self, record: &Record<'_>) {
-        self.explains.iter_mut().for_each(|(_, explain)| explain.push(record));
-    }
-
-    /// Looks for what explains that nothing matches.
-    fn finished(mut self) -> Bankwise {
-        if self.search.found(self.bank, IMA_PCR).is_none() {
-            self.looked_from = self.explains.first().map_or(0, |(_, e)| e.looked_from());
-            self.explained = self
-                .explains
-                .iter()
-                .find_map(|(extend, explain)| explain.find().map(|found| (*extend, found)));
+        if let Some(explains) = &mut self.explains {
+            explains.push(self.replay.records(), record);
         }
-        self.explains.clear();
-        self
-    }
-
-    fn answer(&self, unmatched: bool) -> BankAnswer {
-        let pcr = self.search.value(self.bank, IMA_PCR).map(|value| value.to_string());
-        let found = self.search.found(self.bank, IMA_PCR);
-        BankAnswer {
-            pcr: pcr.unwrap_or_default(),
-            r#match: found
-                .map(|(prefix, extend)| Match { records: prefix.to, extend: extend.name() }),
-            explanation: unmatched.then(|| Explained {
-                cause: self.explained.map(|(_, found)| cause_name(found.cause)),
-                record: self.explained.map(|(_, found)| found.record),
-                records: self.explained.map(|(_, found)| found.records),
-                extend: self.explained.map(|(extend, _)| extend.name()),
-                looked_from: self.looked_from,
-            }),
+        if self.checks && self.wrong_digest.is_none() {
+            if record.digest_is_right() {
+                self.replay.push_checked(record);
+                return;
+            }
+            self.wrong_digest = Some(self.replay.records());
         }
+        self.replay.push(record);
+    }
+
+    fn answer(&self, pcr: u32, values: Option<&PcrValues>) -> PcrAnswer {
+        let (bank, replay) = (self.bank, &self.replay);
+        let value = replay.value(bank, pcr).unwrap_or(Digest::reset(bank, pcr));
+        let is_own = replay.pcr() == Some(pcr);
+        let own = replay.pcr().and_then(|own| replay.found(bank, own));
+        let compared =
+            match (values.and_then(|values| values.get(bank, pcr)), replay.found(bank, pcr)) {
+                (None, _) => Compared::NotGiven,
+                (Some(given), _) if is_own && given == Digest::reset(bank, pcr) => {
+                    Compared::NeverExtended
+                }
+                // The records that lead there must be those that lead the list's own PCR to its value.
+                (Some(given), Some((prefix, extend))) => match own {
+                    Some((own, _)) if own.from > prefix.to || own.to < prefix.from => {
+                        if given == Digest::reset(bank, pcr) {
+                            Compared::NeverExtended
+                        } else {
+                            Compared::Mismatch
+                        }
+                    }
+                    _ => Compared::Matches(prefix, extend),
+                },
+                (Some(_), None) => Compared::Mismatch,
+            };
+        PcrAnswer { pcr, bank, value, compared }
     }
 }
 
-fn cause_name(cause: Cause) -> &'static str {
-    match cause {
-        Cause::NotExtended => "not-extended",
-        Cause::RepeatMissing => "repeat-missing",
-        Cause::ViolationMissing => "violation-missing",
-        Cause::WasViolation => "was-violation",
-        Cause::DataAltered => "data-altered",
-        Cause::ResetBefore => "reset-before",
-        _ => "other",
+impl Explains {
+    fn push(&mut self, index: u64, record: &Record<'_>) {
+        if index == 0
+            && let Some(target) = self.values.iter().find(|target| target.pcr == record.pcr())
+        {
+            let PcrTarget { pcr, value } = *target;
+            let explain = |extend| Explain::new(pcr, value, extend).window(self.window);
+            self.begun = ways(value.bank()).map(|extend| (extend, explain(extend))).collect();
+        }
+        self.begun.iter_mut().for_each(|(_, explain)| explain.push(record));
+    }
+
+    fn find(self, replayed: &Replayed) -> Option<Explained> {
+        let mismatch = replayed.mismatch()?;
+        let (_, first) = self.begun.first()?;
+        let looked_from = first.looked_from();
+        let bank = self.values.first()?.value.bank();
+        let is_it = Some(mismatch.pcr) == replayed.own && mismatch.bank == bank;
+        let find = || self.begun.iter().find_map(|(extend, e)| Some((*extend, e.find()?)));
+        is_it.then(|| Explained { pcr: mismatch.pcr, bank, found: find(), looked_from })
     }
 }
 
-/// Reads a file of PCR values; `bank` is for files that name none.
-pub fn read_pcrs(path: &std::path::Path, bank: Option<Bank>) -> Result<PcrValues, Failure> {
-    let bytes = std::fs::read(path).input(path.display())?;
-    PcrValues::parse(&bytes, bank).input(path.display())
+/// The ways in which kernels extend a bank.
+fn ways(bank: Bank) -> impl Iterator<Item = Extend> {
+    Extend::ALL.into_iter().filter(move |extend| bank != Bank::Sha1 || *extend == Extend::Own)
 }
 
-/// The values of PCR 10 to match, by bank.
-fn targets(args: &Args) -> Result<BTreeMap<Bank, Digest>, Failure> {
-    let Some(path) = &args.pcrs else { return Ok(BTreeMap::new()) };
+/// The values to match.
+fn given(args: &Args, path: &std::path::Path) -> Result<PcrValues, Failure> {
     let only = match args.banks.as_slice() {
         [bank] => Some(*bank),
         _ => None,
     };
-    let values = read_pcrs(path, only)?;
-    let wanted = if args.banks.is_empty() { Bank::ALL.to_vec() } else { args.banks.clone() };
-    let targets: BTreeMap<Bank, Digest> =
-        wanted.iter().filter_map(|bank| Some((*bank, values.get(*bank, IMA_PCR)?))).collect();
-    match wanted.iter().find(|bank| !targets.contains_key(bank)) {
-        Some(bank) if !args.banks.is_empty() => Err(Failure::input(format!(
-            "{}: no value of PCR {IMA_PCR} in bank {bank}",
-            path.display()
+    read_pcrs(path, only)
+}
+
+fn has_bank(values: &PcrValues, bank: Bank) -> bool {
+    (0..PcrSet::LIMIT).any(|pcr| values.get(bank, pcr).is_some())
+}
+
+/// Without a value of the list's own PCR nothing is compared, which must not look like a match.
+fn require_value(
+    args: &Args,
+    path: &std::path::Path,
+    values: &PcrValues,
+    own: u32,
+) -> Result<(), Failure> {
+    let only = args.only.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
+    let pcr =
+        if only.is_empty() || only.contains(own) { own } else { only.iter().next().unwrap_or(own) };
+    let lacks = |bank: &&Bank| values.get(**bank, pcr).is_none();
+    let file = path.display();
+    let names = format!("the list's records name PCR {own}");
+    match args.banks.iter().find(lacks) {
+        Some(bank) => Err(Failure::input(format!(
+            "{file}: no value of PCR {pcr} in bank {bank}: {names}; give it (tpm2_pcrread {bank}:{pcr})"
         ))),
-        _ if targets.is_empty() => {
-            Err(Failure::input(format!("{}: no value of PCR {IMA_PCR}", path.display())))
+        None if Bank::ALL.iter().all(|bank| values.get(*bank, pcr).is_none()) => {
+            Err(Failure::input(format!(
+                "{file}: no value of PCR {pcr}: {names}; give it (tpm2_pcrread sha256:{pcr})"
+            )))
         }
-        _ => Ok(targets),
+        None => Ok(()),
     }
-}
-
-fn text(
-    answer: &Answer,
-    replays: &[Bankwise],
-    targets: &BTreeMap<Bank, Digest>,
-    out: &Output,
-) -> String {
-    let mut text = format!("{} records, {} violations", answer.records, answer.violations);
-    let mut unexplained = false;
-    for replay in replays {
-        let bank = replay.bank;
-        let value =
-            replay.search.value(bank, IMA_PCR).map(|value| value.to_string()).unwrap_or_default();
-        // Writing to a String cannot fail.
-        let _ = write!(text, "\nPCR {IMA_PCR} {bank:<6} {value}");
-        if !targets.contains_key(&bank) {
-            continue;
-        }
-        let verdict = match (replay.search.found(bank, IMA_PCR), replay.explained) {
-            (Some((prefix, extend)), _) => {
-                let all = if prefix.to == answer.records { "all " } else { "the first " };
-                let extend = extend_text(extend);
-                out.paint(Tone::Good, format!("matches {all}{} records{extend}", prefix.to))
-            }
-            (None, Some((extend, found))) => {
-                let why = format!("{}{}", cause_text(found), extend_text(extend));
-                let no = out.paint(Tone::Bad, "matches no prefix of the list");
-                format!("{no}\n              {why}")
-            }
-            (None, None) => {
-                unexplained = true;
-                out.paint(Tone::Bad, "matches no prefix of the list")
-            }
-        };
-        let _ = write!(text, "\n              {verdict}");
-    }
-    if unexplained && replays.iter().all(|replay| replay.explained.is_none()) {
-        let from = replays.iter().map(|replay| replay.looked_from).max().unwrap_or(0);
-        let _ = write!(
-            text,
-            "\nno single record left out, repeated or altered explains it, looked for from record \
-             {from} on"
-        );
-    }
-    if answer.records > 0 && !answer.from_boot_aggregate {
-        let _ = write!(
-            text,
-            "\nthe list does not begin with boot_aggregate: records before its first are missing"
-        );
-    }
-    text
-}
-
-fn extend_text(extend: Extend) -> &'static str {
-    match extend {
-        Extend::Own => "",
-        Extend::Sha1Padded => ", extended with zero-padded SHA-1",
-        Extend::Sha1PaddedViolations => {
-            ", extended with zero-padded SHA-1, violations too (a kernel before 5.8)"
-        }
-    }
-}
-
-/// What happened, as a sentence.
-fn cause_text(found: Explanation) -> String {
-    let Explanation { cause, record, records } = found;
-    let what = match cause {
-        Cause::NotExtended => format!("record {record} never extended the PCR: without it"),
-        Cause::RepeatMissing => format!("a second record like {record} is missing: with it"),
-        Cause::ViolationMissing => {
-            format!("a violation is missing before record {record}: with it")
-        }
-        Cause::WasViolation => format!("record {record} was a violation: as one"),
-        Cause::DataAltered => {
-            format!("the data of record {record} is not what was measured: by the printed digests")
-        }
-        Cause::ResetBefore => format!("the TPM was reset before record {record}: from there on"),
-        _ => format!("record {record} is not what was measured: otherwise"),
-    };
-    format!("{what} the PCR stands for the first {records} records")
 }

@@ -7,22 +7,28 @@ use std::{
 
 use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
-use imastage_service::{ClosedEpochs, Config, Service};
-use imastage_source::{Flavour, Source, SourceError};
+use imastage_service::{ClosedEpochs, Config, Service, ViewError};
+use imastage_source::{DEFAULT_DIR, Dialect, Flavour, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
-    commands::{retention::RetentionArgs, state_dir, status::health_text},
+    commands::{
+        EMBEDDED, MACHINE, default_state_dir, retention::RetentionArgs, status::health_text,
+    },
     config::Settings,
     exit::{Fail, Failure, Outcome},
     output::Output,
 };
 
+mod check;
 mod embedded;
+mod process;
 mod supervise;
 
 use embedded::Embedded;
 pub use embedded::fuse_is_there;
+use process::ListProcess;
+pub use process::close_inherited;
 use supervise::Supervisor;
 
 /// Drain a measurement list into a state directory, for good, and answer for it.
@@ -37,15 +43,25 @@ pub struct Args {
     config: Option<PathBuf>,
     /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its
     /// own, or where FUSE cannot be had, in this one), or `in-process`. How the directory's kernel
-    /// lets go of records is found out by looking; if it does not, the list is followed.
-    #[arg(long, value_name = "DIR", default_value = "embedded")]
-    source: PathBuf,
-    /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage].
+    /// lets go of records is found out by looking; if it does not, the list is followed. [default:
+    /// embedded, where the machine has no list of its own]
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+    /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage; of a
+    /// list that is not this machine's: imastage-embedded beside it].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// How records leave the list, where its kernel leaves the choice (Linux 7.2) [default: stage].
+    /// With `follow` none is deleted, whatever the kernel could do, and no privilege is needed.
     #[arg(long, value_name = "FLAVOUR")]
     flavour: Option<FlavourName>,
+    /// Say what would be done, and what would be in the way, and do nothing.
+    #[arg(long)]
+    check: bool,
+    /// Delete from this list although records before its first one are not in the state directory:
+    /// somebody else deleted and keeps them, or nobody does.
+    #[arg(long)]
+    adopt: bool,
     /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
     /// the sandbox's own, or /dev/tpmrm0].
     #[arg(long, value_name = "TPM")]
@@ -81,12 +97,25 @@ pub struct Args {
     group: Option<u32>,
 }
 
+/// As [`Flavour`].
 #[derive(Clone, Copy, ValueEnum)]
-enum FlavourName {
+pub enum FlavourName {
     /// Stage all, store, delete what was staged.
     Stage,
     /// Read, store, delete the first N.
     DeleteN,
+    /// Read and store; delete nothing, and open nothing for writing.
+    Follow,
+}
+
+impl From<FlavourName> for Flavour {
+    fn from(name: FlavourName) -> Flavour {
+        match name {
+            FlavourName::Stage => Flavour::Stage,
+            FlavourName::DeleteN => Flavour::DeleteN,
+            FlavourName::Follow => Flavour::Follow,
+        }
+    }
 }
 
 /// The keys of the configuration whose change takes effect at once.
@@ -101,94 +130,175 @@ impl Args {
             closed: ClosedEpochs { pack: self.pack, kept: self.kept.clone().into() },
             tpm,
             group: self.group,
+            adopt: self.adopt,
             ..Config::new(state)
         }
     }
 }
 
+/// The list to be drained.
+enum List {
+    Embedded,
+    InProcess,
+    Directory(PathBuf),
+}
+
+impl Args {
+    fn list(&self) -> Result<List, Failure> {
+        Ok(match self.source.as_deref() {
+            Some(source) if source == Path::new("embedded") => List::Embedded,
+            Some(source) if source == Path::new("in-process") => List::InProcess,
+            Some(source) => List::Directory(source.to_owned()),
+            None if Dialect::of(Path::new(DEFAULT_DIR)).is_ok() => {
+                return Err(Failure::input(format!(
+                    "this machine has a measurement list: give --source {DEFAULT_DIR} for it, with \
+                     --flavour follow to delete nothing, or --source embedded for one to try things out"
+                )));
+            }
+            None => List::Embedded,
+        })
+    }
+
+    /// What is kept of a list that is no machine's is not kept where a machine's would be.
+    fn state(&self, list: &List) -> Result<PathBuf, Failure> {
+        match (list, &self.state) {
+            (_, Some(given)) => Ok(given.clone()),
+            (List::Embedded | List::InProcess, None) => default_state_dir(EMBEDDED),
+            (List::Directory(_), None) => default_state_dir(MACHINE),
+        }
+    }
+
+    /// The TPM that was chosen, if one was: `Some(None)` says that there is to be none.
+    fn tpm(&self) -> Result<Option<Option<Endpoint>>, Failure> {
+        Ok(match self.tpm.as_deref() {
+            None => None,
+            Some("none") => Some(None),
+            Some(tpm) => Some(Some(tpm.parse::<Endpoint>().input("--tpm")?)),
+        })
+    }
+}
+
+/// The TPM that the list in a directory extends.
+fn tpm_of(dir: &Path) -> Option<Endpoint> {
+    imastage_sandbox::tpm_of(dir).or_else(Endpoint::system)
+}
 /// A long list takes longer; nobody waits for that.
 const FIRST_DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs `imastage run`.
 pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
+    close_inherited()?;
+    let list = args.list()?;
+    let state = args.state(&list)?;
+    let chosen = args.tpm()?;
+    if args.check {
+        return check::run(&args, &list, &state, chosen, out);
+    }
     let supervisor = Supervisor::start()?;
     let settings = args.config.is_some().then_some(settings);
-    let state = state_dir(args.state.clone())?;
-    let flavour = args.flavour.map(|flavour| match flavour {
-        FlavourName::Stage => Flavour::Stage,
-        FlavourName::DeleteN => Flavour::DeleteN,
-    });
-    let chosen = match args.tpm.as_deref() {
-        None => None,
-        Some("none") => Some(None),
-        Some(tpm) => Some(Some(tpm.parse::<Endpoint>().input("--tpm")?)),
-    };
-    let config = |tpm: Option<Endpoint>| args.config(state.clone(), tpm);
 
+    // What can be refused is refused before the list is touched.
     // The records are for their owner's eyes, whoever makes the directory first.
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&state);
     made.environment(state.display())?;
-    let embedded = match args.source.to_str() {
-        Some("embedded") => Some(Embedded::start(&state, &embedded_tpm(&chosen))?),
-        Some("in-process") => Some(Embedded::in_process(&state, &embedded_tpm(&chosen))?),
-        _ => None,
-    };
-    let service = match &embedded {
-        Some(embedded) => Service::start(config(embedded.tpm()), embedded.source(flavour)?),
-        None => {
-            let mut source = open(&args.source, flavour)?;
-            require_permission(source.as_mut())?;
-            let found = || imastage_sandbox::tpm_of(&args.source).or_else(Endpoint::system);
-            Service::start(config(chosen.unwrap_or_else(found)), source)
-        }
+    if let Some(view) = &args.view {
+        let prepared = imastage_mount::prepare(view, None);
+        let refused = |error| ViewError::Path { path: view.clone(), error };
+        prepared.map_err(refused).environment("view")?;
     }
-    .environment("service")?;
-    let view = args.view.as_deref().map(|dir| service.mount_view(dir, args.view_group));
+    let embedded = match list {
+        List::Embedded => Some(Embedded::start(&state, &embedded_tpm(&chosen))?),
+        List::InProcess => Some(Embedded::in_process(&state, &embedded_tpm(&chosen))?),
+        List::Directory(_) => None,
+    };
+    let (source, dir) = match (&embedded, &list) {
+        (Some(embedded), _) => match embedded.source(args.flavour.map(Flavour::from)) {
+            Ok(source) => (Some(source), None),
+            Err(dir) => (None, Some(dir)),
+        },
+        (None, List::Directory(dir)) => (None, Some(dir.as_path())),
+        (None, _) => (None, None),
+    };
+    let tpm = match &embedded {
+        Some(embedded) => embedded.tpm(),
+        None => chosen.unwrap_or_else(|| dir.and_then(tpm_of)),
+    };
+    // Its end is waited for when all that follows is gone.
+    let (source, view_device, ended) = match (source, dir) {
+        (Some(source), _) => (source, None, None),
+        (None, Some(dir)) => {
+            process::refuse_to_hold(dir)?;
+            let view = args.view.as_deref();
+            let (process, source) = ListProcess::start(dir, args.flavour, &state, view)?;
+            // Before there are other threads, which would keep it.
+            process::drop_admin()?;
+            let (device, ended) = process.watch(supervisor.events())?;
+            (Box::new(source) as Box<dyn Source>, device, Some(ended))
+        }
+        (None, None) => return Err(Failure::input("there is no list")),
+    };
+    let mut source = source;
+    require_permission(source.as_mut())?;
+    let prepared = Service::prepare(args.config(state.clone(), tpm), source);
+    let prepared = prepared.environment("service")?;
+    let view = match (args.view.as_deref(), view_device) {
+        (Some(dir), Some(device)) => Some(prepared.serve_view(device, dir, args.view_group)),
+        (Some(dir), None) => Some(prepared.mount_view(dir, args.view_group)),
+        (None, _) => None,
+    };
     let view = view.transpose().environment("view")?;
+    let service = prepared.begin().environment("service")?;
 
     // Whoever is told that it is ready may ask how it is. If it cannot drain, its health tells.
     let _ = service.drain_within(FIRST_DRAIN);
     let status = service.status();
+    let text = greeting(&list, &status.since_start.source, &status.since_start.dialect);
     let text = format!(
-        "draining {} ({}) into {}: {} records stored so far; Ctrl-C stops",
-        status.since_start.source,
-        status.since_start.dialect,
+        "{text} into {}: {} records stored so far; Ctrl-C stops",
         state.display(),
         status.records
     );
     out.answer(&status, text)?;
-    let ended = supervisor.supervise(&service, settings, out);
+    let lost = supervisor.supervise(&service, settings, out)?;
     drop(view);
-    let shared_status = service.stop();
+    let status = service.stop();
+    drop(ended);
     if let Some(embedded) = embedded {
         embedded.stop();
     }
-    let text = format!(
-        "stopped: {} records stored; {}",
-        shared_status.records,
-        health_text(&shared_status, out)
-    );
-    out.answer(&shared_status, text)?;
-    match ended {
+    let health = health_text(&status, out);
+    out.answer(&status, format!("stopped: {} records stored; {health}", status.records))?;
+    match lost {
         Some(why) => Err(Failure::environment(why)),
         None => Ok(Outcome::Fine),
     }
 }
 
-fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, Failure> {
-    imastage_source::open(dir, flavour).map_err(|error| match error {
+fn greeting(list: &List, source: &str, dialect: &str) -> String {
+    let what = match list {
+        List::Embedded | List::InProcess => " an embedded list, not this machine's:",
+        List::Directory(_) => "",
+    };
+    if dialect == Dialect::Follow.to_string() {
+        format!("following{what} {source} (nothing is deleted)")
+    } else {
+        format!("draining{what} {source} ({dialect})")
+    }
+}
+
+/// Which exit code it is if a list cannot be had.
+fn refusal(error: SourceError) -> Failure {
+    match error {
         SourceError::NoFlavour { .. } => Failure::input(error),
         _ => Failure::environment(error),
-    })
+    }
 }
 
 /// A list that is busy will be free again; one that may never be held is no use waiting for.
 fn require_permission(source: &mut dyn Source) -> Result<(), Failure> {
     match source.try_open() {
-        Err(error @ (SourceError::NotPermitted { .. } | SourceError::Missing { .. })) => {
-            Err(Failure::environment(error))
-        }
-        _ => Ok(()),
+        Ok(()) | Err(SourceError::Busy { .. }) => Ok(()),
+        Err(error) => Err(Failure::environment(error)),
     }
 }
 

@@ -130,7 +130,8 @@ enum Action {
         #[command(flatten)]
         kernel: KernelArgs,
     },
-    /// Reboot: an empty list, and the TPM is reset. Needs --tpm swtpm or none.
+    /// Reboot: an empty list, and the TPM is reset. Needs --tpm swtpm or none. Stop the services that
+    /// drain it first, as a machine that shuts down does.
     Reboot {
         #[command(flatten)]
         at: At,
@@ -207,8 +208,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
             (at, Ask::CriticalData { name, data })
         }
         Action::Replay { at, list, rate } => {
-            let path = std::path::absolute(&list).input(list.display())?;
-            (at, Ask::Replay { path, rate })
+            (at, Ask::Replay { path: std::path::absolute(&list).input(list.display())?, rate })
         }
         Action::Suspend { at, dump } => (at, Ask::Suspend { dump }),
         Action::Kexec { at, capacity, forget, kernel } => {

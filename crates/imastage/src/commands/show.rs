@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use ima_log::{Bank, Record, cel, json};
+use ima_log::{Bank, Printable, Record, cel, json};
 
 use crate::{
     exit::{Fail, Failure, Outcome},
@@ -17,11 +17,20 @@ use crate::{
 };
 
 /// Show records: byte for byte as the kernel's file of a bank holds them, or in other forms.
+///
+/// On a terminal, what a name could do to it is escaped; a pipe or a file gets the bytes as they are.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  imastage show --path '*.ko' --as details LIST    kernel modules, in words
+  imastage show --violations --as json LIST        one JSON object a line
+  imastage show --bank sha256 LIST                 as the kernel's ascii_..._sha256
+  imastage show --from 1000 --count 10 LIST        records 1000 to 1009")]
 pub struct Args {
     #[command(flatten)]
     shape: Shape,
-    /// A measurement list (binary, ASCII, JSON lines or CEL), `-`, or a state directory.
+    /// A measurement list (binary, ASCII, JSON lines or CEL, also in a gzip file), `-`, or a state
+    /// directory.
     list: PathBuf,
 }
 
@@ -53,6 +62,8 @@ enum Form {
     CelJson,
     /// A TCG Canonical Event Log in CBOR.
     CelCbor,
+    /// A TCG Canonical Event Log in TLV.
+    CelTlv,
 }
 
 /// Writes records in one form.
@@ -61,7 +72,7 @@ enum Writer {
         form: Form,
         bank: Bank,
     },
-    CelJson(cel::Writer),
+    Cel(cel::Writer),
     /// The log begins with the number of its records, so those wait in a file.
     CelCbor {
         writer: cel::Writer,
@@ -84,23 +95,46 @@ impl Shape {
     ) -> Result<Outcome, Failure> {
         let form = self.form.unwrap_or(if out.is_json() { Form::Json } else { Form::Ascii });
         let stdout = io::stdout();
-        if matches!(form, Form::Binary | Form::CelCbor) && stdout.is_terminal() {
+        if matches!(form, Form::Binary | Form::CelCbor | Form::CelTlv) && stdout.is_terminal() {
             let why = "binary records are not for a terminal; redirect the output";
             return Err(Failure::input(why));
         }
         let list = open()?;
         let follows = list.follows();
+        let terminal = stdout.is_terminal();
         let mut stdout = io::BufWriter::with_capacity(256 << 10, stdout.lock());
         let mut writer = Writer::begin(form, &self.banks, &mut stdout)?;
         let mut buffer = Vec::new();
-        self.filter.each(list, |index, record| {
+        let any = self.filter.each(list, |index, record| {
             buffer.clear();
-            writer.record(index, record, &mut buffer, &mut stdout).environment("output")?;
+            writer.record(index, record, &mut buffer).environment("output")?;
+            let written = match terminal {
+                true => write_printable(form, &buffer, &mut stdout),
+                false => stdout.write_all(&buffer),
+            };
+            written.environment("output")?;
             // Whoever waits for records wants to see them when they come.
             if follows { stdout.flush().environment("output") } else { Ok(()) }
         })?;
         writer.end(&mut stdout).and_then(|()| stdout.flush()).environment("output")?;
+        if let (false, Some(why)) = (any, self.filter.nothing()) {
+            out.note(why);
+        }
         Ok(Outcome::Fine)
+    }
+}
+
+/// Writes a record to a terminal. A line of the kernel's form is one line, whatever names do.
+fn write_printable(form: Form, record: &[u8], out: &mut impl Write) -> io::Result<()> {
+    match form {
+        Form::Ascii => {
+            let line = record.strip_suffix(b"\n").unwrap_or(record);
+            writeln!(out, "{}", Printable::new(line))
+        }
+        Form::Json | Form::CelJson => {
+            write!(out, "{}", Printable::new(record).keep_line_breaks().in_json())
+        }
+        _ => write!(out, "{}", Printable::new(record).keep_line_breaks()),
     }
 }
 
@@ -108,11 +142,15 @@ impl Writer {
     fn begin(form: Form, banks: &[Bank], out: &mut impl Write) -> Result<Writer, Failure> {
         let more = if banks.is_empty() { &[Bank::Sha256] } else { banks };
         match form {
-            Form::CelJson => {
-                let (mut writer, mut head) = (cel::Writer::new(cel::Encoding::Json, more), vec![]);
+            Form::CelJson | Form::CelTlv => {
+                let encoding = match form {
+                    Form::CelTlv => cel::Encoding::Tlv,
+                    _ => cel::Encoding::Json,
+                };
+                let (mut writer, mut head) = (cel::Writer::new(encoding, more), vec![]);
                 writer.begin(None, &mut head);
                 out.write_all(&head).environment("output")?;
-                Ok(Writer::CelJson(writer))
+                Ok(Writer::Cel(writer))
             }
             Form::CelCbor => {
                 let spool = tempfile::tempfile().environment("temporary file")?;
@@ -128,13 +166,8 @@ impl Writer {
         }
     }
 
-    fn record(
-        &mut self,
-        index: u64,
-        record: &Record<'_>,
-        buffer: &mut Vec<u8>,
-        out: &mut impl Write,
-    ) -> io::Result<()> {
+    /// Puts what is to be written now into the buffer.
+    fn record(&mut self, index: u64, record: &Record<'_>, buffer: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Writer::Kernel { form: Form::Ascii, bank } => record.write_ascii(*bank, buffer),
             Writer::Kernel { form: Form::Binary, bank } => record.write_binary(*bank, buffer),
@@ -142,21 +175,22 @@ impl Writer {
                 details::write(record, index, *bank, buffer);
             }
             Writer::Kernel { bank, .. } => json::write_record(record, index, *bank, buffer),
-            Writer::CelJson(writer) => writer.record(record, buffer),
+            Writer::Cel(writer) => writer.record(record, buffer),
             Writer::CelCbor { writer, records, spool } => {
                 writer.record(record, buffer);
                 *records += 1;
-                return spool.write_all(buffer);
+                spool.write_all(buffer)?;
+                buffer.clear();
             }
         }
-        out.write_all(buffer)
+        Ok(())
     }
 
     fn end(self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         match self {
             Writer::Kernel { .. } => {}
-            Writer::CelJson(writer) => writer.end(&mut buffer),
+            Writer::Cel(writer) => writer.end(&mut buffer),
             Writer::CelCbor { mut writer, records, spool } => {
                 writer.begin(Some(records), &mut buffer);
                 out.write_all(&buffer)?;
@@ -167,5 +201,23 @@ impl Writer {
             }
         }
         out.write_all(&buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finding_09_a_terminal_gets_one_line_for_a_record() {
+        let shown = |form, record: &[u8]| {
+            let mut shown = Vec::new();
+            write_printable(form, record, &mut shown).unwrap();
+            String::from_utf8(shown).unwrap()
+        };
+        let line = b"10 ab ima-ng sha1:00 /a\x1b[2K\n\xff\n";
+        assert_eq!(shown(Form::Ascii, line), "10 ab ima-ng sha1:00 /a\\x1b[2K\\n\\xff\n");
+        let json = "{\"n-ng\":\"\u{202e}\"}\n".as_bytes();
+        assert_eq!(shown(Form::Json, json), "{\"n-ng\":\"\\u202e\"}\n");
     }
 }

@@ -1,17 +1,20 @@
 mod export;
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use clap::ArgGroup;
 use imastage_store::{
-    CheckReport, Damage, EpochSummary, Packing, RepairReport, StoreError, check_epoch, epochs,
-    pack, prune, repair,
+    CheckReport, Damage, DirectoryReport, EpochSummary, Packing, RepairReport, StoreError,
+    check_directory, check_epoch, epochs, pack, prune, repair,
 };
 use serde_json::{Value, json};
 
 use crate::{
     commands::{retention::RetentionArgs, state_dir},
-    exit::{Fail, Failure, Outcome},
+    exit::{Failure, Outcome},
     output::{Output, Tone},
 };
 
@@ -73,45 +76,54 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let state = state_dir(args.state)?;
     match args.command {
         Command::Check { epoch } => {
-            let mut all = epochs(&state).map_err(failure)?;
+            let mut directory = check_directory(&state)?;
+            let mut all = match epochs(&state) {
+                // No directory is there: that is in the report.
+                Err(StoreError::Damaged { .. }) if !directory.damage.is_empty() => Vec::new(),
+                all => all?,
+            };
             if let Some(number) = epoch {
                 all.retain(|epoch| epoch.number == number);
                 if all.is_empty() {
                     let path = state.clone();
-                    return Err(failure(StoreError::NoSuchEpoch { path, asked: number }));
+                    return Err(StoreError::NoSuchEpoch { path, asked: number }.into());
                 }
             }
-            let checked = all.into_iter().map(|epoch| {
-                check_epoch(&state, epoch.number).map(|report| (epoch, report)).map_err(failure)
-            });
-            tell_check(&checked.collect::<Result<Vec<_>, _>>()?, out)
+            let checked = all
+                .into_iter()
+                .map(|epoch| check_epoch(&state, epoch.number).map(|report| (epoch, report)));
+            let checked = checked.collect::<Result<Vec<_>, _>>()?;
+            // What its own epoch says is said there.
+            let known = |path: &Path| {
+                let mut damage = checked.iter().flat_map(|(_, report)| &report.damage);
+                damage.any(|damage| damage.path == path)
+            };
+            directory.damage.retain(|damage| !known(&damage.path));
+            tell_check(&directory, &checked, out)
         }
-        Command::Repair { dry_run } => {
-            tell_repair(&repair(&state, dry_run).map_err(failure)?, dry_run, out)
-        }
+        Command::Repair { dry_run } => tell_repair(&repair(&state, dry_run)?, dry_run, out),
         Command::Export(args) => export::run(args, &state, out),
-        Command::Pack => tell_pack(&pack(&state).map_err(failure)?, out),
+        Command::Pack => tell_pack(&pack(&state)?, out),
         Command::Prune(args) => {
             let PruneArgs { kept, dry_run } = args;
-            tell_prune(&prune(&state, &kept.into(), dry_run).map_err(failure)?, dry_run, out)
+            tell_prune(&prune(&state, &kept.into(), dry_run)?, dry_run, out)
         }
     }
 }
 
-/// The machine's fault, or the input's.
-fn failure(error: StoreError) -> Failure {
-    let result: Result<(), StoreError> = Err(error);
-    let failed = match &result {
-        Err(StoreError::Io { .. } | StoreError::Locked { .. } | StoreError::Busy { .. }) => {
-            result.environment("store")
-        }
-        _ => result.input("store"),
-    };
-    failed.err().unwrap_or_else(|| Failure::environment("store"))
-}
-
-fn tell_check(checked: &[(EpochSummary, CheckReport)], out: &Output) -> Result<Outcome, Failure> {
+fn tell_check(
+    directory: &DirectoryReport,
+    checked: &[(EpochSummary, CheckReport)],
+    out: &Output,
+) -> Result<Outcome, Failure> {
     let mut text = String::new();
+    for damage in &directory.damage {
+        let line = out.paint(Tone::Bad, damage);
+        let _ = writeln!(text, "{line}\n  {}", out.paint(Tone::Dim, damage.remedy));
+    }
+    for remark in &directory.remarks {
+        let _ = writeln!(text, "{remark}");
+    }
     let mut values = Vec::new();
     for (epoch, report) in checked {
         let is_fine = report.damage.is_empty();
@@ -134,11 +146,14 @@ fn tell_check(checked: &[(EpochSummary, CheckReport)], out: &Output) -> Result<O
             "checkpoints": report.checkpoints.iter().map(damage_value).collect::<Vec<_>>(),
         }));
     }
-    if checked.is_empty() {
+    if checked.is_empty() && directory.damage.is_empty() {
         text.push_str("no records were stored yet");
     }
-    out.answer(&json!({ "epochs": values }), text.trim_end())?;
-    let is_fine = checked.iter().all(|(_, report)| report.damage.is_empty());
+    let damage: Vec<Value> = directory.damage.iter().map(damage_value).collect();
+    let directory_value = json!({ "damage": damage, "remarks": directory.remarks });
+    out.answer(&json!({ "directory": directory_value, "epochs": values }), text.trim_end())?;
+    let is_fine = directory.damage.is_empty();
+    let is_fine = is_fine && checked.iter().all(|(_, report)| report.damage.is_empty());
     Ok(if is_fine { Outcome::Fine } else { Outcome::EvidenceSaysNo })
 }
 

@@ -1,53 +1,74 @@
+mod report;
+
 use std::{
-    collections::BTreeMap,
     fs,
     io::{self, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-use ima_log::{Bank, Decoder, Format};
-use imastage_service::{Client, wire::QuoteRequest};
-use imastage_verifier::{
-    Appraisal, Appraiser, PcrValues, PublicKey, Token, UnverifiedQuote, Verdict,
+use ima_log::{Bank, Decoder, Format, PcrSet};
+use imastage_service::{
+    Client,
+    wire::{PcrValue, QuoteRequest},
 };
-use serde::Serialize;
+use imastage_verifier::{
+    Appraisal, Appraiser, PcrValues, PublicKey, Requirements, Token, UnverifiedQuote,
+};
 
 use crate::{
-    commands::{fresh_nonce, replay::read_pcrs},
+    commands::{
+        evidence_files::{self, parse_nonce, read_key, read_pcrs},
+        fresh_nonce,
+    },
     exit::{Fail, Failure, Outcome},
     input::List,
-    output::{Output, Tone},
+    output::Output,
 };
+use report::Answer;
 
 /// Verify evidence: a quote and the records that belong to it.
 ///
 /// With --quote, from files as tpm2-tools writes them. With --state, in person: a fresh nonce is
 /// given to the running service, and its answer verified. With --token, the verifier goes on where
 /// the last round ended: the list then begins with the record after the last one verified.
+///
+/// The verdict is `pass` if at least one record is proven, every record that names a quoted PCR is,
+/// and the quote covers the list's own PCR (the one its first record names) in the banks required.
+/// boot_aggregate is compared if the quote covers the PCRs it is a digest of (--pcr 0-9).
 #[derive(clap::Args)]
 pub struct Args {
-    /// The quote (TPMS_ATTEST, tpm2_quote -m).
+    /// The quote (TPMS_ATTEST, tpm2_quote -m; or TPM2B_ATTEST).
     #[arg(long, value_name = "MSG", requires_all = ["signature", "nonce", "list"])]
     quote: Option<PathBuf>,
-    /// Its signature (TPMT_SIGNATURE, tpm2_quote -s).
+    /// Its signature (TPMT_SIGNATURE, tpm2_quote -s; or plain, tpm2_quote -f plain).
     #[arg(long, value_name = "SIG", requires = "quote")]
     signature: Option<PathBuf>,
-    /// The attestation key this verifier trusts (public half, PEM).
-    #[arg(long, value_name = "PEM")]
+    /// The attestation key this verifier trusts: the public half in PEM or DER, TPM2B_PUBLIC or
+    /// TPMT_PUBLIC, or a certificate of it.
+    #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// The nonce that was given, in hex.
+    /// The nonce that was given, at least 16 bytes in hex.
     #[arg(long, value_name = "HEX", requires = "quote")]
     nonce: Option<String>,
-    /// Values of the other quoted PCRs: tpm2-tools' PCR file, or `BANK INDEX HEX` lines.
+    /// Take a nonce of fewer bytes, or none (''): the quote may then be a replay of an old one.
+    #[arg(long, requires = "nonce")]
+    allow_short_nonce: bool,
+    /// Values of the other quoted PCRs: tpm2_quote's PCR file, what tpm2_pcrread prints, or `BANK
+    /// INDEX HEX` lines.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Ask the service of this state directory instead of reading files.
     #[arg(long, value_name = "DIR", conflicts_with = "quote", required_unless_present = "quote")]
     state: Option<PathBuf>,
-    /// A bank to ask a quote for, with --state; may be given more than once [default: sha256].
-    #[arg(long = "bank", value_name = "ALG", requires = "state")]
+    /// A bank that must be quoted; may be given more than once. With --state it is asked for, too
+    /// [default: any but sha1 alone; with --state sha256; with --token those of the token].
+    #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
+    /// PCRs that must be quoted besides those that records name, such as 0-9. With --state they are
+    /// asked for, too.
+    #[arg(long = "pcr", value_name = "PCRS")]
+    more_pcrs: Vec<PcrSet>,
     /// What was verified up to now: read if it is there, written when verification passes.
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
@@ -56,30 +77,14 @@ pub struct Args {
     list: Option<PathBuf>,
 }
 
-#[derive(Serialize)]
-struct Answer {
-    verdict: &'static str,
-    /// Records from the first on that the quote covers.
-    records: u64,
-    /// Records behind those.
-    excess: u64,
-    /// Why the verdict is `fail`.
-    reason: Option<String>,
-    /// Where this round began.
-    from: u64,
-    violations: u64,
-    /// Records of this round that name another PCR than 10: the quote says nothing about them.
-    unproven: u64,
-    /// How each quoted bank is extended.
-    banks: BTreeMap<&'static str, &'static str>,
-}
-
 /// What there is to verify.
 struct Evidence {
     message: Vec<u8>,
     signature: Vec<u8>,
     nonce: Vec<u8>,
     records: Records,
+    /// PCR values that came with it.
+    values: Option<PcrValues>,
 }
 
 /// Where the records come from, the first one being the one after the token's.
@@ -90,26 +95,26 @@ enum Records {
 
 /// Runs `imastage verify`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
-    let pem = fs::read_to_string(&args.key).input(args.key.display())?;
-    let key = PublicKey::from_pem(&pem).input(args.key.display())?;
-    let pcrs = match &args.pcrs {
-        Some(path) => read_pcrs(path, None)?,
-        None => PcrValues::default(),
-    };
+    let key = read_key(&args.key)?;
     let token = args.token.as_deref().map(read_token).transpose()?.flatten();
-    let from = token.as_ref().map_or(0, Token::next);
+    let more_pcrs = args.more_pcrs.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
     let evidence = match &args.state {
-        Some(state) => ask_service(state, &args.banks)?,
+        Some(state) => ask_service(state, &args.banks, more_pcrs, token.as_ref())?,
         None => read_files(&args)?,
     };
+    let values = match &args.pcrs {
+        Some(path) => read_pcrs(path, None)?,
+        None => evidence.values.clone().unwrap_or_default(),
+    };
+    let requirements = Requirements { pcrs: more_pcrs, banks: args.banks.clone() };
 
-    let appraisal = appraise(&evidence, &key, pcrs, token.as_ref())?;
+    let appraisal = appraise(&evidence, &key, values, token.as_ref(), requirements)?;
     if let (Some(path), Ok(Appraisal { token: Some(token), .. })) = (&args.token, &appraisal) {
         write_token(path, token)?;
     }
-    let answer = answer(from, &appraisal);
-    out.answer(&answer, text(&answer, out))?;
-    Ok(if answer.verdict == "pass" { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+    let answer = Answer::new(token.as_ref().map_or(0, Token::next), &appraisal);
+    out.answer(&answer, answer.text(out))?;
+    Ok(if answer.passed() { Outcome::Fine } else { Outcome::EvidenceSaysNo })
 }
 
 /// The outer error is that there is nothing to appraise, the inner one that it is not genuine.
@@ -118,13 +123,15 @@ fn appraise(
     key: &PublicKey,
     pcrs: PcrValues,
     token: Option<&Token>,
+    requirements: Requirements,
 ) -> Result<Result<Appraisal, String>, Failure> {
     let quote = UnverifiedQuote { message: &evidence.message, signature: &evidence.signature };
     let quote = match quote.verify(key, &evidence.nonce) {
         Ok(quote) => quote,
+        Err(error) if error.is_other_file() => return Err(Failure::input(error)),
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let mut appraiser = match Appraiser::new(quote, pcrs, token) {
+    let mut appraiser = match Appraiser::new(quote, pcrs, token, requirements) {
         Ok(appraiser) => appraiser,
         Err(error) => return Err(Failure::input(error)),
     };
@@ -162,19 +169,29 @@ fn read_files(args: &Args) -> Result<Evidence, Failure> {
         return Err(Failure::input("give --quote, --signature, --nonce and LIST, or --state"));
     };
     Ok(Evidence {
-        message: fs::read(quote).input(quote.display())?,
-        signature: fs::read(signature).input(signature.display())?,
-        nonce: hex::decode(nonce).input("--nonce")?,
+        message: evidence_files::read(quote)?,
+        signature: evidence_files::read(signature)?,
+        nonce: parse_nonce(nonce, args.allow_short_nonce)?,
         records: Records::List(list.clone()),
+        values: None,
     })
 }
 
-fn ask_service(state: &Path, banks: &[Bank]) -> Result<Evidence, Failure> {
+fn ask_service(
+    state: &Path,
+    banks: &[Bank],
+    pcrs: PcrSet,
+    token: Option<&Token>,
+) -> Result<Evidence, Failure> {
     let client = Client::of_state(state).environment("runtime")?;
     let nonce = fresh_nonce()?;
+    // A token's banks cannot become fewer.
+    let known = token.map(|token| token.banks().iter().map(|state| state.bank()).collect());
+    let banks = if banks.is_empty() { known.unwrap_or_default() } else { banks.to_vec() };
     let request = QuoteRequest {
         nonce: nonce.clone(),
         banks: banks.iter().map(ToString::to_string).collect(),
+        pcrs: pcrs.iter().collect(),
     };
     let reply = client.quote(&request)?;
     Ok(Evidence {
@@ -182,55 +199,15 @@ fn ask_service(state: &Path, banks: &[Bank]) -> Result<Evidence, Failure> {
         signature: hex::decode(&reply.signature).input("the service's signature")?,
         nonce: hex::decode(nonce).input("nonce")?,
         records: Records::Service { client, to: reply.records },
+        values: Some(values(&reply.pcrs)?),
     })
 }
 
-fn answer(from: u64, appraisal: &Result<Appraisal, String>) -> Answer {
-    match appraisal {
-        Ok(appraisal) => Answer {
-            verdict: match appraisal.verdict {
-                Verdict::Pass => "pass",
-                Verdict::Fail => "fail",
-            },
-            records: appraisal.records,
-            excess: appraisal.excess,
-            reason: appraisal.reason.as_ref().map(ToString::to_string),
-            from,
-            violations: appraisal.violations,
-            unproven: appraisal.unproven,
-            banks: appraisal
-                .banks
-                .iter()
-                .map(|state| (state.bank.name(), state.extend.name()))
-                .collect(),
-        },
-        Err(reason) => Answer {
-            verdict: "fail",
-            records: 0,
-            excess: 0,
-            reason: Some(reason.clone()),
-            from,
-            violations: 0,
-            unproven: 0,
-            banks: BTreeMap::new(),
-        },
-    }
-}
-
-fn text(answer: &Answer, out: &Output) -> String {
-    let Answer { records, excess, from, violations, unproven, .. } = answer;
-    let others = match unproven {
-        0 => String::new(),
-        n => format!("; {n} name another PCR than 10, and the quote says nothing about them"),
-    };
-    match &answer.reason {
-        Some(reason) => format!("{}: {reason}", out.paint(Tone::Bad, answer.verdict)),
-        None => format!(
-            "{}: the quote covers the first {records} records (this round began with index {from}), \
-             {violations} violations; {excess} records came after it{others}",
-            out.paint(Tone::Good, answer.verdict)
-        ),
-    }
+/// The values that the service says it quoted.
+fn values(pcrs: &[PcrValue]) -> Result<PcrValues, Failure> {
+    let line = |PcrValue { bank, pcr, value }: &PcrValue| format!("{bank} {pcr} {value}\n");
+    let lines: String = pcrs.iter().map(line).collect();
+    PcrValues::parse(lines.as_bytes(), None).input("the service's PCR values")
 }
 
 fn read_token(path: &Path) -> Result<Option<Token>, Failure> {

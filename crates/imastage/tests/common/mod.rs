@@ -1,12 +1,45 @@
 //! Running the program, and the parts of a machine around it.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+
+/// How long anything is waited for that should happen: long enough for a machine that has ten times
+/// as much to do as it can. Only a test that fails waits so long.
+pub const LONGEST: Duration = Duration::from_secs(300);
+
+/// Waits until something is so, and fails where it never is.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < LONGEST, "never came: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until a process ends; kills one that does not, and fails.
+pub fn wait_for_end(child: &mut Child) -> ExitStatus {
+    let since = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if since.elapsed() > LONGEST {
+            let _ = child.kill();
+            panic!("process {} does not end", child.id());
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
 
 /// What a command answered.
 pub struct Answer {
@@ -46,16 +79,16 @@ pub fn imastage_with(args: &[&str], stdin: &[u8]) -> Answer {
         .spawn()
         .unwrap();
     let mut pipe = child.stdin.take().unwrap();
-    let output = std::thread::scope(|scope| {
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let status = thread::scope(|scope| {
         // A program that has seen enough closes its end.
         scope.spawn(move || drop(pipe.write_all(stdin)));
-        child.wait_with_output().unwrap()
+        scope.spawn(|| out.read_to_end(&mut stdout).unwrap());
+        scope.spawn(|| err.read_to_end(&mut stderr).unwrap());
+        wait_for_end(&mut child)
     });
-    Answer {
-        code: output.status.code().unwrap_or(-1),
-        stdout: output.stdout,
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    Answer { code: status.code().unwrap_or(-1), stdout, stderr: String::from_utf8(stderr).unwrap() }
 }
 
 /// The program, not started yet.
@@ -92,9 +125,20 @@ impl Running {
     }
 
     pub fn wait_until_ready(&mut self) {
-        let mut line = String::new();
-        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
-        assert!(!line.is_empty(), "it ended instead: {:?}", self.child.wait());
+        let mut stdout = self.stdout.take().unwrap();
+        let (said, line) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            let read = stdout.read_line(&mut line);
+            // Nobody waits any more if it took too long.
+            let _ = said.send((read.map(|_| line), stdout));
+        });
+        let Ok((line, stdout)) = line.recv_timeout(LONGEST) else {
+            let _ = self.child.kill();
+            panic!("process {} does not say that it is ready", self.child.id());
+        };
+        self.stdout = Some(stdout);
+        assert!(!line.unwrap().is_empty(), "it ended instead: {:?}", self.child.wait());
     }
 
     /// SIGKILL.
@@ -106,7 +150,7 @@ impl Running {
     /// SIGTERM; gives the exit code.
     pub fn stop(mut self) -> i32 {
         self.terminate();
-        self.child.wait().unwrap().code().unwrap_or(-1)
+        wait_for_end(&mut self.child).code().unwrap_or(-1)
     }
 
     fn terminate(&self) {
@@ -121,7 +165,7 @@ impl Running {
 
     /// Waits until it ends by itself; gives the exit code.
     pub fn wait(mut self) -> i32 {
-        self.child.wait().unwrap().code().unwrap_or(-1)
+        wait_for_end(&mut self.child).code().unwrap_or(-1)
     }
 }
 
@@ -145,13 +189,21 @@ pub struct Machine {
 impl Machine {
     /// `None`, loudly, where FUSE cannot be had.
     pub fn start() -> Option<Machine> {
+        Machine::start_with(&[])
+    }
+
+    /// With more options of `imastage sandbox`.
+    pub fn start_with(options: &[&str]) -> Option<Machine> {
         if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
             eprintln!("SKIPPED: /dev/fuse: {error}");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
         let mount = dir.path().join("ima");
-        let sandbox = Running::start(&["--json", "sandbox", "--mount", mount.to_str().unwrap()]);
+        let mount = mount.to_str().unwrap();
+        // Others execute programs at any time, and as root they would be measured, too.
+        let begin = ["--json", "sandbox", "--no-watch", "--mount", mount];
+        let sandbox = Running::start(&[&begin, options].concat());
         Some(Machine { sandbox, dir })
     }
 

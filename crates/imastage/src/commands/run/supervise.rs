@@ -24,40 +24,54 @@ use crate::{
     output::Output,
 };
 
+/// What a service hears while it runs.
+pub enum Event {
+    /// SIGHUP, SIGINT or SIGTERM.
+    Signal(i32),
+    /// The process that has the list open is gone, and how it ended.
+    ListLost(String),
+}
+
 /// SIGHUP, SIGINT and SIGTERM, caught from the moment this is made.
 pub struct Supervisor {
-    signals: mpsc::Receiver<i32>,
+    caught: Signals,
+    events: mpsc::Receiver<Event>,
+    sender: mpsc::Sender<Event>,
 }
 
 impl Supervisor {
     /// Begins to catch signals.
     pub fn start() -> Result<Supervisor, Failure> {
-        let mut caught = Signals::new([SIGHUP, SIGINT, SIGTERM]).environment("signals")?;
-        let (sender, signals) = mpsc::channel();
-        thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                for signal in caught.forever() {
-                    if sender.send(signal).is_err() {
-                        return;
-                    }
-                }
-            })
-            .environment("thread")?;
-        Ok(Supervisor { signals })
+        let caught = Signals::new([SIGHUP, SIGINT, SIGTERM]).environment("signals")?;
+        let (sender, events) = mpsc::channel();
+        Ok(Supervisor { caught, events, sender })
     }
 
-    /// Tells how the service goes until it is told to stop. SIGHUP reads the configuration again;
-    /// where there is none, the terminal is gone, and that is the end, too. Gives the reason if the
-    /// service has ended by itself.
+    /// Where it hears of events.
+    pub fn events(&self) -> mpsc::Sender<Event> {
+        self.sender.clone()
+    }
+
+    /// Tells how the service goes until it is told to stop, or cannot go on: then it gives the reason.
+    /// SIGHUP reads the configuration again; where there is none, the terminal is gone, and that is
+    /// the end, too.
     pub fn supervise(
         self,
         service: &Service,
         settings: Option<Settings>,
         out: &Output,
-    ) -> Option<String> {
-        let mut ended = None;
+    ) -> Result<Option<String>, Failure> {
+        let Supervisor { mut caught, events, sender } = self;
+        let forward = move || {
+            for signal in caught.forever() {
+                if sender.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("signals".into()).spawn(forward).environment("thread")?;
         let mut settings = settings;
+        let mut lost = None;
         let mut told = String::new();
         let mut is_ready = false;
         let watchdog = sd_notify::watchdog_enabled();
@@ -70,7 +84,7 @@ impl Supervisor {
             let mut conditions = status.health.conditions.iter();
             if let Some(last) = conditions.find(|condition| condition.state.is_final()) {
                 tell(&[NotifyState::Status(&text)]);
-                ended = Some(last.reason.clone());
+                lost = Some(last.reason.clone());
                 break;
             }
             if !is_ready {
@@ -80,7 +94,7 @@ impl Supervisor {
                 tell(&[NotifyState::Status(&text)]);
             }
             told = text;
-            match self.signals.recv_timeout(tick) {
+            match events.recv_timeout(tick) {
                 Err(RecvTimeoutError::Timeout) => {
                     let now = service.beats();
                     if watchdog.is_some() && now != beats {
@@ -88,7 +102,7 @@ impl Supervisor {
                     }
                     beats = now;
                 }
-                Ok(SIGHUP) => {
+                Ok(Event::Signal(SIGHUP)) => {
                     let Some(settings) = &mut settings else { break };
                     match NotifyState::monotonic_usec_now() {
                         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -97,11 +111,19 @@ impl Supervisor {
                     reload(settings, service);
                     is_ready = false;
                 }
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Event::ListLost(why)) => {
+                    tracing::error!("the process that reads the list is gone: {why}");
+                    lost = Some(format!(
+                        "the process that reads the list is gone: {why}; what it had read is stored, and \
+                         all else is still in the list: start the service again"
+                    ));
+                    break;
+                }
+                Ok(Event::Signal(_)) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         tell(&[NotifyState::Stopping, NotifyState::Status("draining once more")]);
-        ended
+        Ok(lost)
     }
 }
 

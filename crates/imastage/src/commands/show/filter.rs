@@ -10,7 +10,8 @@ use crate::{exit::Failure, input::List};
 /// Only records that fit all of these are shown.
 #[derive(clap::Args)]
 pub struct Filter {
-    /// Only records whose name matches: `*` and `?` stop at `/`, `**` does not.
+    /// Only records whose name matches: `*` and `?` stop at `/`, `**` does not. A pattern without `/` is
+    /// compared with what is behind a name's last `/`.
     #[arg(long, value_name = "GLOB", value_parser = glob)]
     path: Option<Glob>,
     /// Only records with this template digest in any bank, or this file digest; in hex.
@@ -38,24 +39,45 @@ pub struct Filter {
 struct DigestBytes(Vec<u8>);
 
 impl Filter {
-    /// Gives each record of `list` that is to be shown, with its index.
+    /// Gives each record of `list` that is to be shown, with its index; says whether any was.
     pub fn each(
         &self,
         list: List,
         mut each: impl FnMut(u64, &Record<'_>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let path = self.path.as_ref().map(Glob::compile_matcher);
         let mut left = self.count.unwrap_or(u64::MAX);
+        let mut any = false;
         if left == 0 {
-            return Ok(());
+            return Ok(any);
         }
         list.each(self.from, |index, record| {
             if self.fits(record, path.as_ref()) {
                 each(index, record)?;
                 left -= 1;
+                any = true;
             }
             Ok(if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })
+        })?;
+        Ok(any)
+    }
+
+    /// Why nothing is shown of a list that has no such records; `None` where all are shown.
+    pub fn nothing(&self) -> Option<&'static str> {
+        let choosy = self.path.is_some()
+            || self.digest.is_some()
+            || self.template.is_some()
+            || self.pcr.is_some()
+            || self.violations;
+        match (self.count, choosy, self.from) {
+            (Some(0), ..) | (_, false, 0) => None,
+            (_, false, _) => Some("the list has no record with this index"),
+            _ if self.path.is_some() => Some(
+                "no record fits; in a pattern * stops at /, and one without / is compared with the \
+                 last part of a name",
+            ),
+            _ => Some("no record fits"),
+        }
     }
 
     fn fits(&self, record: &Record<'_>, path: Option<&GlobMatcher>) -> bool {
@@ -63,7 +85,11 @@ impl Filter {
             && (!self.violations || record.is_violation())
             && self.template.as_ref().is_none_or(|name| record.template().name() == name)
             && path.is_none_or(|path| {
-                let name = record.event_name();
+                let name =
+                    record.likely_name().map(|name| match path.glob().glob().contains('/') {
+                        true => name,
+                        false => name.rsplit(|byte| *byte == b'/').next().unwrap_or_default(),
+                    });
                 name.is_some_and(|name| path.is_match(Path::new(OsStr::from_bytes(name))))
             })
             && self.digest.as_ref().is_none_or(|digest| has_digest(record, &digest.0))

@@ -9,7 +9,6 @@ use std::{
 use ima_log::{Bank, Digest, Extend, IMA_PCR, Record, Replay, json};
 use imastage_store::Reader;
 
-use super::failure;
 use crate::{
     exit::{Fail, Failure, Outcome},
     output::{Output, Progress, Tone},
@@ -52,8 +51,8 @@ const PCRS: u32 = 24;
 /// Runs `imastage store export`.
 pub fn run(args: Args, state: &Path, out: &Output) -> Result<Outcome, Failure> {
     let reader = match args.epoch {
-        Some(number) => Reader::open_number(state, number).map_err(failure)?,
-        None => Reader::open(state).map_err(failure)?,
+        Some(number) => Reader::open_number(state, number)?,
+        None => Reader::open(state)?,
     };
     let mut banks = if args.banks.is_empty() { reader.epoch().banks.clone() } else { args.banks };
     banks.sort_unstable();
@@ -69,9 +68,9 @@ pub fn run(args: Args, state: &Path, out: &Output) -> Result<Outcome, Failure> {
     let mut forms = Form::all(&args.to, &banks)?;
     let mut pcrs = Pcrs::new(&banks, &reader.epoch().padded);
     let mut progress = Progress::bytes(Some(reader.bytes()));
-    let (mut cursor, mut bytes, mut index) = (reader.records(0).map_err(failure)?, 0, 0);
+    let (mut cursor, mut bytes, mut index) = (reader.records(0)?, 0, 0);
     let mut buffer = Vec::new();
-    while let Some(record) = cursor.next_record().map_err(failure)? {
+    while let Some(record) = cursor.next_record()? {
         for form in &mut forms {
             form.write(&record, index, &mut buffer)?;
         }
@@ -88,18 +87,21 @@ pub fn run(args: Args, state: &Path, out: &Output) -> Result<Outcome, Failure> {
     files.extend(pcrs.write(&args.to)?);
 
     // What is exported is evidence: it has to lead to what was stored.
-    let parted = reader.running().iter().find(|pcr| {
-        let value = pcrs.value(IMA_PCR, pcr.bank(), Extend::Own);
-        value.is_some_and(|value| value != **pcr)
+    let pcr = reader.pcr().unwrap_or(IMA_PCR);
+    let parted = reader.running().iter().find(|running| {
+        let value = pcrs.value(pcr, running.bank(), Extend::Own);
+        value.is_some_and(|value| value != **running)
     });
     let mut text: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
-    if let Some(pcr) = parted {
-        let what = format!("PCR 10 ({}) is not reached: see `imastage store check`", pcr.bank());
+    if let Some(running) = parted {
+        let bank = running.bank();
+        let what = format!("PCR {pcr} ({bank}) is not reached: see `imastage store check`");
         text.push(out.paint(Tone::Bad, what));
     }
     let value = serde_json::json!({
         "epoch": reader.epoch().number,
         "records": index,
+        "pcr": reader.pcr(),
         "files": files,
         "replays": parted.is_none(),
     });

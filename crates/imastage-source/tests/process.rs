@@ -1,0 +1,320 @@
+//! A list in another process is as good as one in this process: the same is done to a mounted sandbox
+//! through `serve` and without, in every dialect.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    num::NonZeroU64,
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::mpsc,
+    thread,
+};
+
+use ima_log::{Bank, Format, RecordBuf, Records};
+use ima_securityfs::Dialect as Interface;
+use imastage_sandbox::{
+    Config, Sandbox, TpmChoice,
+    control::{Command as Ask, ask},
+};
+use imastage_source::{
+    Batch, Dialect, Flavour, Holder, Holders, Look, Request, Sink, Source, SourceError,
+    SourceProcess, open, serve,
+};
+
+/// A list with its own server, which is a thread here.
+fn through_a_socket(
+    source: Result<Box<dyn Source>, SourceError>,
+) -> Result<SourceProcess, SourceError> {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // Made there: a batch stays on its thread.
+    thread::spawn(move || serve(theirs, source));
+    SourceProcess::connect(ours)
+}
+
+fn mounted(dialect: Interface) -> Option<(Sandbox, tempfile::TempDir)> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+        eprintln!("SKIPPED: /dev/fuse: {error}");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new(dir.path().join("ima"), TpmChoice::None);
+    config.watch = false;
+    config.dialect = dialect;
+    Some((Sandbox::start(&config).unwrap(), dir))
+}
+
+/// Adds records that nobody added before.
+fn measure(dir: &Path, names: std::ops::Range<usize>) {
+    let records = names.flat_map(|n| {
+        let name = format!("/file/{n}");
+        RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[name.as_bytes()]), name.as_bytes()).into_bytes()
+    });
+    let path = dir.join("records");
+    fs::write(&path, records.collect::<Vec<u8>>()).unwrap();
+    ask(&dir.join("ima"), &Ask::Replay { path, rate: None }, &mut |_| {}).unwrap();
+}
+
+fn count(bytes: &[u8]) -> u64 {
+    Records::new(bytes, Format::native(Bank::Sha1)).map(Result::unwrap).count() as u64
+}
+
+/// What a client sees of a list, step by step.
+fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
+    let ima = dir.join("ima");
+    let mut seen =
+        vec![format!("{} {}", source.dialect(), source.name() == ima.display().to_string())];
+    let mut see = |what: String| seen.push(what);
+    see(format!("{:?}", source.try_open()));
+    measure(dir, 0..3000);
+    for _ in 0..2 {
+        see(format!("count {:?}", source.count()));
+        let mut read = Vec::new();
+        source.look().unwrap().read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+        see(format!("look {}", count(&read)));
+        read.clear();
+        // Left where it is.
+        let batch = source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap();
+        see(format!("take {} {} {:?}", count(&read), batch.was_pending(), batch.position()));
+    }
+    // What is added while others look is read, too.
+    let mut read = Vec::new();
+    let mut look = source.look().unwrap();
+    look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+    measure(dir, 3000..3010);
+    look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+    drop(look);
+    see(format!("look {}", count(&read)));
+    // One that holds it is named.
+    let held = File::open(ima.join("binary_runtime_measurements")).unwrap();
+    let outcome = match source.take(&mut |_| ()) {
+        Ok(batch) => Ok(batch.is_some()),
+        Err(error) => Err(error.to_string()),
+    };
+    // Here its own process is named, there that is the one which has the list.
+    let named = |text: String| match text.split_once(" in use by ") {
+        Some((file, _)) => format!("{} in use", file.replace(&ima.display().to_string(), "IMA")),
+        None => text,
+    };
+    see(format!("{:?}", outcome.map_err(named)));
+    drop(held);
+    // All of it goes.
+    for _ in 0..3 {
+        let mut read = Vec::new();
+        let Some(batch) = source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap() else {
+            see("nothing".to_owned());
+            continue;
+        };
+        let records = NonZeroU64::new(count(&read)).unwrap();
+        see(format!("delete {records} {:?}", batch.delete(records)));
+        see(format!("count {:?} trimmed {:?}", source.count(), source.trimmed()));
+    }
+    let mut left = Vec::new();
+    if let Ok(mut list) = File::open(ima.join("binary_runtime_measurements")) {
+        list.read_to_end(&mut left).unwrap();
+    }
+    see(format!("left {}", count(&left)));
+    measure(dir, 3010..3020);
+    // Too many, where a number is given.
+    let result = match source.take(&mut |_| ()).unwrap() {
+        Some(batch) => {
+            batch.delete(NonZeroU64::new(1000).unwrap()).map_err(|error| error.to_string())
+        }
+        None => Ok(()),
+    };
+    see(format!("{result:?}"));
+    // The machine goes down.
+    ask(&ima, &Ask::Suspend { dump: false }, &mut |_| {}).unwrap();
+    let mut read = Vec::new();
+    let taken = match source.take(&mut |bytes| read.extend_from_slice(bytes)) {
+        Ok(Some(batch)) => batch.delete(NonZeroU64::new(count(&read)).unwrap()),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    see(format!("{taken:?}"));
+    see(format!("{:?}", source.trimmed()));
+    seen
+}
+
+#[test]
+fn issue_10_a_list_in_a_process_of_its_own_behaves_as_one_in_this() {
+    let cases = [
+        (Interface::Linux72, None),
+        (Interface::Linux72, Some(Flavour::DeleteN)),
+        (Interface::Linux72, Some(Flavour::Follow)),
+        (Interface::V4, None),
+        (Interface::V4, Some(Flavour::Follow)),
+        (Interface::Trim, None),
+        (Interface::Trim, Some(Flavour::Follow)),
+    ];
+    for (interface, flavour) in cases {
+        let Some((sandbox, dir)) = mounted(interface) else { return };
+        let ima = dir.path().join("ima");
+        let here = life(open(&ima, flavour).unwrap().as_mut(), dir.path());
+        sandbox.stop();
+
+        let Some((sandbox, dir)) = mounted(interface) else { return };
+        let ima = dir.path().join("ima");
+        let mut source = through_a_socket(open(&ima, flavour)).unwrap();
+        let there = life(&mut source, dir.path());
+        drop(source);
+        sandbox.stop();
+        assert_eq!(there, here, "{interface} {flavour:?}");
+        let follows = flavour == Some(Flavour::Follow);
+        let left = if follows { "left 3011" } else { "left 0" };
+        assert!(here.iter().any(|seen| seen == left), "{interface} {flavour:?} {here:#?}");
+    }
+}
+
+#[test]
+fn issue_10_follow_mode_reads_what_others_stage_and_opens_nothing_for_writing() {
+    for interface in [Interface::Linux72, Interface::V4] {
+        let Some((sandbox, dir)) = mounted(interface) else { return };
+        let ima = dir.path().join("ima");
+        let mut source = open(&ima, Some(Flavour::Follow)).unwrap();
+        assert_eq!(source.dialect(), Dialect::Follow);
+        assert!(source.others_may_delete());
+        let mut take = || {
+            let mut read = Vec::new();
+            let batch = source.take(&mut |bytes| read.extend_from_slice(bytes))?;
+            if let Some(batch) = batch {
+                batch.delete(NonZeroU64::new(count(&read)).unwrap())?;
+            }
+            Ok::<_, SourceError>(count(&read))
+        };
+        measure(dir.path(), 0..50);
+        assert_eq!(take().unwrap(), 51);
+        let writer = || {
+            let staged = ima.join("binary_runtime_measurements_staged");
+            File::options().read(true).write(true).open(staged)
+        };
+        // Nothing is kept open, so others may write.
+        let mut staged = writer().unwrap();
+        staged.write_all(b"A\n").unwrap();
+        // And while they do, nobody reads.
+        assert!(matches!(take(), Err(SourceError::Busy { .. })));
+        drop(staged);
+        assert_eq!(take().unwrap(), 0);
+        measure(dir.path(), 50..60);
+        assert_eq!(take().unwrap(), 10);
+        writer().unwrap().write_all(b"D\n").unwrap();
+        measure(dir.path(), 60..200);
+        // There are more records than before, and other ones.
+        assert!(matches!(take(), Err(SourceError::Overtaken)));
+        assert_eq!(take().unwrap(), 150);
+        sandbox.stop();
+    }
+}
+
+/// A list that answers each call with an error, or with nothing.
+struct Scripted(mpsc::Receiver<SourceError>);
+
+impl Source for Scripted {
+    fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
+        Err(self.0.recv().unwrap())
+    }
+
+    fn take(&mut self, _: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
+        Err(self.0.recv().unwrap())
+    }
+
+    fn try_open(&mut self) -> Result<(), SourceError> {
+        Err(self.0.recv().unwrap())
+    }
+
+    fn count(&mut self) -> Result<u64, SourceError> {
+        Err(self.0.recv().unwrap())
+    }
+
+    fn dialect(&self) -> Dialect {
+        Dialect::V4
+    }
+
+    fn trimmed(&mut self) -> Result<Option<u64>, SourceError> {
+        Err(self.0.recv().unwrap())
+    }
+
+    fn holders(&self) -> Holders {
+        let holder = |pid| Holder { pid, name: "x".into(), fd: 1, path: "/x".into() };
+        // The server is no holder of its own list.
+        Holders(vec![holder(std::process::id()), holder(1)])
+    }
+
+    fn name(&self) -> String {
+        "scripted".into()
+    }
+}
+
+#[test]
+fn issue_10_errors_and_holders_come_through_as_they_are() {
+    let (errors, script) = mpsc::channel();
+    let mut source = through_a_socket(Ok(Box::new(Scripted(script)))).unwrap();
+    assert_eq!((source.dialect(), source.name().as_str()), (Dialect::V4, "scripted"));
+    let make: [fn() -> SourceError; 5] = [
+        || SourceError::Pending,
+        || SourceError::GoingDown(Request::Stage),
+        || SourceError::Nothing(Request::Trim { total: 1, records: 2 }),
+        || SourceError::Missing { path: "/x".into() },
+        || SourceError::Io {
+            path: "/x".into(),
+            doing: "read",
+            error: std::io::Error::from_raw_os_error(5),
+        },
+    ];
+    for make in make {
+        let expected = format!("{:?}", make());
+        (0..5).for_each(|_| errors.send(make()).unwrap());
+        assert_eq!(format!("{:?}", source.look().err().unwrap()), expected);
+        assert_eq!(format!("{:?}", source.take(&mut |_| ()).err().unwrap()), expected);
+        assert_eq!(format!("{:?}", source.try_open().err().unwrap()), expected);
+        assert_eq!(format!("{:?}", source.count().err().unwrap()), expected);
+        assert_eq!(format!("{:?}", source.trimmed().err().unwrap()), expected);
+    }
+    let pids: Vec<_> = source.holders().0.iter().map(|holder| holder.pid).collect();
+    assert_eq!(pids, [1]);
+}
+
+#[test]
+fn issue_10_a_list_that_cannot_be_had_is_told_and_one_that_is_gone_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = through_a_socket(open(dir.path(), None)).err().unwrap();
+    assert!(matches!(error, SourceError::Missing { .. }), "{error}");
+
+    // What answers is no server.
+    for noise in
+        [&b"\xff\xff\xff\xff"[..], b"\x01\x00\x00\x00\x63", b"\x01\x00\x00\x00\x02", b"\x01", b""]
+    {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(noise).unwrap();
+        drop(theirs);
+        let error = SourceProcess::connect(ours).err().unwrap();
+        assert!(matches!(error, SourceError::Lost { .. }), "{noise:?} {error}");
+    }
+
+    // It ends while it is asked: that is said from then on, whatever is asked.
+    let (errors, script) = mpsc::channel();
+    let mut source = through_a_socket(Ok(Box::new(Scripted(script)))).unwrap();
+    drop(errors);
+    assert!(matches!(source.count(), Err(SourceError::Lost { .. })));
+    assert!(matches!(source.look().err(), Some(SourceError::Lost { .. })));
+    assert!(matches!(source.try_open(), Err(SourceError::Lost { .. })));
+    assert!(source.holders().0.is_empty());
+}
+
+#[test]
+fn issue_10_what_is_out_of_turn_ends_the_server() {
+    for noise in [
+        &b"\x01\x00\x00\x00\x01"[..],
+        b"\x01\x00\x00\x00\x04",
+        b"\x01\x00\x00\x00\xff",
+        b"\x00\x00\x00\x00",
+        b"\xff\xff\xff\xff",
+    ] {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (_errors, script) = mpsc::channel();
+        let server = thread::spawn(|| serve(theirs, Ok(Box::new(Scripted(script)))));
+        ours.write_all(noise).unwrap();
+        assert!(server.join().unwrap().is_err(), "{noise:?}");
+    }
+}

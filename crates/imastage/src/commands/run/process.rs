@@ -1,0 +1,146 @@
+//! The list in a process of its own, and what this process does without then.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use imastage_source::{Holders, STATE_ARGUMENT, SourceProcess};
+use rustix::thread::CapabilitySet;
+
+use super::{FlavourName, supervise::Event};
+use crate::exit::{Fail, Failure};
+
+/// The process that has the list open (`imastage source-process`).
+pub struct ListProcess {
+    child: Child,
+    /// The device through which the view's files are to be served that it mounted.
+    view: Option<OwnedFd>,
+}
+
+/// The end of a [`ListProcess`]. Dropping it waits for that, which comes when its service is gone: then
+/// the view is unmounted, and the list may have another service.
+pub struct Ended(mpsc::Receiver<()>);
+
+impl ListProcess {
+    /// Starts it for the list in `dir`, and waits until it has it. It also mounts the `view`, if this
+    /// process could: it will not be able to.
+    pub fn start(
+        dir: &Path,
+        flavour: Option<FlavourName>,
+        state: &Path,
+        view: Option<&Path>,
+    ) -> Result<(ListProcess, SourceProcess), Failure> {
+        let (ours, theirs) = UnixStream::pair().environment("socket")?;
+        // Without a link to the program that was started, which an upgrade may replace.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("imastage").arg("source-process").arg(STATE_ARGUMENT).arg(state);
+        command.arg("--source").arg(dir);
+        if let Some(flavour) = flavour.and_then(|flavour| flavour.to_possible_value()) {
+            command.arg("--flavour").arg(flavour.get_name());
+        }
+        // Ctrl-C is for the service, which then drains once more.
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).process_group(0);
+        let device = match view {
+            Some(view) if has_admin()? => {
+                let device = File::options().read(true).write(true).open("/dev/fuse");
+                let device = OwnedFd::from(device.environment("/dev/fuse")?);
+                let theirs = device.as_fd().try_clone_to_owned().environment("/dev/fuse")?;
+                command.stdout(Stdio::from(theirs)).arg("--view").arg(view);
+                Some(device)
+            }
+            _ => None,
+        };
+        let child = command.spawn().environment("the process that reads the list")?;
+        // Its ends of the sockets: if it ends, that is to be seen.
+        drop(command);
+        let source = SourceProcess::connect(ours).map_err(super::refusal)?;
+        Ok((ListProcess { child, view: device }, source))
+    }
+
+    /// Waits for its end in a thread, and tells `events`. Gives the view's device, if it mounted one.
+    pub fn watch(self, events: mpsc::Sender<Event>) -> Result<(Option<OwnedFd>, Ended), Failure> {
+        let ListProcess { mut child, view } = self;
+        let (ended, end) = mpsc::sync_channel(1);
+        let wait = move || {
+            let why = match child.wait() {
+                Ok(status) => describe(child.id(), status),
+                Err(error) => format!("(pid {}) {error}", child.id()),
+            };
+            // Whoever does not listen any more ended it.
+            let _ = events.send(Event::ListLost(why));
+            let _ = ended.send(());
+        };
+        thread::Builder::new().name("list".into()).spawn(wait).environment("thread")?;
+        Ok((view, Ended(end)))
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        if let Err(mpsc::RecvTimeoutError::Timeout) = self.0.recv_timeout(PATIENCE) {
+            tracing::warn!("the process that reads the list does not end; it ends with this one");
+        }
+    }
+}
+
+fn describe(pid: u32, status: ExitStatus) -> String {
+    format!("(pid {pid}) {status}")
+}
+
+/// Closes what this process was started with beside standard input, output and error: a copy of a list
+/// file, which whoever started it had open, would keep the list in use for as long as this lives.
+pub fn close_inherited() -> Result<(), Failure> {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .environment("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // The one that listed the others is closed already.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
+/// Refuses to start on a list that is one of standard input, output and error.
+pub fn refuse_to_hold(dir: &Path) -> Result<(), Failure> {
+    let me = std::process::id();
+    match Holders::find(dir).0.into_iter().find(|holder| holder.pid == me) {
+        Some(holder) => Err(Failure::input(format!(
+            "descriptor {} is {}: the service would wait for itself; start it without that \
+             redirection",
+            holder.fd,
+            holder.path.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Whether this process has CAP_SYS_ADMIN.
+pub fn has_admin() -> Result<bool, Failure> {
+    let sets = rustix::thread::capabilities(None).environment("capabilities")?;
+    Ok(sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// Gives up CAP_SYS_ADMIN, for this thread and those that it starts.
+pub fn drop_admin() -> Result<(), Failure> {
+    // Programs that root starts have what is in the bounding set. To change it takes a capability that
+    // the packaged unit does not have, and there no new privileges are to be had.
+    let _ = rustix::thread::remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN);
+    let mut sets = rustix::thread::capabilities(None).environment("capabilities")?;
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        set.remove(CapabilitySet::SYS_ADMIN);
+    }
+    // What is not permitted is not ambient, either.
+    rustix::thread::set_capabilities(None, sets).environment("capabilities")
+}
