@@ -1,40 +1,35 @@
-//! A command that is run when the verdict changes.
+//! A command that is run when the service's health changes.
 
 use std::{
     process::{Command, Stdio},
     thread,
 };
 
-use crate::wire::{Status, Verdict};
+use crate::{health::State, wire::Status};
 
-/// Runs a command once on each change of verdict.
+/// A command for `sh -c`.
 #[derive(Debug)]
 pub struct Alert {
     command: String,
-    last: &'static str,
 }
 
 impl Alert {
-    /// Runs `command` with `sh -c`. `verdict` is what is known already.
-    pub fn new(command: String, verdict: &Verdict) -> Alert {
-        Alert { command, last: subject(verdict) }
+    /// Runs `command` with `sh -c`.
+    pub fn new(command: String) -> Alert {
+        Alert { command }
     }
 
-    /// Runs the command if the verdict is another than before, and does not wait for it. It finds
-    /// the verdict's name in `IMASTAGE_VERDICT`, and the whole status as JSON in
+    /// Runs the command, and does not wait for it. It finds the name of the state in
+    /// `IMASTAGE_STATE`, the verdict's name in `IMASTAGE_VERDICT`, and the whole status as JSON in
     /// `IMASTAGE_STATUS`.
     ///
     /// Call it while no file of the kernel's is held for writing: a child that has not come to its
     /// exec yet has all that is open here, and would hold it, too.
-    pub fn tell(&mut self, status: &Status) {
-        let subject = subject(&status.verdict);
-        if subject == self.last {
-            return;
-        }
-        self.last = subject;
+    pub fn tell(&self, state: State, status: &Status) {
         let child = Command::new("sh")
             .arg("-c")
             .arg(&self.command)
+            .env("IMASTAGE_STATE", state.name())
             .env("IMASTAGE_VERDICT", status.verdict.name())
             .env("IMASTAGE_STATUS", serde_json::to_string(status).unwrap_or_default())
             .stdin(Stdio::null())
@@ -50,13 +45,5 @@ impl Alert {
         if let Err(error) = waited {
             tracing::error!(%error, "the alert command could not be run");
         }
-    }
-}
-
-/// What there is to be told apart: that nothing is known to be wrong is no news.
-fn subject(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Unchecked | Verdict::InStep { .. } => "fine",
-        other => other.name(),
     }
 }

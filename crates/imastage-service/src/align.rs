@@ -4,20 +4,21 @@
 //! synced, but not yet deleted. How many of them there are is decided by the chain, never by
 //! content alone, because equal records are legal. Content only tells which answers are possible.
 
-use ima_log::{Digest, IMA_PCR, Record, Replay};
+use ima_log::{ListReplay, PcrTarget, Record};
 
 /// What is known when the question is asked.
 pub struct Question<'a> {
     /// The last stored records, in order; at least as many as `list` has, or all there are.
     pub tail: &'a [Vec<u8>],
-    /// PCR 10 after all stored records.
-    pub running: Replay,
+    /// PCRs after all stored records.
+    pub running: &'a ListReplay,
     /// The records of the list: staged, then current.
     pub list: &'a [Record<'a>],
-    /// How many of `list`, from the first, were in it before `pcr` was read.
+    /// How many of `list`, from the first, were in it before `pcrs` were read.
     pub before_pcr: usize,
-    /// PCR 10 of the TPM, if there is one. Must have been read before the end of `list` was.
-    pub pcr: Option<Digest>,
+    /// PCRs of the TPM, all that records name; none without a TPM. Must have been read before the
+    /// end of `list` was.
+    pub pcrs: &'a [PcrTarget],
 }
 
 /// How a list continues the store.
@@ -51,23 +52,23 @@ pub fn align(question: &Question<'_>) -> Alignment {
     // What was added while this was asked cannot have been stored before.
     overlaps.retain(|stored| *stored <= question.before_pcr);
     let longest = overlaps.first().copied().unwrap_or(0);
-    let Some(pcr) = question.pcr else {
+    if question.pcrs.is_empty() {
         return Alignment::Continues { stored: longest, in_step: None };
-    };
+    }
     let mut fits = Vec::new();
     for stored in overlaps {
-        let mut replay = question.running;
-        for at in stored..=list.len() {
-            // The TPM was extended with at least what was in the list before its PCR was read.
-            if at >= question.before_pcr && replay.value() == pcr {
-                fits.push(Alignment::Continues { stored, in_step: Some(at) });
-                break;
-            }
-            if let Some(record) = question.list.get(at)
-                && record.pcr() == IMA_PCR
-            {
-                replay.extend(record);
-            }
+        let mut replay = question.running.clone();
+        replay.look_for(question.pcrs);
+        replay.push_all(question.list.get(stored..).unwrap_or_default());
+        let Some(led) = replay.agreement() else { continue };
+        // The TPM was extended with at least what was in the list before its PCRs were read.
+        let in_list =
+            |records: u64| (records + stored as u64).checked_sub(question.running.records());
+        if let Some(to) = in_list(led.to)
+            && to >= question.before_pcr as u64
+        {
+            let from = in_list(led.from).unwrap_or(0).max(question.before_pcr as u64);
+            fits.push(Alignment::Continues { stored, in_step: Some(from as usize) });
         }
     }
     match fits[..] {
@@ -111,17 +112,25 @@ fn overlaps(tail: &[Vec<u8>], list: &[&[u8]]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ima_log::{Bank, Extend, RecordBuf};
+    use ima_log::{Bank, BankPcrs, Extend, RecordBuf};
     use proptest::prelude::*;
 
     fn record(kind: u8) -> RecordBuf {
-        RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), &[b'a' + kind])
+        let pcr = if kind == 2 { 11 } else { 10 };
+        RecordBuf::ima_ng(pcr, &Bank::Sha256.hash(&[]), &[b'a' + kind])
     }
 
-    fn pcr(records: &[RecordBuf]) -> Digest {
-        let mut replay = Replay::new(Bank::Sha256, Extend::Own);
-        records.iter().for_each(|r| replay.extend(&r.record()));
-        replay.value()
+    /// Of many kinds some name another PCR.
+    fn pcrs(records: &[RecordBuf]) -> Vec<PcrTarget> {
+        let mut tpm = BankPcrs::new(Bank::Sha256, Extend::Own);
+        records.iter().for_each(|r| tpm.extend(&r.record()));
+        [10, 11].map(|pcr| PcrTarget { pcr, value: tpm.value(pcr) }).to_vec()
+    }
+
+    fn running(records: &[RecordBuf]) -> ListReplay {
+        let mut replay = ListReplay::new([Bank::Sha256]);
+        records.iter().for_each(|record| replay.push(&record.record()));
+        replay
     }
 
     proptest! {
@@ -129,7 +138,7 @@ mod tests {
         /// of it, the list an end that overlaps or touches; the TPM is somewhere in the list.
         #[test]
         fn finds_the_overlap_whatever_repeats(
-            kinds in proptest::collection::vec(0u8..2, 1..40),
+            kinds in proptest::collection::vec(0u8..3, 1..40),
             cuts in any::<[proptest::sample::Index; 4]>(),
         ) {
             let history: Vec<RecordBuf> = kinds.into_iter().map(record).collect();
@@ -142,17 +151,16 @@ mod tests {
             let before_pcr = before_pcr.max(stored - list_from);
             let extended = extended.max(before_pcr);
 
-            let mut running = Replay::new(Bank::Sha256, Extend::Own);
-            history[..stored].iter().for_each(|r| running.extend(&r.record()));
+            let running = running(&history[..stored]);
             let tail: Vec<Vec<u8>> =
                 history[..stored].iter().map(|r| r.as_bytes().to_vec()).collect();
             let records: Vec<_> = list.iter().map(RecordBuf::record).collect();
             let answer = align(&Question {
                 tail: &tail,
-                running,
+                running: &running,
                 list: &records,
                 before_pcr,
-                pcr: Some(pcr(&history[..list_from + extended])),
+                pcrs: &pcrs(&history[..list_from + extended]),
             });
             let right =
                 Alignment::Continues { stored: stored - list_from, in_step: Some(extended) };
@@ -182,15 +190,14 @@ mod tests {
     #[test]
     fn missing_records_part_store_and_list() {
         let history: Vec<RecordBuf> = (0..6).map(record).collect();
-        let mut running = Replay::new(Bank::Sha256, Extend::Own);
-        history[..2].iter().for_each(|r| running.extend(&r.record()));
+        let (running, pcrs) = (running(&history[..2]), pcrs(&history));
         let tail: Vec<Vec<u8>> = history[..2].iter().map(|r| r.as_bytes().to_vec()).collect();
         let list: Vec<_> = history[4..].iter().map(RecordBuf::record).collect();
-        let question =
-            Question { tail: &tail, running, list: &list, before_pcr: 2, pcr: Some(pcr(&history)) };
+        let (running, pcrs) = (&running, &pcrs[..]);
+        let question = Question { tail: &tail, running, list: &list, before_pcr: 2, pcrs };
         assert_eq!(align(&question), Alignment::Parted { stored: 0 });
         assert_eq!(
-            align(&Question { pcr: None, ..question }),
+            align(&Question { pcrs: &[], ..question }),
             Alignment::Continues { stored: 0, in_step: None }
         );
     }

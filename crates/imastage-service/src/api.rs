@@ -24,13 +24,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use ima_log::{Extend, IMA_PCR};
+use ima_log::Extend;
 use imastage_store::Reader;
 use serde::Deserialize;
 use tokio::{net::UnixListener, sync::watch};
 
 use crate::{
-    ServiceError, metrics,
+    ServiceError,
+    health::{Health, now},
+    metrics,
     service::Shared,
     wire::{ExtendedWith, Pcr, Pcrs, Refusal, Status},
 };
@@ -146,7 +148,7 @@ fn bind(socket: &Path, group: Option<u32>) -> io::Result<std::os::unix::net::Uni
     Ok(listener)
 }
 
-/// With the PCR as the TPM has it now, if it tells that soon.
+/// With the list's PCRs as the TPM has them now, if it tells that soon.
 async fn status(
     State(shared): State<Arc<Shared>>,
     State(work): State<Arc<Work>>,
@@ -155,16 +157,17 @@ async fn status(
     const PATIENCE: Duration = Duration::from_secs(2);
     let mut status = shared.status().clone();
     if let Some(attester) = &shared.attester {
-        match work.pcrs(attester, vec![IMA_PCR], PATIENCE).await {
+        match work.pcrs(attester, shared.list_pcrs(), PATIENCE).await {
             Ok(values) => {
-                for (bank, _, value) in values {
-                    if let Some(bank) = status.banks.get_mut(bank.name()) {
-                        bank.tpm = Some(value.to_string());
-                    }
+                for (bank, pcr, value) in values {
+                    status.set_tpm(bank.name(), pcr, value.to_string());
                 }
             }
             // All else can be told.
-            Err(error) => status.since_start.tpm_error = Some(error),
+            Err(error) => {
+                status.since_start.tpm_error = Some(error);
+                status.health = Health::of(&status, now());
+            }
         }
     }
     Ok(Json(status))

@@ -5,7 +5,7 @@ mod turns;
 
 use std::sync::Arc;
 
-use ima_log::{Bank, Digest, IMA_PCR};
+use ima_log::{Bank, Digest};
 use imastage_tpm::{ClockInfo, Endpoint, PcrSelection, PcrValue, Quote, TpmError};
 
 use link::{Connection, Link};
@@ -90,20 +90,11 @@ impl Attester {
         self.values_in_turns(&self.banks, pcrs)
     }
 
-    /// PCR 10 of every bank, all of one moment.
-    ///
-    /// # Errors
-    /// [`TpmError`].
-    pub(crate) fn pcrs(&self) -> Result<Vec<Digest>, TpmError> {
-        Ok(self.read(&[IMA_PCR])?.into_iter().map(|(_, _, value)| value).collect())
-    }
-
     /// The clock and the counters as they are now, for the drain: another reset counter than
     /// [`Attester::clock`]'s says that the TPM was reset since the service connected.
     ///
     /// # Errors
     /// [`TpmError`].
-    #[allow(dead_code)]
     pub(crate) fn clock_now(&self) -> Result<ClockInfo, TpmError> {
         self.with(Caller::Drain, |connection| connection.tpm.clock())
     }

@@ -1,9 +1,10 @@
 //! Whether store and TPM agree, and since when not.
 
-use ima_log::{Bank, Digest, Record, Replay};
+use ima_log::{Bank, ListReplay, PcrSet, PcrTarget, Record};
 
 use crate::{
-    banks::{BankReplay, Banks},
+    banks::{Banks, names},
+    health::now,
     wire::{Cause, Parting, Verdict},
 };
 
@@ -12,7 +13,6 @@ use crate::{
 pub struct Comparison {
     banks: Banks,
     verdict: Verdict,
-    tpm: Vec<Digest>,
     /// How many records led to the TPM's PCR when it was last compared.
     in_step: u64,
     /// How many records were stored when the list was last turned to: others may have deleted some
@@ -23,6 +23,18 @@ pub struct Comparison {
     /// Where the kernel's own count tells that others deleted records, and how many.
     gap: Option<(u64, u64)>,
     is_asked: bool,
+}
+
+/// What the end of a drain has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Nothing that is to be kept.
+    Nothing,
+    /// TPM and store have parted: to be noted for good.
+    Parted(Parting),
+    /// All that is stored leads to the TPM's PCR in every bank: what was noted of a parting before
+    /// is refuted (a file that was restored, for one).
+    Refuted,
 }
 
 /// What is known about how a list and the TPM may have parted.
@@ -43,7 +55,6 @@ impl Comparison {
         Comparison {
             banks,
             verdict,
-            tpm: Vec::new(),
             in_step,
             boundary: 0,
             rebooted: None,
@@ -62,18 +73,28 @@ impl Comparison {
         self.in_step
     }
 
-    /// PCR 10 as the TPM had it last, bank by bank.
-    pub fn tpm(&self) -> &[Digest] {
-        &self.tpm
+    /// The PCRs as the TPM had them last.
+    pub fn tpm(&self) -> &[PcrTarget] {
+        self.banks.targets()
     }
 
-    /// PCR 10 as stored records replay.
-    pub fn banks(&self) -> impl Iterator<Item = &BankReplay> {
-        self.banks.iter()
+    /// The PCRs as stored records replay.
+    pub fn replay(&self) -> &ListReplay {
+        self.banks.replay()
     }
 
-    /// The ways in which the next records may extend banks, most telling first.
-    pub fn candidates(&self) -> Vec<Replay> {
+    /// The list's own PCR, once there is a record.
+    pub fn own_pcr(&self) -> Option<u32> {
+        self.banks.replay().pcr()
+    }
+
+    /// The PCRs that are compared.
+    pub fn compared(&self) -> PcrSet {
+        self.banks.compared()
+    }
+
+    /// The ways in which the next records may extend banks, bank by bank, the most telling first.
+    pub fn candidates(&self) -> Vec<ListReplay> {
         self.banks.candidates()
     }
 
@@ -82,22 +103,26 @@ impl Comparison {
         matches!(self.verdict, Verdict::Parted(_))
     }
 
+    /// Whether the store is damaged.
+    pub fn is_damaged(&self) -> bool {
+        matches!(self.verdict, Verdict::Damaged { .. })
+    }
+
     /// Whether a drain that ended now would find that store and TPM part.
     pub fn is_apart(&self) -> bool {
         let agrees = |records| self.banks.apart(records).is_empty();
         let is_apart = self.is_asked && !self.banks.agreed().is_some_and(agrees);
-        !self.has_parted() && (self.gap.is_some() || is_apart)
+        !self.has_parted() && !self.is_damaged() && (self.gap.is_some() || is_apart)
     }
 
     /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
     /// with by then is stored or will be pushed; `None` if there is no TPM to ask.
-    pub fn begin(&mut self, pcrs: Option<Vec<Digest>>) {
+    pub fn begin(&mut self, pcrs: Option<Vec<PcrTarget>>) {
         self.turn();
         self.rebooted = None;
         self.is_asked = pcrs.is_some();
         if let Some(pcrs) = pcrs {
-            self.banks.look_for(&pcrs);
-            self.tpm = pcrs;
+            self.banks.look_for(pcrs);
         }
     }
 
@@ -114,50 +139,63 @@ impl Comparison {
     /// Takes records that were stored.
     pub fn push(&mut self, records: &[Record<'_>]) {
         for (at, record) in (self.banks.records()..).zip(records) {
-            if at > 0 && self.rebooted.is_none() && is_boot_aggregate(record) {
+            if at > 0 && self.rebooted.is_none() && record.begins_kernel() {
                 self.rebooted = Some(at);
             }
         }
         self.banks.push(records);
     }
 
-    /// Ends a drain that stored everything there was: decides. `now` reads the TPM again. Gives
-    /// what is to be noted for good, if TPM and store have parted.
-    pub fn judge<E>(
+    /// Ends a drain that stored everything there was: decides. `now` reads the TPM again; `None` if
+    /// it does not answer.
+    pub fn judge(
         &mut self,
         circumstances: &Circumstances,
-        now: impl FnOnce() -> Result<Option<Vec<Digest>>, E>,
-    ) -> Result<Option<Parting>, E> {
-        if matches!(self.verdict, Verdict::Altered { .. }) {
-            // This time it was read as it was measured.
+        now: impl FnOnce() -> Option<Vec<PcrTarget>>,
+    ) -> Judgement {
+        if self.is_damaged() {
+            // What is not there cannot be told from what others deleted.
+            return Judgement::Nothing;
+        }
+        if matches!(self.verdict, Verdict::Altered { .. } | Verdict::NotExtended { .. }) {
+            // This time it was read as it was measured, and the TPM was extended.
             self.verdict = Verdict::Unchecked;
         }
         if self.gap.is_some() && !self.has_parted() {
             // Sooner or later the PCR will show it.
-            return Ok(Some(self.part(Vec::new(), circumstances)));
+            return Judgement::Parted(self.part(Vec::new(), circumstances));
         }
-        if !self.is_asked || self.has_parted() {
+        if !self.is_asked {
+            return Judgement::Nothing;
+        }
+        let agreed = self.banks.agreed();
+        let apart = agreed.map(|records| self.banks.apart(records)).unwrap_or_default();
+        let records = match agreed {
+            Some(records) if apart.is_empty() => records,
             // Once something is missing, no later PCR of this epoch can be reached.
-            return Ok(None);
-        }
-        let Some(records) = self.banks.agreed() else {
-            return Ok(Some(self.part(Vec::new(), circumstances)));
+            _ if self.has_parted() => return Judgement::Nothing,
+            _ => {
+                // Where no bank agrees it is no matter of banks.
+                let is_all = self.banks.is_all_apart(&apart);
+                let apart = if is_all { Vec::new() } else { apart };
+                return Judgement::Parted(self.part(apart, circumstances));
+            }
         };
-        let apart = self.banks.apart(records);
-        self.banks.settle();
-        if !apart.is_empty() {
-            return Ok(Some(self.part(apart, circumstances)));
-        }
-        self.in_step = self.later(records, now()?);
+        self.banks.settle(records);
+        let judgement = match self.has_parted() {
+            true => Judgement::Refuted,
+            false => Judgement::Nothing,
+        };
+        self.gap = None;
+        self.in_step = self.later(records, now());
         self.verdict = Verdict::InStep { records: self.in_step };
-        Ok(None)
+        judgement
     }
 
     /// When nothing is measured at the moment, the TPM's value is that of the last record.
-    fn later(&mut self, records: u64, now: Option<Vec<Digest>>) -> u64 {
+    fn later(&mut self, records: u64, now: Option<Vec<PcrTarget>>) -> u64 {
         let Some(now) = now else { return records };
-        self.banks.look_for(&now);
-        self.tpm = now;
+        self.banks.look_for(now);
         let agreed = self.banks.agreed().filter(|agreed| self.banks.apart(*agreed).is_empty());
         agreed.map_or(records, |agreed| agreed.max(records))
     }
@@ -171,20 +209,51 @@ impl Comparison {
 
     /// Ends a drain that found the record at `index` altered.
     pub fn altered(&mut self, index: u64, why: String) {
-        if !self.has_parted() {
+        if !self.has_parted() && !self.is_damaged() {
             self.verdict = Verdict::Altered { index, why };
         }
     }
 
+    /// Says that the list's own PCR is zero in every bank although there are records: nothing is
+    /// proven.
+    pub fn not_extended(&mut self, records: u64) {
+        if self.is_damaged() || self.has_parted() {
+            return;
+        }
+        let pcr = self.banks.pcr();
+        let banks = self.banks.targets().iter().map(|target| target.value.bank());
+        let cause = if self.banks.began_without_tpm() {
+            "IMA found no TPM when it started (its boot_aggregate is zero): build the TPM's driver \
+             into the kernel, or from Linux 7.3 on set CONFIG_IMA_INIT_LATE_SYNC=y"
+        } else {
+            "this is not the TPM that the kernel uses (give that one with --tpm), or its PCRs were \
+             reset behind the kernel's back"
+        };
+        let why = format!(
+            "the kernel does not extend this TPM: PCR {pcr} is zero in every bank ({}) and there are \
+             {records} records: {cause}; no record is proven, and none is deleted from the list",
+            names(banks)
+        );
+        self.verdict = Verdict::NotExtended { why };
+    }
+
+    /// Says that the store is damaged: nothing is concluded from it any more.
+    pub fn damaged(&mut self, why: String) {
+        self.verdict = Verdict::Damaged { why };
+    }
+
     /// TPM and store have parted, in `apart` alone if that is not empty.
-    fn part(&mut self, apart: Vec<Bank>, circumstances: &Circumstances) -> Parting {
+    fn part(&mut self, apart: Vec<(Bank, u32)>, circumstances: &Circumstances) -> Parting {
         // A list loses records only at its beginning: what is missing is missing where records
         // that were taken together follow what was stored, or where earlier ones did since the
         // TPM last agreed.
         let (boundary, end) = (self.boundary, self.banks.records());
         let Circumstances { nobody_deletes, gaps_are_seen, holders } = circumstances;
-        let unlogged = "PCR 10 was extended here and no record tells with what, or the TPM refused to \
-                        be extended with a record (`imastage replay` can tell which)";
+        let pcrs = names(self.banks.compared().iter());
+        let unlogged = &format!(
+            "PCR {pcrs} was extended here and no record tells with what, or the TPM refused to \
+             be extended with a record (`imastage replay` can tell which)"
+        );
         let missing = "records are missing here: someone else deleted them";
         let (cause, before, mut text) = match (self.gap, self.rebooted) {
             (Some((at, count)), _) => (Cause::Missing, at, format!("{missing} ({count} records)")),
@@ -201,7 +270,7 @@ impl Comparison {
             }
             (None, None) => {
                 let text = format!(
-                    "{missing}; or PCR 10 was extended, here or before index {end}, and no record \
+                    "{missing}; or PCR {pcrs} was extended, here or before index {end}, and no record \
                      tells with what"
                 );
                 (Cause::MissingOrUnloggedExtend, boundary, text)
@@ -212,8 +281,8 @@ impl Comparison {
             None => self.in_step,
         };
         if !apart.is_empty() {
-            let names: Vec<String> = apart.iter().map(ToString::to_string).collect();
-            text += &format!(" (bank {} alone)", names.join(", "));
+            let which = names(apart.iter().map(|(bank, pcr)| format!("PCR {pcr} of bank {bank}")));
+            text += &format!(" ({which} alone)");
         }
         if !holders.is_empty() {
             text += &format!("; the list's files are open in {holders}");
@@ -222,15 +291,4 @@ impl Comparison {
         self.verdict = Verdict::Parted(parting.clone());
         parting
     }
-}
-
-/// Whether a kernel began with this record (the second name is that of Linux 7.3).
-pub(crate) fn is_boot_aggregate(record: &Record<'_>) -> bool {
-    matches!(record.event_name(), Some(b"boot_aggregate" | b"boot_aggregate_late"))
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

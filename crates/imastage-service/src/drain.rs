@@ -5,26 +5,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ima_log::{Bank, Digest, Format, ParseError, Record, Records};
+use ima_log::{Bank, Format, IMA_PCR, ParseError, PcrSet, PcrTarget, Record, Records};
 use imastage_source::{Dialect, Source, SourceError};
 use imastage_store::{Note, Store, StoreError};
 
 use crate::{
-    compare::{Circumstances, Comparison},
-    place,
+    banks::is_reset,
+    compare::{Circumstances, Comparison, Judgement},
+    health::now,
+    place::{self, Beginning, Place},
+    wire::Verdict,
 };
 
-/// Reads PCR 10 of all banks, all of one moment.
-pub type ReadPcrs = Box<dyn FnMut() -> Result<Vec<Digest>, String> + Send>;
+/// What a drain asks a TPM.
+pub trait AskTpm: Send {
+    /// These PCRs in all banks, all of one moment.
+    ///
+    /// # Errors
+    /// Why the TPM did not answer, in words.
+    fn pcrs(&mut self, pcrs: PcrSet) -> Result<Vec<PcrTarget>, String>;
+
+    /// How often it was reset (TPMS_CLOCK_INFO.resetCount); `None` if it does not count.
+    ///
+    /// # Errors
+    /// Why the TPM did not answer, in words.
+    fn reset_count(&mut self) -> Result<Option<u32>, String>;
+}
 
 /// Drains one list into one store.
 pub struct Drainer {
     source: Box<dyn Source>,
     store: Store,
     comparison: Comparison,
-    read_pcrs: Option<ReadPcrs>,
+    tpm: Option<Box<dyn AskTpm>>,
     /// Why the TPM did not answer, if it was asked and did not.
     tpm_error: Option<String>,
+    /// When it was asked last and did, in seconds since 1970.
+    compared: Option<u64>,
+    /// What was noted of a parting of store and TPM.
+    parted: Vec<Note>,
+    /// Whether nothing before the list's first record is missing, as far as can be told.
+    is_ours: bool,
+    /// Delete from any list.
+    adopt: bool,
+    /// Why this epoch is over, once it is.
+    over: Option<(u32, u32)>,
     /// How many of the list's first records are stored already; `None` until that is known.
     stored_in_list: Option<u64>,
     /// How many records the list's kernel had up to the last one that was taken, where it tells.
@@ -77,30 +102,70 @@ pub enum DrainError {
     #[error("the list changed while it was looked at; nothing was deleted")]
     Moved,
     /// The TPM did not answer.
-    #[error("TPM: {0}")]
+    #[error("TPM: {0}; nothing was deleted from the list")]
     Tpm(String),
+    /// What is stored is damaged.
+    #[error("the store is damaged; until it is restored records stay in the list")]
+    Damaged,
+    /// Records that came before the list's first are in no place that is known.
+    #[error(
+        "{list}: records before its first one are neither in this state directory nor in the list \
+         (another service keeps them in another state directory, someone deleted them, or a PCR was \
+         extended without a record); nothing was stored or deleted. Run the service with the state \
+         directory that has them, or with --adopt to go on without them, which cannot be verified \
+         before the next TPM reset"
+    )]
+    Foreign {
+        /// The list.
+        list: String,
+    },
+    /// The TPM was reset: what is in the list belongs to another epoch.
+    #[error(
+        "the TPM was reset under the running service (its reset counter is {now}, and was {was}): \
+         nothing more is stored in this epoch, and nothing is deleted from the list; start the \
+         service again, which begins a new epoch"
+    )]
+    TpmReset {
+        /// The reset counter of the epoch.
+        was: u32,
+        /// The reset counter now.
+        now: u32,
+    },
 }
 
 impl Drainer {
-    /// Drains `source` into `store`, which has an epoch. `read_pcrs` reads PCR 10; `comparison` has
-    /// replayed what is stored.
+    /// Drains `source` into `store`, which has an epoch. `comparison` has replayed what is stored;
+    /// `parted` is what was noted of a parting of store and TPM.
     pub fn new(
         source: Box<dyn Source>,
         store: Store,
-        read_pcrs: Option<ReadPcrs>,
+        tpm: Option<Box<dyn AskTpm>>,
         comparison: Comparison,
+        parted: Vec<Note>,
     ) -> Drainer {
+        let is_ours = source.is_private();
         Drainer {
             source,
             store,
             comparison,
-            read_pcrs,
+            tpm,
             tpm_error: None,
+            compared: None,
+            parted,
+            is_ours,
+            adopt: false,
+            over: None,
             stored_in_list: None,
             position: None,
             counts_since_step: false,
             copied: None,
         }
+    }
+
+    /// Deletes records of any list, also of one whose earlier records are not in this store.
+    #[must_use]
+    pub fn adopting(self, adopt: bool) -> Drainer {
+        Drainer { adopt, ..self }
     }
 
     /// Drains once: everything that was in the list when this was called is stored when it
@@ -114,10 +179,7 @@ impl Drainer {
         let result = self.try_drain(&mut round);
         round.took = since.elapsed();
         match result {
-            Ok(()) => {
-                self.copied = None;
-                Ok(round)
-            }
+            Ok(()) => Ok(round),
             Err(error) => {
                 self.give_up(&error);
                 Err(error)
@@ -155,6 +217,23 @@ impl Drainer {
         self.tpm_error.as_deref()
     }
 
+    /// When the TPM was asked last and answered, in seconds since 1970.
+    pub fn compared(&self) -> Option<u64> {
+        self.compared
+    }
+
+    /// Replaces what is known of the store, which was damaged: `comparison` has replayed it again.
+    pub fn compare_anew(&mut self, comparison: Comparison) {
+        self.comparison = comparison;
+        self.stored_in_list = None;
+        self.copied = None;
+    }
+
+    /// Says that the store is damaged: nothing is concluded from it, and nothing deleted.
+    pub fn damaged(&mut self, why: String) {
+        self.comparison.damaged(why);
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
@@ -178,44 +257,123 @@ impl Drainer {
     }
 
     fn try_drain(&mut self, round: &mut Round) -> Result<(), DrainError> {
+        /// PCRs that records name for the first time were not read before the drain.
+        const MOST_READS: u32 = 4;
+        if let Some((was, now)) = self.over {
+            return Err(DrainError::TpmReset { was, now });
+        }
+        if self.comparison.is_damaged() && !self.adopt {
+            // What is stored behind the damage is lost when the file is restored from a backup.
+            return Err(DrainError::Damaged);
+        }
+        // A list that was not seen yet may name others than these.
+        let mut own = self.comparison.own_pcr().unwrap_or(IMA_PCR);
+        let mut asked_for = self.comparison.compared();
+        if matches!(self.comparison.verdict(), Verdict::NotExtended { .. })
+            && ask(&mut self.tpm, asked_for, &mut self.tpm_error)
+                .is_none_or(|pcrs| is_reset(own, &pcrs))
+        {
+            return self.try_copy(round);
+        }
         if self.stored_in_list.is_none() {
-            let Drainer { source, store, comparison, read_pcrs, .. } = self;
-            let place = place::find(source.as_mut(), store, comparison, read_pcrs)?;
+            let place = self.find()?;
+            if place.is_reset {
+                return self.keep_unproven(place, round);
+            }
+            (own, asked_for) = (place.own, place.named);
             self.stored_in_list = Some(place.stored as u64);
         }
-        // Whatever the TPM was extended with by now is in the store or in the list. If it does not
-        // answer, records are kept all the same.
-        let pcrs = self.pcrs();
-        self.comparison.begin(pcrs);
-        // Records that were staged before are older than all others, whoever staged them. When
-        // they are gone, all that was in the list at the beginning is still to be taken.
-        while self.take(round)? {}
+        for _ in 0..MOST_READS {
+            // Whatever the TPM was extended with by now is in the store or in the list. If it does
+            // not answer, records are kept all the same.
+            let pcrs = ask(&mut self.tpm, asked_for, &mut self.tpm_error);
+            if let Some(pcrs) = &pcrs
+                && is_reset(own, pcrs)
+                && self.waiting()? + self.store.len() > 0
+            {
+                // Nobody may delete what no PCR tells of.
+                (self.stored_in_list, self.copied) = (None, None);
+                return self.try_copy(round);
+            }
+            self.copied = None;
+            self.comparison.begin(pcrs);
+            // Records that were staged before are older than all others, whoever staged them. When
+            // they are gone, all that was in the list at the beginning is still to be taken.
+            while self.take(round)? {}
+            if self.comparison.compared().without(asked_for).is_empty() {
+                break;
+            }
+            asked_for = self.comparison.compared();
+        }
         self.judge()
     }
 
+    /// Looks where the list continues the store. Refuses a list whose beginning is somewhere else.
+    fn find(&mut self) -> Result<Place, DrainError> {
+        let Drainer { source, store, comparison, tpm, .. } = self;
+        let place = place::find(source.as_mut(), store, comparison, tpm)?;
+        let is_freed = source.dialect() != Dialect::Follow;
+        match place.beginning {
+            Beginning::Known => self.is_ours = true,
+            Beginning::Foreign if is_freed && !self.is_ours && !self.adopt => {
+                // For who looks for the reason: the TPM may have been reset.
+                self.check_reset()?;
+                return Err(DrainError::Foreign { list: self.source.name() });
+            }
+            Beginning::Foreign | Beginning::Unseen => {}
+        }
+        Ok(place)
+    }
+
     fn try_copy(&mut self, round: &mut Round) -> Result<(), DrainError> {
+        if let Some((was, now)) = self.over {
+            return Err(DrainError::TpmReset { was, now });
+        }
         let waiting = self.source.count()?;
         if self.copied == Some(waiting) {
             return Ok(());
         }
-        let Drainer { source, store, comparison, read_pcrs, .. } = self;
-        let place = place::find(source.as_mut(), store, comparison, read_pcrs)?;
+        let place = self.find()?;
+        self.keep_place(&place, round)?;
+        self.copied = Some(waiting);
+        if place.is_reset {
+            self.check_reset()?;
+            self.comparison.not_extended(self.store.len());
+            return Ok(());
+        }
+        self.judge()
+    }
+
+    /// Stores what is in a list whose TPM was never extended. Nothing is deleted.
+    fn keep_unproven(&mut self, place: Place, round: &mut Round) -> Result<(), DrainError> {
+        self.check_reset()?;
+        let waiting = self.source.count()?;
+        self.keep_place(&place, round)?;
+        self.copied = Some(waiting);
+        self.comparison.not_extended(self.store.len());
+        Ok(())
+    }
+
+    /// Stores what is new in a list that was looked at.
+    fn keep_place(&mut self, place: &Place, round: &mut Round) -> Result<(), DrainError> {
+        let Drainer { store, comparison, tpm, over, .. } = self;
         let records = parse(&place.bytes)?;
         let (_, new) = records.split_at(place.stored.min(records.len()));
-        comparison.begin(place.pcrs);
+        same_boot(store, new, tpm, over)?;
+        comparison.begin(place.pcrs.clone());
         keep(store, new)?;
         comparison.push(new);
         round.stored += new.len() as u64;
-        self.copied = Some(waiting);
         // What is stored now may be deleted by anybody.
         self.position = None;
         self.counts_since_step = false;
-        self.judge()
+        Ok(())
     }
 
     /// Takes one batch, and tells whether there may be more from before it was taken.
     fn take(&mut self, round: &mut Round) -> Result<bool, DrainError> {
-        let Drainer { source, store, comparison, .. } = self;
+        let list_name = self.source.name();
+        let Drainer { source, store, comparison, tpm, over, .. } = self;
         comparison.turn();
         let is_freed = source.dialect() != Dialect::Follow;
         let since = Instant::now();
@@ -235,6 +393,17 @@ impl Drainer {
             if !old.iter().zip(&tail).all(|(record, stored)| record.as_bytes() == stored) {
                 return Err(DrainError::Moved);
             }
+        }
+        same_boot(store, new, tpm, over)?;
+        // There was nothing in list and store that could have told.
+        if !self.is_ours && !self.adopt && is_freed {
+            match records.first() {
+                Some(first) if first.begins_kernel() => {}
+                // Now that there are records, the TPM can tell.
+                _ if tpm.is_some() => return Err(DrainError::Moved),
+                _ => return Err(DrainError::Foreign { list: list_name }),
+            }
+            self.is_ours = true;
         }
         // Before the first record of an epoch there is nothing that a kernel could have deleted.
         let taken = self.position.or(store.is_empty().then_some(0));
@@ -264,21 +433,6 @@ impl Drainer {
         Ok(was_pending)
     }
 
-    /// PCR 10 now, if there is a TPM and it answers.
-    fn pcrs(&mut self) -> Option<Vec<Digest>> {
-        let read = self.read_pcrs.as_mut()?;
-        match read() {
-            Ok(pcrs) => {
-                self.tpm_error = None;
-                Some(pcrs)
-            }
-            Err(error) => {
-                self.tpm_error = Some(error);
-                None
-            }
-        }
-    }
-
     fn judge(&mut self) -> Result<(), DrainError> {
         let deleted = self.source.trimmed()?;
         // Where nothing is left, no batch tells.
@@ -293,27 +447,49 @@ impl Drainer {
             gaps_are_seen: self.counts_since_step,
             holders: self.others(),
         };
-        let Drainer { read_pcrs, comparison, store, .. } = self;
-        let now = || -> Result<_, DrainError> {
-            match read_pcrs {
-                Some(read) => read().map(Some).map_err(DrainError::Tpm),
-                None => Ok(None),
+        if self.comparison.is_apart() {
+            self.check_reset()?;
+        }
+        if self.tpm.is_some() && self.tpm_error.is_none() {
+            self.compared = Some(now());
+        }
+        let Drainer { tpm, tpm_error, comparison, store, parted, .. } = self;
+        let pcrs = comparison.compared();
+        match comparison.judge(&circumstances, || ask(tpm, pcrs, tpm_error)) {
+            Judgement::Nothing => {}
+            Judgement::Parted(parting) => {
+                let note = Note {
+                    index: parting.before,
+                    after: parting.after,
+                    time: parting.time,
+                    kind: parting.cause.to_string(),
+                    text: parting.text,
+                };
+                store.note(&note)?;
+                parted.push(note);
             }
-        };
-        if let Some(parting) = comparison.judge(&circumstances, now)? {
-            let after =
-                parting.after.map_or("the beginning".to_owned(), |at| format!("index {at}"));
-            tracing::error!("between {after} and index {}: {}", parting.before, parting.text);
-            store.note(&Note {
-                index: parting.before,
-                after: parting.after,
-                time: parting.time,
-                kind: parting.cause.to_string(),
-                text: parting.text,
-            })?;
+            Judgement::Refuted => {
+                for note in parted.drain(..) {
+                    tracing::info!(
+                        "all records replay to the TPM's PCRs: what was noted about index {} is \
+                         withdrawn ({})",
+                        note.index,
+                        note.text
+                    );
+                    let why = "all records replay to the TPM's PCRs";
+                    store.withdraw(&note, now(), why)?;
+                }
+            }
         }
         self.counts_since_step = self.position.is_some();
         Ok(())
+    }
+
+    /// A TPM that was reset is no reason to say that anything is missing.
+    fn check_reset(&mut self) -> Result<(), DrainError> {
+        let was = self.store.epoch().and_then(|epoch| epoch.id.reset_count);
+        let (Some(was), Some(tpm)) = (was, &mut self.tpm) else { return Ok(()) };
+        not_reset(was, tpm.reset_count().map_err(DrainError::Tpm)?, &mut self.over)
     }
 
     /// Who else has the list's files open, in words.
@@ -331,9 +507,50 @@ impl Drainer {
         self.store.rollback();
         self.stored_in_list = None;
         self.copied = None;
-        if let DrainError::Store(StoreError::WrongDigest { index, .. }) = error {
-            self.comparison.altered(*index, error.to_string());
+        match error {
+            DrainError::Store(StoreError::WrongDigest { index, .. }) => {
+                self.comparison.altered(*index, error.to_string());
+            }
+            DrainError::Tpm(error) => self.tpm_error = Some(error.clone()),
+            _ => {}
         }
+    }
+}
+
+/// These PCRs now, if there is a TPM and it answers.
+fn ask(
+    tpm: &mut Option<Box<dyn AskTpm>>,
+    pcrs: PcrSet,
+    error: &mut Option<String>,
+) -> Option<Vec<PcrTarget>> {
+    let answer = tpm.as_mut()?.pcrs(pcrs);
+    *error = answer.as_ref().err().cloned();
+    answer.ok()
+}
+
+/// A kernel begins with a `boot_aggregate`. If that kernel was not started by kexec, the TPM was
+/// reset for it.
+fn same_boot(
+    store: &Store,
+    new: &[Record<'_>],
+    tpm: &mut Option<Box<dyn AskTpm>>,
+    over: &mut Option<(u32, u32)>,
+) -> Result<(), DrainError> {
+    let was = store.epoch().and_then(|epoch| epoch.id.reset_count);
+    let (Some(was), Some(tpm)) = (was, tpm) else { return Ok(()) };
+    if !new.iter().any(Record::begins_kernel) {
+        return Ok(());
+    }
+    not_reset(was, tpm.reset_count().map_err(DrainError::Tpm)?, over)
+}
+
+fn not_reset(was: u32, now: Option<u32>, over: &mut Option<(u32, u32)>) -> Result<(), DrainError> {
+    match now {
+        Some(now) if now != was => {
+            *over = Some((was, now));
+            Err(DrainError::TpmReset { was, now })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,17 +9,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ima_log::{Bank, Extend};
+use ima_log::{Bank, IMA_PCR, PcrTarget};
 use imastage_source::SourceError;
+use imastage_store::StoreError;
 
 use crate::{
     Config,
     alert::Alert,
+    at_rest,
+    attester::Attester,
+    compare::Comparison,
     drain::{DrainError, Drainer, Round},
+    health::{self, Health, State, Told},
     memory::Memory,
     service::Shared,
-    wire::{self, BankStatus, ExtendedWith, Status},
+    wire::{self, BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
+
+/// How soon a store that is damaged is read again: whoever restores a file looks at what becomes of
+/// it.
+const CHECK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the drain loop is asked for.
 pub(crate) enum Request {
@@ -27,6 +36,8 @@ pub(crate) enum Request {
     Drain(Answer),
     /// Go on as this says.
     Adjust(Box<Config>),
+    /// The whole store was read again, which took so long: this is damaged, in words.
+    Checked(Vec<String>, Duration),
     /// Drain once more and end.
     Stop,
 }
@@ -42,8 +53,10 @@ pub(crate) struct DrainLoop {
     drain_at: u64,
     memory: Memory,
     alert: Option<Alert>,
-    /// The error that was logged last.
-    said: Option<String>,
+    /// What was logged and alerted last.
+    told: Told,
+    /// When the store is to be read again, if it is or may be damaged; `None` while that is done.
+    check_at: Option<Instant>,
     /// How long to wait before it is tried again, while records cannot be deleted.
     pause: Option<Duration>,
     /// When the list was last drained, unless that failed.
@@ -59,10 +72,20 @@ impl DrainLoop {
         memory: Memory,
     ) -> DrainLoop {
         let Config { every, drain_at, .. } = *config;
-        let verdict = drainer.comparison().verdict();
-        let alert = config.alert.clone().map(|command| Alert::new(command, verdict));
-        let (said, pause, drained) = (None, None, None);
-        DrainLoop { shared, drainer, every, drain_at, memory, alert, said, pause, drained }
+        let alert = config.alert.clone().map(Alert::new);
+        let is_damaged = drainer.comparison().is_damaged();
+        DrainLoop {
+            shared,
+            drainer,
+            every,
+            drain_at,
+            memory,
+            alert,
+            told: Told::default(),
+            check_at: is_damaged.then(|| Instant::now() + CHECK_AGAIN),
+            pause: None,
+            drained: None,
+        }
     }
 
     /// Runs until it is told to stop.
@@ -80,6 +103,7 @@ impl DrainLoop {
                 match request {
                     Request::Drain(answer) => waiting.push(answer),
                     Request::Adjust(config) => self.adjust(*config),
+                    Request::Checked(damage, took) => self.checked(damage, took),
                     Request::Stop => stop = true,
                 }
             }
@@ -87,6 +111,76 @@ impl DrainLoop {
             for answer in waiting.drain(..) {
                 answer(result.clone());
             }
+            self.check_if_due();
+        }
+        self.compare_to_the_end();
+    }
+
+    /// What was measured during the last drain is in the PCR a moment later. Drains until all that is
+    /// stored was compared, for a while.
+    fn compare_to_the_end(&mut self) {
+        const TRIES: u32 = 20;
+        const PAUSE: Duration = Duration::from_millis(50);
+        for _ in 0..TRIES {
+            match *self.drainer.comparison().verdict() {
+                Verdict::InStep { records } if records < self.drainer.store().len() => {}
+                _ => return,
+            }
+            thread::sleep(PAUSE);
+            // Said by the drain itself.
+            if self.drain_patiently().is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A store that is damaged may be restored while the service runs.
+    fn check_if_due(&mut self) {
+        if self.check_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.check_at = None;
+        let shared = Arc::clone(&self.shared);
+        let check = move || {
+            let since = Instant::now();
+            let damage = match at_rest::damage(&shared.state) {
+                Ok(damage) => damage,
+                Err(error) => vec![error.to_string()],
+            };
+            shared.checked(damage, since.elapsed());
+        };
+        // It reads all that is stored: nobody waits for that.
+        if thread::Builder::new().name("check".into()).spawn(check).is_err() {
+            self.check_at = Some(Instant::now() + CHECK_AGAIN);
+        }
+    }
+
+    /// Takes over what a check of the whole store found.
+    fn checked(&mut self, damage: Vec<String>, took: Duration) {
+        /// Of the time, as little as this goes into reading the store again.
+        const PART: u32 = 20;
+        let first = damage.first().cloned();
+        self.shared.status().problems = damage;
+        match first {
+            Some(why) => {
+                self.drainer.damaged(why);
+                self.check_at = Some(Instant::now() + CHECK_AGAIN.max(took * PART));
+            }
+            None if self.drainer.comparison().is_damaged() => {
+                tracing::info!("the store is whole again; it is replayed");
+                let banks = self.shared.attester.as_ref().map(Attester::banks);
+                let (state, pulse) = (&self.shared.state, &self.shared.pulse);
+                let replayed = at_rest::replayed(state, banks.unwrap_or_default(), pulse);
+                let verdict = at_rest::parted(&self.shared.state).map(|(verdict, _)| verdict);
+                match (replayed, verdict) {
+                    (Ok(banks), Ok(verdict)) => {
+                        let comparison = Comparison::new(banks, verdict, self.memory.in_step);
+                        self.drainer.compare_anew(comparison);
+                    }
+                    (Err(error), _) | (_, Err(error)) => self.drainer.damaged(error.to_string()),
+                }
+            }
+            None => {}
         }
     }
 
@@ -136,7 +230,6 @@ impl DrainLoop {
             let error = match self.drainer.drain() {
                 Ok(round) => {
                     self.pause = None;
-                    self.said = None;
                     self.drained = Some(Instant::now());
                     self.publish(&round, None);
                     return Ok(());
@@ -152,8 +245,12 @@ impl DrainLoop {
             if !is_over_soon && may_be_copied(&error) {
                 match self.drainer.copy() {
                     Ok(round) => {
-                        self.give_up(&error, "its records are stored, and stay in the list");
-                        self.publish(&round, Some(&error));
+                        self.give_up();
+                        let state = match error {
+                            DrainError::Source(SourceError::Busy { .. }) => State::Busy,
+                            _ => state_of(&error),
+                        };
+                        self.publish(&round, Some((&error, state)));
                         return Ok(());
                     }
                     // Whoever writes lets nobody read.
@@ -173,29 +270,32 @@ impl DrainLoop {
 
     fn fail(&mut self, error: DrainError) -> Result<(), DrainError> {
         self.drainer.fall_behind();
-        self.give_up(&error, "it is tried again");
-        self.publish(&Round::default(), Some(&error));
+        self.give_up();
+        if let DrainError::Store(StoreError::Damaged { .. } | StoreError::Unreadable { .. }) = error
+        {
+            self.check_at = Some(Instant::now());
+        }
+        self.publish(&Round::default(), Some((&error, state_of(&error))));
         Err(error)
     }
 
-    /// Says, once and not each time it is tried again, that the list could not be drained.
-    fn give_up(&mut self, error: &DrainError, consequence: &str) {
+    /// Waits longer each time before it is tried again.
+    fn give_up(&mut self) {
         const LONGEST_PAUSE: Duration = Duration::from_secs(30);
         let pause = self.pause.map_or(self.every, |pause| (pause * 2).min(LONGEST_PAUSE));
         self.pause = Some(jitter(pause.max(self.every)));
-        let words = error.to_string();
-        if self.said.as_ref() != Some(&words) {
-            tracing::error!("the list was not drained, {consequence}: {words}");
-            self.said = Some(words);
-        }
     }
 
     fn adjust(&mut self, config: Config) {
         let Config { every, drain_at, alert, .. } = config;
-        tracing::info!(?every, drain_at, ?alert, "goes on as it is told");
+        tracing::info!(
+            "the list is drained every {} ms, and as soon as it has {drain_at} records; the alert \
+             command is {}",
+            every.as_millis(),
+            alert.as_deref().unwrap_or("none")
+        );
         (self.every, self.drain_at) = (every, drain_at);
-        let verdict = self.drainer.comparison().verdict();
-        self.alert = alert.map(|command| Alert::new(command, verdict));
+        self.alert = alert.map(Alert::new);
     }
 
     fn count_busy(&self, error: &DrainError) {
@@ -207,8 +307,8 @@ impl DrainLoop {
     }
 
     /// Brings the state up to date after a drain. `error` is why it failed, or why it did not
-    /// delete what it stored.
-    fn publish(&mut self, round: &Round, error: Option<&DrainError>) {
+    /// delete what it stored, and what that means.
+    fn publish(&mut self, round: &Round, error: Option<(&DrainError, State)>) {
         if round.deleted > 0 {
             tracing::debug!(?round, "drained");
         }
@@ -223,14 +323,23 @@ impl DrainLoop {
         activity.hold_p50_us = half;
         activity.hold_p99_us = most;
         activity.longest_hold_us = longest;
-        activity.last_error = error.map(ToString::to_string);
+        activity.last_error = error.map(|(error, _)| error.to_string());
+        activity.last_error_state = error.map(|(_, state)| state);
+        let now = health::now();
         if error.is_none() {
             activity.holders.clear();
         }
+        if error.is_none_or(|(_, state)| state == State::Busy) {
+            activity.drained = Some(now);
+        }
         activity.tpm_error = self.drainer.tpm_error().map(ToOwned::to_owned);
+        activity.compared = self.drainer.compared();
         describe(&mut status, &self.drainer);
-        if let Some(alert) = &mut self.alert {
-            alert.tell(&status);
+        status.health = Health::of(&status, now);
+        if self.told.tell(&status.health, now)
+            && let Some(alert) = &self.alert
+        {
+            alert.tell(self.told.worst(), &status);
         }
         drop(status);
         let in_step = self.drainer.comparison().in_step();
@@ -249,20 +358,42 @@ pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
     status.epoch = store.epoch().map_or(0, |epoch| epoch.number);
     status.records = store.len();
     status.bytes = store.bytes();
+    let replay = comparison.replay();
+    let pcr = replay.pcr();
     let kept = Bank::ALL.into_iter().filter_map(|bank| {
         let replayed = store.running(bank)?.to_string();
-        Some((bank.to_string(), BankStatus { replayed, tpm: None, extended_with: None }))
+        Some((bank.to_string(), BankStatus { pcr, replayed, ..BankStatus::default() }))
     });
-    let compared = comparison.banks().map(|replay| {
-        let tpm = comparison.tpm().iter().find(|pcr| pcr.bank() == replay.bank());
-        let extended_with = replay.extend().map(|extend| match extend {
-            Extend::Own => ExtendedWith::Own,
-            Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendedWith::Padded,
-        });
-        let (replayed, tpm) = (replay.value().to_string(), tpm.map(ToString::to_string));
-        (replay.bank().to_string(), BankStatus { replayed, tpm, extended_with })
+    let compared = replay.banks().iter().map(|bank| {
+        let bank = bank.bank();
+        let has = |pcr: u32| {
+            let is_it = |target: &&PcrTarget| target.pcr == pcr && target.value.bank() == bank;
+            comparison.tpm().iter().find(is_it).map(|target| target.value.to_string())
+        };
+        let led_to = |pcr| replay.value(bank, pcr).map_or(String::new(), |value| value.to_string());
+        let own = pcr.unwrap_or(IMA_PCR);
+        let others = replay.named().iter().filter(|pcr| *pcr != own);
+        let pcrs = [own].into_iter().chain(others);
+        let pcrs = pcrs.map(|pcr| PcrStatus { pcr, replayed: led_to(pcr), tpm: has(pcr) });
+        let status = BankStatus {
+            pcr,
+            replayed: led_to(own),
+            tpm: has(own),
+            extended_with: replay.extend_kind(bank).map(ExtendedWith::from),
+            pcrs: pcrs.collect(),
+        };
+        (bank.to_string(), status)
     });
     status.banks = kept.chain(compared).collect();
+}
+
+/// What a failed drain means for the service's health.
+fn state_of(error: &DrainError) -> State {
+    match error {
+        DrainError::TpmReset { .. } => State::TpmReset,
+        DrainError::Foreign { .. } => State::ForeignList,
+        _ => State::CannotDrain,
+    }
 }
 
 /// Whether it may be over in a moment.

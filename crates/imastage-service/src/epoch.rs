@@ -5,13 +5,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ima_log::{Bank, Extend, Record, Replay};
+use ima_log::{Bank, ListReplay, Record};
 use imastage_source::{Source, SourceError};
 use imastage_store::{Epoch, EpochId, Note, Store};
 
 use crate::{
     align::{Alignment, Question, align},
-    compare::is_boot_aggregate,
     drain::{DrainError, parse},
 };
 
@@ -76,11 +75,11 @@ fn is_carried(store: &Store, source: &mut dyn Source) -> Result<bool, DrainError
 /// Whether `list` begins with the last of the records stored, and another kernel begins behind them.
 /// Boots that measure the same begin alike, but the first `boot_aggregate` of a list is no kexec's.
 fn continues(tail: &[Vec<u8>], list: &[Record<'_>]) -> bool {
-    let running = Replay::new(Bank::Sha256, Extend::Own);
-    let question = Question { tail, running, list, before_pcr: list.len(), pcr: None };
+    let running = &ListReplay::new([]);
+    let question = Question { tail, running, list, before_pcr: list.len(), pcrs: &[] };
     match align(&question) {
         Alignment::Continues { stored, .. } if stored > 0 => {
-            list[stored..].iter().any(is_boot_aggregate)
+            list[stored..].iter().any(Record::begins_kernel)
         }
         _ => false,
     }

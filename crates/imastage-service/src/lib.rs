@@ -8,6 +8,7 @@
 mod alert;
 mod align;
 mod api;
+mod at_rest;
 mod attester;
 mod banks;
 mod client;
@@ -18,6 +19,7 @@ mod drain;
 mod drain_loop;
 mod durations;
 mod epoch;
+pub mod health;
 mod memory;
 mod metrics;
 mod place;
@@ -29,8 +31,9 @@ mod view;
 pub mod wire;
 
 pub use api::SOCKET;
+pub use at_rest::{holder, status_at_rest, status_unanswered};
 pub use client::{Client, ClientError, MOST_RECORDS, RecordAnswer};
 pub use closed::ClosedEpochs;
 pub use drain::{DrainError, Round};
-pub use service::{Config, Prepared, Service, ServiceError, status_at_rest};
+pub use service::{Config, Prepared, Service, ServiceError};
 pub use view::{View, ViewError};

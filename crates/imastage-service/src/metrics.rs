@@ -6,11 +6,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::{extract::State, http::header, response::IntoResponse};
+use axum::{extract, http::header, response::IntoResponse};
 
 use crate::{
     drain::Round,
     durations::Durations,
+    health::{Level, State},
     pulse::Pulse,
     service::Shared,
     wire::{Activity, Status, Verdict},
@@ -53,7 +54,7 @@ impl Metrics {
 }
 
 /// Answers `GET /metrics`.
-pub(crate) async fn show(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+pub(crate) async fn show(extract::State(shared): extract::State<Arc<Shared>>) -> impl IntoResponse {
     let status = shared.status().clone();
     let counted = shared.metrics.counted().clone();
     let mut text = Text(render(&status, &counted, &shared.pulse));
@@ -79,6 +80,20 @@ fn render(status: &Status, counted: &Counted, pulse: &Pulse) -> String {
         "imastage_list_info",
         "The list that is drained, and the dialect found there.",
         &[(&[("source", source), ("dialect", dialect)], 1)],
+    );
+    let states = State::ALL.map(|state| {
+        let holds = match state {
+            State::Ok => status.health.state == State::Ok,
+            _ => status.health.conditions.iter().any(|condition| condition.state == state),
+        };
+        ([("state", state.name())], u64::from(holds))
+    });
+    let states: Vec<_> = states.iter().map(|(labels, value)| (labels.as_slice(), *value)).collect();
+    text.one("imastage_health", "1 for each state that holds, as in `imastage status`.", &states);
+    text.gauge(
+        "imastage_healthy",
+        "Whether nothing is wrong: `imastage status` would end with exit code 0.",
+        u64::from(status.health.level() == Level::Fine),
     );
     let verdicts = Verdict::NAMES.map(|name| {
         let is_this = u64::from(name == status.verdict.name());
@@ -294,6 +309,7 @@ mod tests {
 
     fn status(verdict: Verdict) -> Status {
         Status {
+            health: Default::default(),
             verdict,
             problems: vec!["a".into(), "b".into()],
             pid: Some(1),
@@ -370,12 +386,32 @@ mod tests {
     }
 
     #[test]
+    fn every_state_that_holds_is_shown() {
+        let mut status = status(Verdict::Unchecked);
+        status.since_start.drained = Some(1);
+        status.since_start.tpm_error = Some("gone".into());
+        status.health = crate::health::Health::of(&status, 1);
+        let parsed = parse(&render(&status, &Counted::default(), &Pulse::default()));
+        let samples = &parsed["imastage_health"].1;
+        assert_eq!(samples.len(), State::ALL.len());
+        let hold: Vec<_> = samples
+            .iter()
+            .filter(|(_, _, value)| *value == 1.0)
+            .map(|(_, labels, _)| labels["state"].as_str())
+            .collect();
+        assert_eq!(hold, ["damaged", "cannot-compare"]);
+        assert_eq!(parsed["imastage_healthy"].1[0].2, 0.0);
+    }
+
+    #[test]
     fn one_verdict_is_true() {
         let verdicts = [
             Verdict::Unchecked,
             Verdict::InStep { records: 1 },
             Verdict::Behind { records: 1, waiting: 1 },
             Verdict::Altered { index: 1, why: String::new() },
+            Verdict::Damaged { why: String::new() },
+            Verdict::NotExtended { why: String::new() },
         ];
         for verdict in verdicts {
             let name = verdict.name();

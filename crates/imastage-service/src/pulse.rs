@@ -86,6 +86,10 @@ impl Source for Watched {
         self.source.holders()
     }
 
+    fn is_private(&self) -> bool {
+        self.source.is_private()
+    }
+
     fn name(&self) -> String {
         self.source.name()
     }

@@ -1,36 +1,34 @@
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use ima_log::{Bank, Extend, IMA_PCR, Replay};
+use ima_log::{IMA_PCR, PcrSet, PcrTarget};
 use imastage_source::Source;
-use imastage_store::{EpochId, Reader, Recovery, Store, StoreError};
+use imastage_store::{EpochId, Store, StoreError};
 use imastage_tpm::{Endpoint, TpmError};
 
 use crate::{
-    api,
+    api, at_rest,
     attester::Attester,
-    banks::Banks,
     closed::{self, ClosedEpochs},
     compare::Comparison,
-    drain::{DrainError, Drainer, ReadPcrs},
+    drain::{AskTpm, DrainError, Drainer},
     drain_loop::{Answer, DrainLoop, Request, describe},
     epoch,
+    health::{Health, now},
     memory::Memory,
     metrics::Metrics,
     pulse::{Pulse, Watched},
     view::{View, ViewError},
-    wire::{Activity, BankStatus, Cause, Parting, Status, Verdict},
+    wire::{Activity, Status, Verdict},
 };
 
 /// How a service is to run.
@@ -125,7 +123,6 @@ pub(crate) struct Shared {
     pub(crate) attester: Option<Attester>,
     pub(crate) metrics: Metrics,
     pub(crate) pulse: Pulse,
-    view_failed: AtomicBool,
     status: Mutex<Status>,
     requests: mpsc::Sender<Request>,
 }
@@ -147,41 +144,41 @@ impl Service {
     /// As [`Service::start`].
     pub fn prepare(config: Config, mut source: Box<dyn Source>) -> Result<Prepared, ServiceError> {
         let mut store = Store::open(&config.state)?;
-        report(store.recovery());
+        at_rest::report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
         let notes = imastage_store::notes(&config.state)?;
         let epoch = epoch::enter(&mut store, epoch_id(attester.as_ref()), &notes, source.as_mut())?;
         let known = Memory::load(&config.state, epoch, store.len());
         let memory = known.unwrap_or(Memory { epoch, in_step: 0 });
-        let damage = damage(&config.state)?;
-        let parted = parted(&config.state)?;
-        let banks = match &attester {
-            Some(attester) => replayed(&config.state, &store, attester.banks()),
-            None => Banks::new(&[]),
+        let damage = at_rest::damage(&config.state)?;
+        let (parted, notes) = at_rest::parted(&config.state)?;
+        let pulse = Pulse::default();
+        let kept = attester.as_ref().map(Attester::banks).unwrap_or_default();
+        let comparison = match damage.first() {
+            None => {
+                let banks = at_rest::replayed(&config.state, kept, &pulse)?;
+                Comparison::new(banks, parted, memory.in_step)
+            }
+            Some(why) => {
+                let verdict = Verdict::Damaged { why: why.clone() };
+                Comparison::new(at_rest::committed(&store, kept), verdict, memory.in_step)
+            }
         };
-
-        let read_pcrs = attester.clone().map(|attester| -> ReadPcrs {
-            Box::new(move || attester.pcrs().map_err(|error| error.to_string()))
-        });
         let mut status = Status {
-            verdict: parted.clone(),
             problems: damage,
             pid: Some(std::process::id()),
-            epoch: 0,
-            records: 0,
-            bytes: 0,
-            banks: BTreeMap::new(),
             since_start: Activity {
                 source: source.name(),
                 dialect: source.dialect().to_string(),
                 ..Activity::default()
             },
+            ..Status::default()
         };
-        let comparison = Comparison::new(banks, parted, memory.in_step);
-        let pulse = Pulse::default();
         let source = Box::new(Watched::new(source, pulse.clone()));
-        let drainer = Drainer::new(source, store, read_pcrs, comparison);
+        let tpm = attester.clone().map(|attester| Box::new(attester) as Box<dyn AskTpm>);
+        let drainer = Drainer::new(source, store, tpm, comparison, notes).adopting(config.adopt);
         describe(&mut status, &drainer);
+        status.health = Health::of(&status, now());
 
         let (requests, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
@@ -189,7 +186,6 @@ impl Service {
             attester,
             metrics: Metrics::default(),
             pulse,
-            view_failed: AtomicBool::new(false),
             status: Mutex::new(status),
             requests,
         });
@@ -210,6 +206,14 @@ impl Service {
     /// Why it could not be drained, in words.
     pub fn drain(&self) -> Result<(), String> {
         self.shared.drain()
+    }
+
+    /// As [`Service::drain`], but waits for it no longer than `patience`; it goes on all the same.
+    ///
+    /// # Errors
+    /// As [`Service::drain`].
+    pub fn drain_within(&self, patience: Duration) -> Result<(), String> {
+        self.shared.drain_within(patience)
     }
 
     /// Takes over [`Config::every`], [`Config::drain_at`] and [`Config::alert`], and drains; all else
@@ -318,16 +322,27 @@ impl Shared {
 
     /// Whether there was a view and it ended without the service's doing: agents read nothing.
     pub(crate) fn view_failed(&self) -> bool {
-        self.view_failed.load(Ordering::SeqCst)
+        self.status().since_start.view_error.is_some()
     }
 
     pub(crate) fn set_view_failed(&self, failed: bool) {
-        self.view_failed.store(failed, Ordering::SeqCst);
+        let mut status = self.status();
+        status.since_start.view_error = failed
+            .then(|| "somebody unmounted it; restart the service to have it again".to_owned());
+        status.health = Health::of(&status, now());
     }
 
-    /// The PCRs that the list extends.
+    /// The PCRs that the list extends, as far as they are known: its own first.
     pub(crate) fn list_pcrs(&self) -> Vec<u32> {
-        vec![IMA_PCR]
+        let status = self.status();
+        let mut pcrs = vec![status.pcr().unwrap_or(IMA_PCR)];
+        let all = status.banks.values().flat_map(|bank| bank.pcrs.iter().map(|pcr| pcr.pcr));
+        for pcr in all {
+            if !pcrs.contains(&pcr) {
+                pcrs.push(pcr);
+            }
+        }
+        pcrs
     }
 
     /// Drains what is in the list now. Any number may ask at once; one drain serves all who asked
@@ -350,6 +365,12 @@ impl Shared {
         self.requests.send(Request::Drain(answer)).map_err(|_| STOPPED.to_owned())
     }
 
+    /// Tells the drain loop what a check of the whole store found, and how long that took.
+    pub(crate) fn checked(&self, damage: Vec<String>, took: Duration) {
+        // If the loop has ended nobody needs to know.
+        let _ = self.requests.send(Request::Checked(damage, took));
+    }
+
     fn ask_for_drain(&self) -> Result<mpsc::Receiver<Result<(), String>>, String> {
         let (answer, answered) = mpsc::sync_channel(1);
         self.when_drained(Box::new(move |result| {
@@ -361,45 +382,6 @@ impl Shared {
 }
 
 const STOPPED: &str = "the service is stopping";
-
-/// The state that a state directory tells when no service runs.
-///
-/// # Errors
-/// [`StoreError`] if it is not a state directory or cannot be read.
-pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
-    let reader = Reader::open(state)?;
-    Ok(Status {
-        verdict: parted(state)?,
-        problems: damage(state)?,
-        pid: None,
-        epoch: reader.epoch().number,
-        records: reader.len(),
-        bytes: reader.bytes(),
-        banks: reader
-            .running()
-            .iter()
-            .map(|pcr| {
-                let replayed = pcr.to_string();
-                (pcr.bank().to_string(), BankStatus { replayed, tpm: None, extended_with: None })
-            })
-            .collect(),
-        since_start: Activity::default(),
-    })
-}
-
-/// Says what an interrupted commit had left.
-fn report(recovery: &Recovery) {
-    let Recovery { commit_bytes, record_bytes, kept } = recovery;
-    if *commit_bytes + *record_bytes > 0 {
-        tracing::info!("cut off what a crash interrupted: {record_bytes} bytes of records");
-    }
-    if let Some(kept) = kept {
-        tracing::warn!(
-            "the last commit was torn or damaged; what it may have covered is kept in {}",
-            kept.display()
-        );
-    }
-}
 
 /// What tells the epoch of this boot from others.
 fn epoch_id(attester: Option<&Attester>) -> EpochId {
@@ -413,52 +395,14 @@ fn epoch_id(attester: Option<&Attester>) -> EpochId {
     }
 }
 
-/// Replays what is stored in every bank of the TPM. Linear in the records. If they cannot be read
-/// any more, as many banks are known as the store keeps.
-fn replayed(state: &Path, store: &Store, banks: &[Bank]) -> Banks {
-    let all = || -> Result<Banks, StoreError> {
-        let mut replays = Banks::new(banks);
-        let mut cursor = Reader::open(state)?.records(0)?;
-        while let Some(record) = cursor.next_record()? {
-            replays.push(&[record]);
-        }
-        Ok(replays)
-    };
-    all().unwrap_or_else(|error| {
-        tracing::error!("not all banks of the TPM can be compared: {error}");
-        let kept = banks.iter().filter_map(|bank| {
-            let value = store.running(*bank)?;
-            Some(vec![Replay::resume(value, Extend::Own)])
-        });
-        Banks::resume(kept.collect(), store.len())
-    })
-}
-
-/// Reads everything that is stored again, and says in words what is damaged.
-fn damage(state: &Path) -> Result<Vec<String>, StoreError> {
-    let damage = imastage_store::check(state)?.damage;
-    for found in &damage {
-        tracing::error!("the store is damaged: {found}");
+impl AskTpm for Attester {
+    fn pcrs(&mut self, pcrs: PcrSet) -> Result<Vec<PcrTarget>, String> {
+        let pcrs: Vec<u32> = pcrs.iter().collect();
+        let values = self.read(&pcrs).map_err(|error| error.to_string())?;
+        Ok(values.into_iter().map(|(_, pcr, value)| PcrTarget { pcr, value }).collect())
     }
-    Ok(damage.iter().map(ToString::to_string).collect())
-}
 
-/// Whether TPM and store parted before, as was noted then: no later PCR of the epoch is reached.
-fn parted(state: &Path) -> Result<Verdict, StoreError> {
-    let notes = imastage_store::notes(state)?;
-    let parting = notes.into_iter().find_map(|note| {
-        Some(Parting {
-            after: note.after,
-            before: note.index,
-            cause: cause(&note.kind)?,
-            time: note.time,
-            text: note.text,
-        })
-    });
-    Ok(parting.map_or(Verdict::Unchecked, Verdict::Parted))
-}
-
-/// The cause that a note tells, if it tells of a parting.
-fn cause(kind: &str) -> Option<Cause> {
-    serde_json::from_value(kind.into()).ok()
+    fn reset_count(&mut self) -> Result<Option<u32>, String> {
+        self.clock_now().map(|clock| Some(clock.reset_count)).map_err(|error| error.to_string())
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ima_list::{Duplicates, Options, Part, SharedList};
-use ima_log::{Bank, Digest, Extend, RecordBuf, Replay};
+use ima_log::{Bank, Extend, PcrSet, PcrTarget, RecordBuf, Replay};
 use imastage_source::{
     Batch, Dialect, Flavour, Holders, InProcess, Look, Sink, Source, SourceError,
 };
@@ -20,7 +20,7 @@ use imastage_store::{EpochId, Reader, Store};
 use crate::{
     banks::Banks,
     compare::Comparison,
-    drain::{DrainError, Drainer, ReadPcrs},
+    drain::{AskTpm, DrainError, Drainer},
     wire::Verdict,
 };
 
@@ -80,15 +80,19 @@ impl World {
         self.lock().is_held = true;
         Held(self.clone())
     }
+}
 
-    fn read_pcrs(&self) -> ReadPcrs {
-        let world = self.clone();
-        Box::new(move || {
-            world.lock().happen();
-            let pcrs: Vec<Digest> = world.lock().pcrs.iter().map(Replay::value).collect();
-            world.lock().happen();
-            Ok(pcrs)
-        })
+impl AskTpm for World {
+    fn pcrs(&mut self, _: PcrSet) -> Result<Vec<PcrTarget>, String> {
+        self.lock().happen();
+        let target = |pcr: &Replay| PcrTarget { pcr: 10, value: pcr.value() };
+        let pcrs: Vec<PcrTarget> = self.lock().pcrs.iter().map(target).collect();
+        self.lock().happen();
+        Ok(pcrs)
+    }
+
+    fn reset_count(&mut self) -> Result<Option<u32>, String> {
+        Ok(None)
     }
 }
 
@@ -161,6 +165,10 @@ impl Source for Mortal {
         Holders::default()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         "a mortal list".to_owned()
     }
@@ -210,7 +218,7 @@ fn drainer(world: &World, state: &Path, flavour: Flavour) -> Drainer {
     let comparison = Comparison::new(banks, Verdict::Unchecked, 0);
     let source = InProcess::new(Arc::clone(&world.lock().list), flavour);
     let source = Mortal { source, world: world.clone() };
-    Drainer::new(Box::new(source), store, Some(world.read_pcrs()), comparison)
+    Drainer::new(Box::new(source), store, Some(Box::new(world.clone())), comparison, Vec::new())
 }
 
 fn die_and_compare(flavour: Flavour, kills: u64) {

@@ -2,11 +2,17 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use ima_log::{Extend, IMA_PCR};
 use serde::{Deserialize, Serialize};
 
+use crate::health::{Health, State};
+
 /// `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// What is wrong, the worst first.
+    #[serde(default)]
+    pub health: Health,
     /// Whether TPM and store agree.
     pub verdict: Verdict,
     /// In words, what is wrong and what to do; empty when nothing is.
@@ -19,7 +25,7 @@ pub struct Status {
     pub records: u64,
     /// Their bytes in the sha1 form.
     pub bytes: u64,
-    /// PCR 10 by bank: of all that the TPM has, or without one, that are kept.
+    /// The PCRs by bank: of all that the TPM has, or without one, that are kept.
     pub banks: BTreeMap<String, BankStatus>,
     /// Since the service was started.
     pub since_start: Activity,
@@ -55,8 +61,20 @@ pub struct Activity {
     pub holders: Vec<Holder>,
     /// Why the last drain failed, or did not delete what it stored; `None` if it did.
     pub last_error: Option<String>,
+    /// What that means for the service's health.
+    #[serde(default)]
+    pub last_error_state: Option<State>,
     /// Why the TPM did not tell its PCRs at the last drain; `None` if it did, or there is none.
     pub tpm_error: Option<String>,
+    /// Why the view cannot be read; `None` if it can, or there is none.
+    #[serde(default)]
+    pub view_error: Option<String>,
+    /// When the list was last drained, or its records stored, in seconds since 1970.
+    #[serde(default)]
+    pub drained: Option<u64>,
+    /// When store and TPM were last compared, in seconds since 1970.
+    #[serde(default)]
+    pub compared: Option<u64>,
 }
 
 /// A process that has one of the list's files open.
@@ -73,10 +91,11 @@ pub struct Holder {
 }
 
 /// Whether TPM and store agree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum Verdict {
     /// There is no TPM to compare with, or nothing was compared yet.
+    #[default]
     Unchecked,
     /// The first `records` stored records replay to the TPM's PCR.
     InStep {
@@ -101,11 +120,23 @@ pub enum Verdict {
         /// What was found.
         why: String,
     },
+    /// The store cannot be read, or does not hold what was stored: nothing is concluded from it.
+    Damaged {
+        /// What was found first.
+        why: String,
+    },
+    /// The PCR is zero in every bank although there are records: the kernel does not extend this
+    /// TPM. No record is proven, and none is deleted.
+    NotExtended {
+        /// What was found, and what to do.
+        why: String,
+    },
 }
 
 impl Verdict {
     /// All names there are.
-    pub const NAMES: [&str; 5] = ["unchecked", "in-step", "behind", "parted", "altered"];
+    pub const NAMES: [&str; 7] =
+        ["unchecked", "in-step", "behind", "parted", "altered", "damaged", "not-extended"];
 
     /// Its name, as in JSON.
     pub fn name(&self) -> &'static str {
@@ -115,6 +146,8 @@ impl Verdict {
             Verdict::Behind { .. } => "behind",
             Verdict::Parted(_) => "parted",
             Verdict::Altered { .. } => "altered",
+            Verdict::Damaged { .. } => "damaged",
+            Verdict::NotExtended { .. } => "not-extended",
         }
     }
 }
@@ -156,15 +189,51 @@ impl fmt::Display for Cause {
     }
 }
 
-/// PCR 10 of one bank.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The PCRs of one bank. What stands here beside `pcrs` is of the list's own PCR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BankStatus {
+    /// The list's own PCR: the one that its first record names.
+    #[serde(default)]
+    pub pcr: Option<u32>,
     /// As stored records replay.
     pub replayed: String,
     /// As the TPM has it now; `None` if no service runs, or there is no TPM.
     pub tpm: Option<String>,
     /// What the kernel extends it with; `None` as long as that is not known.
     pub extended_with: Option<ExtendedWith>,
+    /// Every PCR that records name, the list's own first.
+    #[serde(default)]
+    pub pcrs: Vec<PcrStatus>,
+}
+
+/// One PCR of a bank.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PcrStatus {
+    /// Its index.
+    pub pcr: u32,
+    /// As stored records replay.
+    pub replayed: String,
+    /// As the TPM has it now; `None` if it was not read: others than the kernel extend it, no
+    /// service runs, or there is no TPM.
+    pub tpm: Option<String>,
+}
+
+impl Status {
+    /// The list's own PCR; `None` before there is a record.
+    pub fn pcr(&self) -> Option<u32> {
+        self.banks.values().find_map(|bank| bank.pcr)
+    }
+
+    /// Takes over what the TPM has in one PCR of one bank.
+    pub fn set_tpm(&mut self, bank: &str, pcr: u32, value: String) {
+        let Some(bank) = self.banks.get_mut(bank) else { return };
+        if bank.pcr.unwrap_or(IMA_PCR) == pcr {
+            bank.tpm = Some(value.clone());
+        }
+        if let Some(status) = bank.pcrs.iter_mut().find(|status| status.pcr == pcr) {
+            status.tpm = Some(value);
+        }
+    }
 }
 
 /// What a bank is extended with.
@@ -175,6 +244,18 @@ pub enum ExtendedWith {
     Own,
     /// SHA-1 template digests, padded with zeros.
     Padded,
+    /// These, and for violations as many ones as SHA-1 has bytes, padded, too: Linux before 5.8.
+    PaddedViolations,
+}
+
+impl From<Extend> for ExtendedWith {
+    fn from(extend: Extend) -> ExtendedWith {
+        match extend {
+            Extend::Own => ExtendedWith::Own,
+            Extend::Sha1Padded => ExtendedWith::Padded,
+            Extend::Sha1PaddedViolations => ExtendedWith::PaddedViolations,
+        }
+    }
 }
 
 /// `POST /v1/quote`: ask for a quote over the list's PCRs, and others, of these banks.

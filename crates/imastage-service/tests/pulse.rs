@@ -94,6 +94,10 @@ impl Source for Stuck {
         self.source.holders()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         self.source.name()
     }

@@ -94,6 +94,10 @@ impl Source for Mischievous {
         self.source.holders()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         "a mischievous list".into()
     }

@@ -65,6 +65,10 @@ impl Source for Door {
         self.list.holders()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         "a list in this process".into()
     }
@@ -274,6 +278,8 @@ fn finding_05_a_view_that_somebody_unmounted_is_noticed() {
     let unmounted = std::process::Command::new("fusermount3").arg("-u").arg(&view).status();
     assert!(unmounted.unwrap().success());
     common::wait_until("the service notices", || failed(&scene));
+    let health = scene.service.as_ref().unwrap().status().health;
+    assert_eq!(health.state.name(), "view-failing", "{health:?}");
     // The service goes on, and shows it again when it is asked to.
     drop(scene.view.take());
     scene.add(3);

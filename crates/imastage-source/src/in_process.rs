@@ -64,6 +64,10 @@ impl Source for InProcess {
         Holders::default()
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         "a list in this process".to_owned()
     }

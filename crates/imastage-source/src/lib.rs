@@ -91,6 +91,11 @@ pub trait Source: Send {
     /// Who has the list's files open now. Linear in the descriptors open on the machine.
     fn holders(&self) -> Holders;
 
+    /// Whether no other process can have taken records of it.
+    fn is_private(&self) -> bool {
+        false
+    }
+
     /// What to call it in messages: the directory, or what else it is.
     fn name(&self) -> String;
 }

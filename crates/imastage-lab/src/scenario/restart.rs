@@ -86,7 +86,10 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     let mut machine = lab.boot(kernel, &lasting.plan())?;
     mount_disk(&mut machine, "/disk")?;
     let (code, status) = machine.imastage(&["status", "--state", STATE])?;
-    must(code == 0 && status["problems"] == serde_json::json!([]), || status.to_string())?;
+    let is_at_rest = code == 3 && status["health"]["state"] == "not-running";
+    must(is_at_rest && status["problems"] == serde_json::json!([]), || {
+        format!("code {code}: {status}")
+    })?;
     report.saw("measured until the plug was pulled", lived.join(", "));
     report.saw("epochs kept", &status["epoch"]);
     machine.power_off()

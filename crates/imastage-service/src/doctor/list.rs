@@ -1,6 +1,7 @@
 //! The list: what is in it, and whether it leads to PCR 10 as it stands.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -8,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{
-    Bank, Decoder, Digest, Endian, Extend, Format, IMA_PCR, ListReplay, PcrTarget, Record,
-};
+use ima_log::{Bank, Decoder, Digest, Endian, Extend, Format, IMA_PCR, ListReplay, Record};
 use imastage_source::{Look, SourceError, open};
+
+use crate::banks::is_zero_aggregate;
 
 use super::{
     Finding,
@@ -34,9 +35,13 @@ pub(super) struct List {
     pub(super) templates: Vec<String>,
     /// The banks that have a file, as their files are called.
     pub(super) banks: Vec<String>,
-    /// PCR 10, if it can be read.
+    /// The PCR that its first record names, stored or not.
+    pcr: u32,
+    /// That PCR by bank, if it can be read.
     pub(super) pcrs: Vec<Digest>,
     begins_with_aggregate: bool,
+    /// The first record says that its kernel found no TPM.
+    began_without_tpm: bool,
     /// The first record that was altered.
     altered: Option<u64>,
     /// Why it is no list from some record on.
@@ -80,7 +85,7 @@ pub(super) fn examine(
         tries += 1;
         match read(machine, pcrs.as_ref(), state) {
             Ok((list, chains)) => {
-                if chains.explains(&list.pcrs) || tries >= TRIES_IF_UNEXPLAINED {
+                if chains.explains(&list) || tries >= TRIES_IF_UNEXPLAINED {
                     break (list, chains);
                 }
             }
@@ -110,17 +115,23 @@ fn read(
     let mut stored = Stored::open(state);
     let mut list = List { banks: bank_files(&machine.source), ..List::default() };
     list.is_staged = has_staged(&machine.source);
-    if let Some(pcrs) = pcrs {
-        list.pcrs = pcrs.read().map_err(Unreadable::Pcrs)?;
-    }
-    let mut alone = ListReplay::new(list.pcrs.iter().map(Digest::bank));
-    let target = |value: &Digest| PcrTarget { pcr: IMA_PCR, value: *value };
-    alone.look_for(&list.pcrs.iter().map(target).collect::<Vec<_>>());
+    let targets = match pcrs {
+        Some(pcrs) => pcrs.read().map_err(Unreadable::Pcrs)?,
+        None => Vec::new(),
+    };
+    let banks: BTreeSet<Bank> = targets.iter().map(|target| target.value.bank()).collect();
+    let mut alone = ListReplay::new(banks);
+    alone.look_for(&targets);
     if let Some(stored) = &mut stored {
-        stored.seek(&list.pcrs);
+        stored.seek(&targets);
     }
     let mut chains = Chains { alone, stored };
     list.read(&mut *look, &mut chains)?;
+    // What the list's kernel measures into, its first record tells.
+    let of_stored = chains.stored.as_ref().map(Stored::pcr);
+    list.pcr = of_stored.or(chains.alone.pcr()).unwrap_or(IMA_PCR);
+    let own = targets.iter().filter(|target| target.pcr == list.pcr);
+    list.pcrs = own.map(|target| target.value).collect();
     Ok((list, chains))
 }
 
@@ -180,6 +191,7 @@ impl List {
         if self.records == 0 {
             let name = record.event_name().unwrap_or_default();
             self.begins_with_aggregate = name.starts_with(b"boot_aggregate");
+            self.began_without_tpm = is_zero_aggregate(record);
         }
         let template = record.template().name();
         if self.templates.len() < MOST_TEMPLATES && !self.templates.iter().any(|t| t == template) {
@@ -196,8 +208,9 @@ impl List {
 
 impl Chains {
     /// Whether the list leads to all of `pcrs`, by itself or behind what is stored.
-    fn explains(&self, pcrs: &[Digest]) -> bool {
-        let alone = pcrs.iter().all(|pcr| self.alone.found(pcr.bank(), IMA_PCR).is_some());
+    fn explains(&self, list: &List) -> bool {
+        let is_found = |pcr: &Digest| self.alone.found(pcr.bank(), list.pcr).is_some();
+        let alone = list.pcrs.iter().all(is_found);
         alone || self.stored.as_ref().is_some_and(Stored::leads_to_all)
     }
 }
@@ -269,13 +282,26 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
     if list.pcrs.is_empty() {
         return;
     }
+    let pcr = list.pcr;
+    let records = list.records + chains.stored.as_ref().map_or(0, Stored::records);
+    if pcr != IMA_PCR {
+        let found = format!("the list's records name PCR {pcr}, not {IMA_PCR}");
+        let finding = Finding::new("list.pcr", Note, found)
+            .why("the kernel was built so (CONFIG_IMA_MEASURE_PCR_IDX); quotes have to cover that PCR")
+            .fix(format!("tell your verifiers: tpm2_quote -l sha256:{pcr}"));
+        findings.push(finding);
+    }
+    if records > 0 && list.pcrs.iter().all(Digest::is_zero) {
+        findings.push(not_extended(list, records));
+        return;
+    }
     let names = |digests: &mut dyn Iterator<Item = &Digest>| {
         digests.map(|pcr| pcr.bank().name()).collect::<Vec<_>>().join(", ")
     };
     let is_zero = |pcr: &&Digest| pcr.is_zero() && list.records > 0;
     let (unused, used): (Vec<&Digest>, Vec<&Digest>) = list.pcrs.iter().partition(is_zero);
     if !unused.is_empty() && !used.is_empty() {
-        let found = format!("PCR 10 is zero in {}", names(&mut unused.iter().copied()));
+        let found = format!("PCR {pcr} is zero in {}", names(&mut unused.iter().copied()));
         let finding = Finding::new("tpm.unextended", Warning, found)
             .why("nothing is extended there: a quote of that bank proves nothing, and anyone who can \
                   use the TPM can write into it")
@@ -283,12 +309,12 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
         findings.push(finding);
     }
     let used = if used.is_empty() { unused } else { used };
-    let found = |pcr: &Digest| chains.alone.found(pcr.bank(), IMA_PCR);
+    let found = |value: &Digest| chains.alone.found(value.bank(), pcr);
     let (met, missed): (Vec<&Digest>, Vec<&Digest>) =
         used.iter().copied().partition(|pcr| found(pcr).is_some());
     if missed.is_empty() {
         let found_in = names(&mut met.iter().copied());
-        let text = format!("the list replays to PCR 10 in {found_in}");
+        let text = format!("the list replays to PCR {pcr} in {found_in}");
         findings.push(Finding::new(check, Fine, text));
         let is_padded = |pcr: &&Digest| found(pcr).is_some_and(|(_, extend)| extend != Extend::Own);
         let mut padded = met.iter().copied().filter(is_padded).peekable();
@@ -306,7 +332,7 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
     }
     if let Some(stored) = chains.stored.as_ref().filter(|stored| stored.leads_to_all()) {
         let text = format!(
-            "the list replays to PCR 10 behind the {} stored",
+            "the list replays to PCR {pcr} behind the {} stored",
             count(stored.records(), "record")
         );
         findings.push(Finding::new(check, Fine, text));
@@ -315,10 +341,32 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
     findings.push(parted(machine, list, &names(&mut missed.iter().copied()), !met.is_empty()));
 }
 
-/// The list does not lead to PCR 10: why that may be.
+/// There are records, and the TPM knows of none.
+fn not_extended(list: &List, records: u64) -> Finding {
+    let found = format!(
+        "the kernel does not extend this TPM: PCR {} is zero in every bank, and there are {}",
+        list.pcr,
+        count(records, "record")
+    );
+    let finding = Finding::new("tpm.unextended", Problem, found)
+        .why("no quote proves any record, and the service deletes none");
+    if list.began_without_tpm {
+        finding.fix(
+            "IMA found no TPM when it started (its boot_aggregate is zero): build the TPM's driver \
+             into the kernel, or from Linux 7.3 on set CONFIG_IMA_INIT_LATE_SYNC=y",
+        )
+    } else {
+        finding
+            .fix("give the TPM that the kernel uses with --tpm; if this is it, see dmesg for tpm")
+    }
+}
+
+/// The list does not lead to its PCR: why that may be.
 fn parted(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Finding {
-    let finding =
-        |found: &str| Finding::new("list.replay", Problem, format!("{found} (PCR 10, {banks})"));
+    let finding = |found: &str| {
+        let found = format!("{found} (PCR {}, {banks})", list.pcr);
+        Finding::new("list.replay", Problem, found)
+    };
     let lost = "whoever deleted them may have kept them; if nobody did, nothing can be verified \
                 before the next TPM reset: reboot through the firmware, and let nobody but the \
                 service delete";

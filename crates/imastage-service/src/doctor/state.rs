@@ -9,7 +9,7 @@ use std::{
 use imastage_store::{Reader, StoreError};
 use rustix::fs::{Access, StatVfsMountFlags};
 
-use crate::{Client, wire::Status};
+use crate::{Client, health::Level, wire::Status};
 
 use super::{
     Finding,
@@ -58,7 +58,12 @@ pub(super) fn examine(state: &Path, findings: &mut Vec<Finding>) {
             findings.push(finding);
         }
     }
-    if is_there && meta.permissions().mode() & 0o077 != 0 {
+    // A service that was given --group lets that group enter, and no more.
+    let is_for_group = meta.permissions().mode() & 0o077 == 0o010;
+    if is_there && is_for_group {
+        let found = format!("group {} may enter {shown} to use the service", meta.gid());
+        findings.push(Finding::new("state.mode", Fine, found));
+    } else if is_there && meta.permissions().mode() & 0o077 != 0 {
         let found = format!("{shown} is open to others (mode {:o})", meta.mode() & 0o7777);
         let finding = Finding::new("state.mode", Warning, found)
             .why("what runs on this machine is for its owner's eyes")
@@ -179,9 +184,14 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
         let found =
             format!("a service runs (pid {pid}), {} stored", count(status.records, "record"));
         findings.push(Finding::new("state.service", Fine, found));
-        for problem in status.problems.iter().take(MOST) {
-            let finding = Finding::new(check, Problem, problem.clone())
-                .why("the service says so")
+        for condition in status.health.conditions.iter().take(MOST) {
+            let severity = match condition.state.level() {
+                Level::Evidence => Problem,
+                _ => Warning,
+            };
+            let found = format!("the service says: {}", condition.reason);
+            let finding = Finding::new("state.health", severity, found)
+                .why("what it stores cannot be relied on before that is mended")
                 .fix("imastage status tells more");
             findings.push(finding);
         }

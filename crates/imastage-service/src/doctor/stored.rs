@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use ima_log::{Digest, IMA_PCR, Record, Replay};
+use ima_log::{Digest, IMA_PCR, PcrTarget, Record, Replay};
 use imastage_store::Reader;
 
-/// What is stored, and where PCR 10 goes from there.
+/// What is stored, and where its PCR goes from there.
 pub(super) struct Stored {
     records: u64,
-    /// PCR 10 behind the last record, by bank and by how banks may be extended.
+    /// The PCR that its first record names.
+    pcr: u32,
+    /// That PCR behind the last record, by bank and by how banks may be extended.
     end: Vec<Replay>,
     /// The last record.
     last: Vec<u8>,
@@ -35,7 +37,12 @@ impl Stored {
         let end = reader.running_at(records).ok()?;
         let mut cursor = reader.records(records.checked_sub(1)?).ok()?;
         let last = cursor.next_record().ok()??.as_bytes().to_vec();
-        Some(Stored { records, end, last, targets: Vec::new(), chains: Vec::new() })
+        let pcr = reader.pcr().unwrap_or(IMA_PCR);
+        Some(Stored { records, pcr, end, last, targets: Vec::new(), chains: Vec::new() })
+    }
+
+    pub(super) fn pcr(&self) -> u32 {
+        self.pcr
     }
 
     pub(super) fn records(&self) -> u64 {
@@ -43,15 +50,17 @@ impl Stored {
     }
 
     /// Looks for these values, of those banks that the store keeps.
-    pub(super) fn seek(&mut self, targets: &[Digest]) {
+    pub(super) fn seek(&mut self, targets: &[PcrTarget]) {
         let is_kept = |bank| self.end.iter().any(|replay| replay.value().bank() == bank);
-        self.targets = targets.iter().copied().filter(|target| is_kept(target.bank())).collect();
+        let of_pcr = targets.iter().filter(|target| target.pcr == self.pcr);
+        let values = of_pcr.map(|target| target.value);
+        self.targets = values.filter(|value| is_kept(value.bank())).collect();
         self.begin();
     }
 
     /// Takes the list's next record.
     pub(super) fn push(&mut self, record: &Record<'_>) {
-        if record.pcr() == IMA_PCR {
+        if record.pcr() == self.pcr {
             for chain in &mut self.chains {
                 chain.replays.iter_mut().for_each(|replay| replay.extend(record));
                 chain.compare(&self.targets);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ima_log::{Bank, Digest, IMA_PCR};
+use ima_log::{Bank, Digest, IMA_PCR, PcrTarget};
 use imastage_tpm::{Endpoint, PcrSelection, Tpm};
 
 use super::{
@@ -20,20 +20,25 @@ pub(super) enum Pcrs {
 }
 
 impl Pcrs {
-    /// PCR 10 in every bank that we know.
-    pub(super) fn read(&self) -> Result<Vec<Digest>, String> {
+    /// What kernels may measure into, in every bank that we know.
+    pub(super) fn read(&self) -> Result<Vec<PcrTarget>, String> {
         match self {
             Pcrs::Sysfs(dirs) => {
                 let mut values = Vec::new();
                 for dir in dirs {
-                    let path = dir.join(IMA_PCR.to_string());
                     let Ok(bank) = bank_name(dir).parse::<Bank>() else { continue };
-                    let text =
-                        read_text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-                    let value = Digest::from_hex(bank, text.trim()).ok_or_else(|| {
-                        format!("{}: no {bank} digest in hex: {text:?}", path.display())
-                    })?;
-                    values.push(value);
+                    for pcr in PCRS {
+                        let path = dir.join(pcr.to_string());
+                        if pcr != IMA_PCR && !path.exists() {
+                            continue;
+                        }
+                        let text = read_text(&path)
+                            .map_err(|error| format!("{}: {error}", path.display()))?;
+                        let value = Digest::from_hex(bank, text.trim()).ok_or_else(|| {
+                            format!("{}: no {bank} digest in hex: {text:?}", path.display())
+                        })?;
+                        values.push(PcrTarget { pcr, value });
+                    }
                 }
                 Ok(values)
             }
@@ -41,6 +46,10 @@ impl Pcrs {
         }
     }
 }
+
+/// CONFIG_IMA_MEASURE_PCR_IDX can be 8 to 14; a policy rule's `pcr=` can be others, of which firmware
+/// and a dynamic launch leave 15, 16 and 23.
+const PCRS: [u32; 10] = [8, 9, 10, 11, 12, 13, 14, 15, 16, 23];
 
 /// `None` if PCRs cannot be read.
 pub(super) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<Pcrs> {
@@ -131,9 +140,11 @@ fn bank_name(path: &Path) -> &str {
     name.strip_prefix("pcr-").unwrap_or_default()
 }
 
-fn read_tpm(endpoint: &Endpoint) -> Result<Vec<Digest>, imastage_tpm::TpmError> {
+fn read_tpm(endpoint: &Endpoint) -> Result<Vec<PcrTarget>, imastage_tpm::TpmError> {
     let mut tpm = Tpm::connect(endpoint)?;
-    let select = |bank| PcrSelection { bank, pcrs: 1 << IMA_PCR };
+    let pcrs = PCRS.into_iter().fold(0, |pcrs, pcr| pcrs | 1 << pcr);
+    let select = |bank| PcrSelection { bank, pcrs };
     let selection: Vec<_> = tpm.banks()?.into_iter().map(select).collect();
-    Ok(tpm.pcr_values(&selection)?.into_iter().map(|(_, _, value)| value).collect())
+    let values = tpm.pcr_values(&selection)?;
+    Ok(values.into_iter().map(|(_, pcr, value)| PcrTarget { pcr, value }).collect())
 }

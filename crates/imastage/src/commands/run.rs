@@ -13,7 +13,7 @@ use imastage_tpm::Endpoint;
 
 use crate::{
     commands::{
-        EMBEDDED, MACHINE, default_state_dir, retention::RetentionArgs, status::verdict_text,
+        EMBEDDED, MACHINE, default_state_dir, retention::RetentionArgs, status::health_text,
     },
     config::Settings,
     exit::{Fail, Failure, Outcome},
@@ -78,8 +78,9 @@ pub struct Args {
     pack: bool,
     #[command(flatten)]
     kept: RetentionArgs,
-    /// Run this command (with `sh -c`) once on each change of verdict. It finds the verdict in
-    /// $IMASTAGE_VERDICT: in-step, behind, parted or altered, and all of `imastage --json status` in
+    /// Run this command (with `sh -c`) whenever something begins or ends to be wrong. It finds the
+    /// worst of it in $IMASTAGE_STATE (ok, damaged, altered, diverged, not-extended, cannot-drain, busy,
+    /// cannot-compare, ...), the verdict in $IMASTAGE_VERDICT and all of `imastage --json status` in
     /// $IMASTAGE_STATUS.
     #[arg(long, value_name = "COMMAND")]
     alert: Option<String>,
@@ -181,6 +182,8 @@ impl Args {
 fn tpm_of(dir: &Path) -> Option<Endpoint> {
     imastage_sandbox::tpm_of(dir).or_else(Endpoint::system)
 }
+/// A long list takes longer; nobody waits for that.
+const FIRST_DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs `imastage run`.
 pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
@@ -246,6 +249,8 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
     let view = view.transpose().environment("view")?;
     let service = prepared.begin().environment("service")?;
 
+    // Whoever is told that it is ready may ask how it is. If it cannot drain, its health tells.
+    let _ = service.drain_within(FIRST_DRAIN);
     let status = service.status();
     let text = greeting(&list, &status.since_start.source, &status.since_start.dialect);
     let text = format!(
@@ -255,23 +260,17 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
     );
     out.answer(&status, text)?;
     let lost = supervisor.supervise(&service, settings, out)?;
-    if let Some(why) = &lost {
-        tracing::error!("the process that reads the list is gone: {why}");
-    }
     drop(view);
     let status = service.stop();
     drop(ended);
     if let Some(embedded) = embedded {
         embedded.stop();
     }
-    let verdict = verdict_text(&status.verdict, out);
-    out.answer(&status, format!("stopped: {} records stored; {verdict}", status.records))?;
+    let health = health_text(&status, out);
+    out.answer(&status, format!("stopped: {} records stored; {health}", status.records))?;
     match lost {
+        Some(why) => Err(Failure::environment(why)),
         None => Ok(Outcome::Fine),
-        Some(why) => Err(Failure::environment(format!(
-            "the process that reads the list is gone: {why}; what it had read is stored, and all else is \
-             still in the list: start the service again"
-        ))),
     }
 }
 

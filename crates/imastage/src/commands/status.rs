@@ -2,12 +2,15 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use ima_log::{IMA_PCR, Printable};
 use imastage_service::{
-    Client, ClientError, status_at_rest,
-    wire::{Activity, ExtendedWith, Parting, Status, Verdict},
+    Client, ClientError,
+    health::{Health, Level, State, utc},
+    holder, status_at_rest, status_unanswered,
+    wire::{BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
 
 use crate::{
@@ -18,8 +21,10 @@ use crate::{
 
 /// Tell what the service keeps, and whether it agrees with the TPM.
 ///
-/// Asks the running service; if none runs, checks the whole state directory. Exit code 1 if records
-/// are missing, altered or damaged, 3 if the service cannot drain or cannot compare at the moment.
+/// Asks the running service; if none runs, checks the whole state directory. The first line is the
+/// worst that is wrong. Exit code 1 if records are missing, altered, damaged or not proven by the TPM;
+/// 3 if the service cannot drain or cannot compare at the moment, starts, does not answer, or does not
+/// run.
 #[derive(clap::Args)]
 pub struct Args {
     /// The service's state directory [default: /var/lib/imastage as root, else
@@ -37,33 +42,45 @@ pub struct Args {
 /// Runs `imastage status`.
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let state = state_dir(args.state)?;
+    let client = Client::of_state(&state).environment("runtime")?;
     if let Some(seconds) = args.watch {
-        return watch(&state, Duration::from_secs(seconds), out);
+        return watch(&client, Duration::from_secs(seconds), out);
     }
-    let status = match Client::of_state(&state).environment("runtime")?.status() {
-        Ok(status) => status,
-        Err(ClientError::Unreachable { .. }) => status_at_rest(&state)?,
-        Err(error) => return Err(error.into()),
-    };
+    let status = ask(&state, &client)?;
     out.answer(&status, text(&status, out))?;
-    if is_bad(&status) {
-        return Ok(Outcome::EvidenceSaysNo);
+    match status.health.level() {
+        Level::Fine => Ok(Outcome::Fine),
+        Level::Evidence => Ok(Outcome::EvidenceSaysNo),
+        Level::Environment => Err(Failure::environment(&status.health.reason)),
     }
-    let Activity { last_error, tpm_error, .. } = &status.since_start;
-    match last_error.as_ref().or(tpm_error.as_ref()) {
-        Some(error) => Err(Failure::environment(error)),
-        None => Ok(Outcome::Fine),
+}
+
+/// What the service says; if none answers, why, and what the state directory tells.
+fn ask(state: &Path, client: &Client) -> Result<Status, Failure> {
+    let error = match client.status() {
+        Ok(status) => return Ok(status),
+        Err(error) => error,
+    };
+    let is_unreachable = matches!(error, ClientError::Unreachable { .. });
+    match holder(state) {
+        Some(pid) if is_unreachable => {
+            let reason = format!("a service starts (pid {pid}), and does not answer yet");
+            Ok(status_unanswered(state, pid, State::Starting, reason))
+        }
+        Some(pid) => Ok(status_unanswered(state, pid, State::NoAnswer, error.to_string())),
+        None if is_unreachable => Ok(status_at_rest(state)?),
+        // It may have ended just now; if there are no records either, that is no state directory.
+        None => status_at_rest(state).or(Err(error.into())),
     }
 }
 
 /// Never returns but for an output that is closed.
-fn watch(state: &Path, pause: Duration, out: &Output) -> Result<Outcome, Failure> {
-    let client = Client::of_state(state).environment("runtime")?;
+fn watch(client: &Client, pause: Duration, out: &Output) -> Result<Outcome, Failure> {
     loop {
         let status = client.status();
         out.clear()?;
         match status {
-            Ok(status) => out.answer(&status, text(&status, out))?,
+            Ok(status) => out.answer(&status, format!("{}\n{}", utc_now(), text(&status, out)))?,
             // It may be starting again.
             Err(error) => out.error(&error.to_string()),
         }
@@ -71,82 +88,46 @@ fn watch(state: &Path, pause: Duration, out: &Output) -> Result<Outcome, Failure
     }
 }
 
-/// Whether records are missing or damaged.
-pub fn is_bad(status: &Status) -> bool {
-    let is_bad = match status.verdict {
-        Verdict::Unchecked | Verdict::InStep { .. } | Verdict::Behind { .. } => false,
-        Verdict::Parted(_) | Verdict::Altered { .. } => true,
-    };
-    is_bad || !status.problems.is_empty()
+fn utc_now() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    utc(now.map_or(0, |since| since.as_secs()))
 }
 
-/// The verdict in words.
-pub fn verdict_text(verdict: &Verdict, out: &Output) -> String {
-    match verdict {
-        Verdict::Unchecked => out.paint(Tone::Dim, "not compared with a TPM"),
-        Verdict::InStep { records } => out
-            .paint(Tone::Good, format!("in step with the TPM: {records} records replay to PCR 10")),
-        Verdict::Behind { records, waiting } => out.paint(
-            Tone::Bad,
-            format!(
-                "behind the TPM: {records} records replay to what PCR 10 was, {waiting} wait in \
-                 the list"
-            ),
-        ),
-        Verdict::Parted(parting) => {
-            let Parting { after, before, cause, time, text } = parting;
-            let after = after.map_or("the beginning".to_owned(), |index| format!("index {index}"));
-            out.paint(
-                Tone::Bad,
-                format!(
-                    "{cause}: between {after} and index {before}, found at {time} (seconds since \
-                     1970): {text}; nothing from there on can be verified before the next TPM reset"
-                ),
-            )
-        }
-        Verdict::Altered { index, why } => out.paint(
-            Tone::Bad,
-            format!("altered record: index {index}: {why}; it stays in the list"),
-        ),
-    }
+/// How the service is, in one line.
+pub fn health_text(status: &Status, out: &Output) -> String {
+    let Health { reason, .. } = &status.health;
+    let tone = match (status.health.level(), &status.verdict) {
+        (Level::Fine, Verdict::InStep { .. }) => Tone::Good,
+        (Level::Fine, _) => Tone::Dim,
+        _ => Tone::Bad,
+    };
+    out.paint(tone, Printable::new(reason))
 }
 
 fn text(status: &Status, out: &Output) -> String {
-    let mut text = verdict_text(&status.verdict, out);
-    for problem in &status.problems {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "\n{}", out.paint(Tone::Bad, problem));
+    let mut text = health_text(status, out);
+    // Writing to a String cannot fail, here and below.
+    for condition in status.health.conditions.iter().skip(1) {
+        let _ = write!(text, "\n{}", out.paint(Tone::Bad, Printable::new(&condition.reason)));
     }
-    let service = match status.pid {
-        Some(pid) => format!(
-            "service running (pid {pid}), draining {} ({})",
-            status.since_start.source, status.since_start.dialect
-        ),
-        None => "no service is running".to_owned(),
-    };
-    let _ = write!(
-        text,
-        "\n{service}\nepoch {}: {} records stored, {} bytes",
-        status.epoch, status.records, status.bytes
-    );
-    for (bank, pcr) in &status.banks {
-        let way = match pcr.extended_with {
-            Some(ExtendedWith::Own) | None => "",
-            Some(ExtendedWith::Padded) => ", SHA-1 padded with zeros",
-        };
-        let _ = write!(text, "\nPCR 10 {bank:<6} {} (replayed{way})", pcr.replayed);
-        if let Some(tpm) = &pcr.tpm {
-            let in_step = matches!(status.verdict, Verdict::InStep { .. });
-            let ahead = if in_step && *tpm != pcr.replayed {
-                ", ahead by what is drained next"
-            } else {
-                ""
-            };
-            let _ = write!(text, "\n              {tpm} (TPM{ahead})");
-        }
+    for problem in status.problems.iter().skip(1) {
+        let _ = write!(text, "\n{}", out.paint(Tone::Bad, Printable::new(problem)));
     }
     let activity = &status.since_start;
-    if status.pid.is_some() {
+    if let (Some(pid), false) = (status.pid, activity.source.is_empty()) {
+        let _ = write!(
+            text,
+            "\nservice running (pid {pid}), draining {} ({})",
+            Printable::new(&activity.source),
+            Printable::new(&activity.dialect)
+        );
+    }
+    let _ = write!(
+        text,
+        "\nepoch {}: {} records stored, {} bytes",
+        status.epoch, status.records, status.bytes
+    );
+    if !activity.source.is_empty() {
         let _ = write!(
             text,
             "\nsince start: {} drains, {} records stored, {} deleted ({} bytes), files held {} us \
@@ -160,11 +141,40 @@ fn text(status: &Status, out: &Output) -> String {
             activity.longest_hold_us
         );
     }
-    if let Some(error) = &activity.tpm_error {
-        let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("not compared: TPM: {error}")));
-    }
-    if let Some(error) = &activity.last_error {
-        let _ = write!(text, "\n{}", out.paint(Tone::Bad, format!("last drain: {error}")));
+    for (bank, replayed) in &status.banks {
+        pcrs_text(&mut text, bank, replayed, status);
     }
     text
+}
+
+/// A bank's PCRs as records replay, and as the TPM has them.
+fn pcrs_text(text: &mut String, bank: &str, of: &BankStatus, status: &Status) {
+    let way = match of.extended_with {
+        Some(ExtendedWith::Own) | None => "",
+        Some(ExtendedWith::Padded) => ", SHA-1 padded with zeros",
+        Some(ExtendedWith::PaddedViolations) => ", SHA-1 and violations padded with zeros",
+    };
+    let own = PcrStatus {
+        pcr: of.pcr.unwrap_or(IMA_PCR),
+        replayed: of.replayed.clone(),
+        tpm: of.tpm.clone(),
+    };
+    let others = of.pcrs.iter().filter(|other| other.pcr != own.pcr);
+    for PcrStatus { pcr, replayed, tpm } in [&own].into_iter().chain(others) {
+        // Writing to a String cannot fail, here and below.
+        let _ = write!(text, "\nPCR {pcr} {bank:<6} {replayed} (replayed{way})");
+        match tpm {
+            Some(tpm) => {
+                let in_step = matches!(status.verdict, Verdict::InStep { .. });
+                let ahead =
+                    if in_step && tpm != replayed { ", ahead by what is drained next" } else { "" };
+                let _ = write!(text, "\n              {tpm} (TPM{ahead})");
+            }
+            None if *pcr != own.pcr && of.tpm.is_some() => {
+                let _ =
+                    write!(text, "\n              not checked: others than the kernel extend it");
+            }
+            None => {}
+        }
+    }
 }

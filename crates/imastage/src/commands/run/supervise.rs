@@ -18,7 +18,7 @@ use signal_hook::{
 use super::RELOADED;
 use crate::{
     Command,
-    commands::status::verdict_text,
+    commands::status::health_text,
     config::{self, Settings},
     exit::{Fail, Failure},
     output::Output,
@@ -80,11 +80,13 @@ impl Supervisor {
         let mut beats = service.beats();
         loop {
             let status = service.status();
-            let text = format!(
-                "{} records stored; {}",
-                status.records,
-                verdict_text(&status.verdict, out)
-            );
+            let text = format!("{} records stored; {}", status.records, health_text(&status, out));
+            let mut conditions = status.health.conditions.iter();
+            if let Some(last) = conditions.find(|condition| condition.state.is_final()) {
+                tell(&[NotifyState::Status(&text)]);
+                lost = Some(last.reason.clone());
+                break;
+            }
             if !is_ready {
                 tell(&[NotifyState::Ready, NotifyState::Status(&text)]);
                 is_ready = true;
@@ -110,7 +112,11 @@ impl Supervisor {
                     is_ready = false;
                 }
                 Ok(Event::ListLost(why)) => {
-                    lost = Some(why);
+                    tracing::error!("the process that reads the list is gone: {why}");
+                    lost = Some(format!(
+                        "the process that reads the list is gone: {why}; what it had read is stored, and \
+                         all else is still in the list: start the service again"
+                    ));
                     break;
                 }
                 Ok(Event::Signal(_)) | Err(RecvTimeoutError::Disconnected) => break,
