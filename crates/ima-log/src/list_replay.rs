@@ -444,6 +444,13 @@ impl Record<'_> {
         self.event_name().is_some_and(|name| name.starts_with(b"boot_aggregate"))
             && self.event() == Some(Event::BootAggregate)
     }
+
+    /// Whether a kernel that began with this record found no TPM: the digest in its
+    /// `boot_aggregate` is all zeros then (`ima_add_boot_aggregate`).
+    pub fn says_no_tpm(&self) -> bool {
+        let is_zero = |digest: &[u8]| digest.iter().all(|byte| *byte == 0);
+        self.begins_kernel() && self.file_digest().is_some_and(|found| is_zero(found.digest))
+    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,12 @@ impl FromIterator<u32> for PcrSet {
     }
 }
 
+impl FromIterator<PcrSet> for PcrSet {
+    fn from_iter<I: IntoIterator<Item = PcrSet>>(sets: I) -> PcrSet {
+        sets.into_iter().fold(PcrSet::EMPTY, PcrSet::union)
+    }
+}
+
 impl FromStr for PcrSet {
     type Err = PcrSetError;
 

@@ -46,15 +46,16 @@ impl Kernel {
 
     /// How a bank is extended, and what its files show.
     pub fn extend(&self, bank: Bank) -> Extend {
-        let padded = self.padded_violations || self.padded.contains(&bank);
-        if padded && bank != Bank::Sha1 { Extend::Sha1Padded } else { Extend::Own }
+        match bank {
+            Bank::Sha1 => Extend::Own,
+            _ if self.padded_violations => Extend::Sha1PaddedViolations,
+            bank if self.padded.contains(&bank) => Extend::Sha1Padded,
+            _ => Extend::Own,
+        }
     }
 
     /// What a record extends a bank with.
     pub fn value(&self, bank: Bank, record: &Record<'_>) -> Digest {
-        if self.padded_violations && record.is_violation() {
-            return Digest::ones(Bank::Sha1).padded_to(bank);
-        }
         self.extend(bank).value(bank, record)
     }
 }

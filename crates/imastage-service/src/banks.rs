@@ -71,7 +71,7 @@ impl Banks {
     /// Replays the next records: two hashes a record for each bank and way.
     pub fn push(&mut self, records: &[Record<'_>]) {
         if let (0, Some(first)) = (self.records(), records.first()) {
-            self.began_without_tpm = is_zero_aggregate(first);
+            self.began_without_tpm = first.says_no_tpm();
         }
         self.replay.push_all(records);
     }
@@ -135,13 +135,6 @@ pub fn is_reset(own: u32, targets: &[PcrTarget]) -> bool {
     own.peek().is_some() && own.all(|target| target.value.is_zero())
 }
 
-/// Whether a kernel that began with this record found no TPM (ima_add_boot_aggregate: the digest
-/// stays zero then).
-pub fn is_zero_aggregate(record: &Record<'_>) -> bool {
-    let is_zero = |digest: &[u8]| digest.iter().all(|byte| *byte == 0);
-    record.begins_kernel() && record.file_digest().is_some_and(|found| is_zero(found.digest))
-}
-
 /// PCRs in words: `10`, `10 and 11`, `10, 11 and 12`.
 pub fn names<T: ToString>(things: impl IntoIterator<Item = T>) -> String {
     let names: BTreeSet<String> = things.into_iter().map(|thing| thing.to_string()).collect();
@@ -202,23 +195,6 @@ mod tests {
         let apart = banks.apart(agreed);
         assert_eq!((agreed, &apart), (3, &vec![(Bank::Sha256, 11)]));
         assert!(!banks.is_all_apart(&apart));
-    }
-
-    #[test]
-    fn case_17_a_zero_aggregate_is_known_by_both_names() {
-        for (name, zero, is_so) in [
-            (&b"boot_aggregate"[..], true, true),
-            (b"boot_aggregate_late", true, true),
-            (b"boot_aggregate", false, false),
-            (b"/file", true, false),
-        ] {
-            let digest = match zero {
-                true => Digest::zero(Bank::Sha256),
-                false => Bank::Sha256.hash(&[]),
-            };
-            let record = RecordBuf::ima_ng(10, &digest, name);
-            assert_eq!(is_zero_aggregate(&record.record()), is_so, "{name:?}");
-        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Appraiser {
     /// The list's own PCR, once it is known.
     pcr: Option<u32>,
     pushed: u64,
-    counts: Counts,
+    counts: Unprotected,
     first_named: [Option<u64>; PcrSet::LIMIT as usize],
     /// The digest in the epoch's first record.
     boot_aggregate: Option<Digest>,
@@ -89,8 +89,6 @@ pub enum Verdict {
     Fail,
 }
 
-type Counts = Unprotected;
-
 #[derive(Clone, Debug)]
 enum State {
     Searching,
@@ -103,7 +101,7 @@ struct Found {
     banks: Vec<BankPcrs>,
     /// Of this round.
     records: u64,
-    counts: Counts,
+    counts: Unprotected,
     named: PcrSet,
     /// Whether a record behind these extended a PCR of theirs: no longer prefix leads to the quote.
     is_last: bool,
@@ -139,7 +137,7 @@ impl Appraiser {
             target,
             pcr,
             pushed: 0,
-            counts: Counts::default(),
+            counts: Unprotected::default(),
             first_named: [None; PcrSet::LIMIT as usize],
             boot_aggregate: token.and_then(|token| token.boot_aggregate),
             token: token.cloned(),

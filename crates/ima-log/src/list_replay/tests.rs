@@ -124,13 +124,30 @@ fn many_kernels_and_violations_keep_the_work_bounded() {
         push(&mut replay, &[boot.clone(), violation()]);
     }
     assert!(replay.bank(Bank::Sha256).unwrap().ways().len() <= ListReplay::MAX_WAYS);
-    // A kernel that extends as the one before is followed all the same.
+    // Kernels that all extend in one way are still matched.
     for extend in Extend::ALL {
         let list: Vec<RecordBuf> = (0..40).flat_map(|_| [boot.clone(), violation()]).collect();
         let mut replay = ListReplay::new([Bank::Sha256]);
         replay.look_for(&tpm(&mut BankPcrs::new(Bank::Sha256, extend), &list));
         push(&mut replay, &list);
         assert_eq!(replay.agreement().map(|prefix| prefix.from), Some(80), "{extend}");
+    }
+}
+
+#[test]
+fn case_17_a_zero_aggregate_is_known_by_both_names() {
+    for (name, zero, is_so) in [
+        (&b"boot_aggregate"[..], true, true),
+        (b"boot_aggregate_late", true, true),
+        (b"boot_aggregate", false, false),
+        (b"/file", true, false),
+    ] {
+        let digest = match zero {
+            true => Digest::zero(Bank::Sha256),
+            false => Bank::Sha256.hash(&[]),
+        };
+        let record = RecordBuf::ima_ng(10, &digest, name);
+        assert_eq!(record.record().says_no_tpm(), is_so, "{name:?}");
     }
 }
 

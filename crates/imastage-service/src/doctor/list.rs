@@ -12,8 +12,6 @@ use std::{
 use ima_log::{Bank, Decoder, Digest, Endian, Extend, Format, IMA_PCR, ListReplay, Record};
 use imastage_source::{Look, SourceError, open};
 
-use crate::banks::is_zero_aggregate;
-
 use super::{
     Finding,
     Severity::{Note, Ok as Fine, Problem, Unseen, Warning},
@@ -189,9 +187,8 @@ impl List {
             stored.push(record);
         }
         if self.records == 0 {
-            let name = record.event_name().unwrap_or_default();
-            self.begins_with_aggregate = name.starts_with(b"boot_aggregate");
-            self.began_without_tpm = is_zero_aggregate(record);
+            self.begins_with_aggregate = record.begins_kernel();
+            self.began_without_tpm = record.says_no_tpm();
         }
         let template = record.template().name();
         if self.templates.len() < MOST_TEMPLATES && !self.templates.iter().any(|t| t == template) {

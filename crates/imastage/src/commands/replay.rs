@@ -135,7 +135,7 @@ impl Replayed {
 }
 
 fn replay(args: &Args, banks: &[Bank], values: Option<&PcrValues>) -> Result<Replayed, Failure> {
-    let only = args.only.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
+    let only = PcrSet::from_iter(args.only.iter().copied());
     // Standard input cannot be read again when something does not match.
     let once = args.list.as_os_str() == "-";
     let mut states: Vec<Bankwise> = banks
@@ -150,9 +150,7 @@ fn replay(args: &Args, banks: &[Bank], values: Option<&PcrValues>) -> Result<Rep
     let mut first: Option<(bool, bool)> = None;
     let look = |index, record: &Record<'_>| {
         if index == 0 {
-            let digest = record.file_digest();
-            let is_zero = digest.is_some_and(|digest| digest.digest.iter().all(|byte| *byte == 0));
-            first = Some((record.begins_kernel(), is_zero));
+            first = Some((record.begins_kernel(), record.says_no_tpm()));
         }
     };
     let states =
@@ -165,12 +163,12 @@ fn replay(args: &Args, banks: &[Bank], values: Option<&PcrValues>) -> Result<Rep
         .map(|(pcr, state)| state.answer(pcr, values))
         .collect();
     let counted = states.first().map(|state| &state.replay);
-    let (from_boot_aggregate, is_zero) = first.unwrap_or_default();
+    let (from_boot_aggregate, kernel_had_no_tpm) = first.unwrap_or_default();
     let mut replayed = Replayed {
         records: counted.map_or(0, ListReplay::records),
         violations: counted.map_or(0, ListReplay::violations),
         from_boot_aggregate,
-        kernel_had_no_tpm: from_boot_aggregate && is_zero,
+        kernel_had_no_tpm,
         wrong_digest: states.iter().find_map(|state| state.wrong_digest),
         own: counted.and_then(ListReplay::pcr),
         pcrs,
@@ -334,7 +332,7 @@ fn require_value(
     values: &PcrValues,
     own: u32,
 ) -> Result<(), Failure> {
-    let only = args.only.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
+    let only = PcrSet::from_iter(args.only.iter().copied());
     let pcr =
         if only.is_empty() || only.contains(own) { own } else { only.iter().next().unwrap_or(own) };
     let lacks = |bank: &&Bank| values.get(**bank, pcr).is_none();

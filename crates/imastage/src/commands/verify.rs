@@ -97,7 +97,7 @@ enum Records {
 pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let key = read_key(&args.key)?;
     let token = args.token.as_deref().map(read_token).transpose()?.flatten();
-    let more_pcrs = args.more_pcrs.iter().fold(PcrSet::EMPTY, |all, pcrs| all.union(*pcrs));
+    let more_pcrs = PcrSet::from_iter(args.more_pcrs.iter().copied());
     let evidence = match &args.state {
         Some(state) => ask_service(state, &args.banks, more_pcrs, token.as_ref())?,
         None => read_files(&args)?,
