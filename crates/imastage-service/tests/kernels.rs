@@ -4,110 +4,44 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
-    path::PathBuf,
-    time::Duration,
+    io::Read,
 };
 
 use ima_log::{Bank, Format, Records};
 use ima_securityfs::Dialect;
 use imastage_sandbox::{
-    Config as Kernel, Hazard, Kexec, Sandbox, TpmChoice,
-    control::{Answer, Command as Ask, ask},
+    Hazard, Kexec,
+    control::{Answer, Command as Ask},
 };
 use imastage_service::{
-    ClosedEpochs, Config, Service,
+    ClosedEpochs, Service,
     wire::{Cause, Parting, Status, Verdict},
 };
 use imastage_source::Flavour;
 use imastage_store::Retention;
-use tempfile::TempDir;
 
 #[allow(dead_code)]
 mod common;
+#[allow(dead_code)]
+#[path = "common/machine.rs"]
+mod machine;
 
-use common::{open_soon, record, stored, wait_for_alerts, wait_until};
+use common::{open_soon, stored, wait_for_alerts, wait_until};
+use machine::Machine;
 
-/// Fields are dropped in this order.
-struct Machine {
-    sandbox: Sandbox,
-    measured: usize,
-    dir: TempDir,
+/// What is stored of what was measured here, by number, in order.
+fn kept(machine: &Machine) -> Vec<usize> {
+    let bytes = stored(&machine.state()).concat();
+    let number = |name: &[u8]| -> Option<usize> {
+        std::str::from_utf8(name).ok()?.strip_prefix("/file/")?.parse().ok()
+    };
+    Records::new(&bytes, Format::native(Bank::Sha1))
+        .filter_map(|record| number(record.unwrap().event_name()?))
+        .collect()
 }
 
-impl Machine {
-    /// `None`, loudly, where FUSE cannot be had.
-    fn start(change: impl FnOnce(&mut Kernel)) -> Option<Machine> {
-        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
-            eprintln!("SKIPPED: /dev/fuse: {error}");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let mut kernel = Kernel::new(dir.path().join("ima"), TpmChoice::Swtpm);
-        kernel.watch = false;
-        change(&mut kernel);
-        Some(Machine { sandbox: Sandbox::start(&kernel).unwrap(), measured: 0, dir })
-    }
-
-    fn ima(&self) -> PathBuf {
-        self.dir.path().join("ima")
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn ask(&self, command: &Ask) -> Answer {
-        ask(&self.ima(), command, &mut |_| {}).unwrap()
-    }
-
-    fn measure(&mut self, count: usize) {
-        if count == 0 {
-            return;
-        }
-        let path = self.dir.path().join("replayed");
-        let new = self.measured..self.measured + count;
-        fs::write(&path, new.flat_map(|n| record(n).into_bytes()).collect::<Vec<u8>>()).unwrap();
-        self.ask(&Ask::Replay { path, rate: None });
-        self.measured += count;
-    }
-
-    fn write(&self, file: &str, request: &str) {
-        let mut file = open_soon(&self.ima().join(file), File::options().write(true));
-        file.write_all(request.as_bytes()).unwrap();
-    }
-
-    fn service_with(&self, flavour: Option<Flavour>, change: impl FnOnce(&mut Config)) -> Service {
-        let mut config = Config::new(self.state());
-        config.every = Duration::from_secs(3600);
-        config.tpm = self.sandbox.tpm_endpoint().cloned();
-        change(&mut config);
-        Service::start(config, imastage_source::open(&self.ima(), flavour).unwrap()).unwrap()
-    }
-
-    fn service(&self) -> Service {
-        self.service_with(None, |_| {})
-    }
-
-    /// What is stored of what was measured here, by number, in order.
-    fn kept(&self) -> Vec<usize> {
-        let bytes = stored(&self.state()).concat();
-        let number = |name: &[u8]| -> Option<usize> {
-            std::str::from_utf8(name).ok()?.strip_prefix("/file/")?.parse().ok()
-        };
-        Records::new(&bytes, Format::native(Bank::Sha1))
-            .filter_map(|record| number(record.unwrap().event_name()?))
-            .collect()
-    }
-
-    fn assert_complete(&self) {
-        assert_eq!(self.kept(), (0..self.measured).collect::<Vec<_>>());
-    }
-
-    fn in_list(&self) -> u64 {
-        let counts = self.sandbox.list().counts();
-        counts.current + counts.staged
-    }
+fn assert_complete(machine: &Machine) {
+    assert_eq!(kept(machine), (0..machine.measured).collect::<Vec<_>>());
 }
 
 #[track_caller]
@@ -152,12 +86,12 @@ fn every_dialect_is_found_out_and_drained() {
             return;
         };
         for round in 0..3 {
-            let service = machine.service_with(flavour, |_| {});
+            let service = machine.service_of(flavour, |_| {});
             assert_eq!(service.status().since_start.dialect, dialect.to_string());
             for _ in 0..3 {
                 machine.measure(round * 40);
                 service.drain().unwrap();
-                machine.assert_complete();
+                assert_complete(&machine);
                 assert!(machine.in_list() <= 1, "{dialect}: {} are left", machine.in_list());
             }
             let records = service.status().records;
@@ -184,19 +118,19 @@ fn no_memory_for_a_hash_table_is_no_reason_to_lose_or_double_anything() {
     let Some(mut machine) = Machine::start(|kernel| kernel.hazards = vec![Hazard::NoMemory]) else {
         return;
     };
-    let service = machine.service();
+    let service = machine.service_of(None, |_| {});
     for _ in 0..3 {
         machine.measure(10);
         service.drain().unwrap();
     }
-    machine.assert_complete();
+    assert_complete(&machine);
     assert_even(&service.status());
 }
 
 #[test]
 fn readers_in_the_way_are_named_and_records_kept_all_the_same() {
     let Some(mut machine) = Machine::start(|_| {}) else { return };
-    let service = machine.service();
+    let service = machine.service_of(None, |_| {});
     machine.measure(5);
     service.drain().unwrap();
     // An agent that keeps its file open for life.
@@ -206,7 +140,7 @@ fn readers_in_the_way_are_named_and_records_kept_all_the_same() {
     for _ in 0..2 {
         machine.measure(5);
         service.drain().unwrap();
-        machine.assert_complete();
+        assert_complete(&machine);
         let status = service.status();
         assert_even(&status);
         let activity = status.since_start;
@@ -220,7 +154,7 @@ fn readers_in_the_way_are_named_and_records_kept_all_the_same() {
     machine.measure(5);
     service.drain().unwrap();
     assert_eq!(machine.in_list(), 0);
-    machine.assert_complete();
+    assert_complete(&machine);
     let status = service.status();
     assert_in_step(&status);
     assert_eq!(status.since_start.last_error, None);
@@ -239,7 +173,7 @@ fn what_others_delete_is_missing_between_these_indexes() {
             let Some(mut machine) = Machine::start(|kernel| kernel.dialect = dialect) else {
                 return;
             };
-            let service = machine.service();
+            let service = machine.service_of(None, |_| {});
             machine.measure(4);
             service.drain().unwrap();
             if cause == Cause::UnloggedExtend {
@@ -276,15 +210,15 @@ fn what_others_delete_is_missing_between_these_indexes() {
                 assert!(parting.text.contains("(3 records)"), "{}", parting.text);
             }
             // It is the same after a restart, and nothing else is lost or doubled.
-            let kept = machine.kept();
+            let before = kept(&machine);
             drop(service);
-            let service = machine.service();
+            let service = machine.service_of(None, |_| {});
             machine.measure(2);
             service.drain().unwrap();
             assert_eq!(service.status().verdict, Verdict::Parted(parting));
             assert_eq!(
-                machine.kept(),
-                [kept, vec![machine.measured - 2, machine.measured - 1]].concat()
+                kept(&machine),
+                [before, vec![machine.measured - 2, machine.measured - 1]].concat()
             );
         }
     }
@@ -307,7 +241,7 @@ fn kexec_goes_on_with_the_epoch_whatever_the_next_kernel_gets() {
             }) else {
                 return;
             };
-            let mut service = machine.service();
+            let mut service = machine.service_of(None, |_| {});
             machine.measure(5);
             service.drain().unwrap();
             machine.measure(5);
@@ -323,13 +257,13 @@ fn kexec_goes_on_with_the_epoch_whatever_the_next_kernel_gets() {
             if !running {
                 drop(service);
                 kexec(&machine, Kexec::default());
-                service = machine.service();
+                service = machine.service_of(None, |_| {});
             } else {
                 kexec(&machine, Kexec::default());
             }
             machine.measure(2);
             service.drain().unwrap();
-            machine.assert_complete();
+            assert_complete(&machine);
             let status = service.status();
             assert_in_step(&status);
             assert_eq!(status.epoch, 1, "{dialect}");
@@ -340,14 +274,14 @@ fn kexec_goes_on_with_the_epoch_whatever_the_next_kernel_gets() {
 #[test]
 fn what_is_stored_outlives_a_kexec_that_carries_nothing() {
     let Some(mut machine) = Machine::start(|_| {}) else { return };
-    let service = machine.service();
+    let service = machine.service_of(None, |_| {});
     machine.measure(5);
     service.drain().unwrap();
     kexec(&machine, Kexec { forget: true, ..Kexec::default() });
     machine.measure(5);
     service.drain().unwrap();
     // The list alone leads nowhere any more, with what is stored it does.
-    machine.assert_complete();
+    assert_complete(&machine);
     assert_in_step(&service.status());
 
     machine.measure(3);
@@ -364,13 +298,13 @@ fn what_is_stored_outlives_a_kexec_that_carries_nothing() {
 fn records_that_cannot_be_deleted_any_more_are_kept_before_they_are_lost() {
     for dialect in Dialect::ALL {
         let Some(mut machine) = Machine::start(|kernel| kernel.dialect = dialect) else { return };
-        let service = machine.service();
+        let service = machine.service_of(None, |_| {});
         machine.measure(3);
         service.drain().unwrap();
         machine.measure(3);
         machine.ask(&Ask::Suspend { dump: false });
         service.drain().unwrap();
-        machine.assert_complete();
+        assert_complete(&machine);
         assert_in_step(&service.status());
         // Version 4 still deletes then.
         let refused = service.status().since_start.last_error;
@@ -379,7 +313,7 @@ fn records_that_cannot_be_deleted_any_more_are_kept_before_they_are_lost() {
         kexec(&machine, Kexec { forget: dialect == Dialect::Trim, ..Kexec::default() });
         machine.measure(3);
         service.drain().unwrap();
-        machine.assert_complete();
+        assert_complete(&machine);
         assert_in_step(&service.status());
     }
 }
@@ -387,11 +321,11 @@ fn records_that_cannot_be_deleted_any_more_are_kept_before_they_are_lost() {
 #[test]
 fn a_reboot_begins_a_new_epoch() {
     let Some(mut machine) = Machine::start(|_| {}) else { return };
-    let service = machine.service();
+    let service = machine.service_of(None, |_| {});
     machine.measure(5);
     assert_eq!(service.stop().epoch, 1);
     machine.ask(&Ask::Reboot);
-    let service = machine.service();
+    let service = machine.service_of(None, |_| {});
     machine.measure(2);
     service.drain().unwrap();
     let status = service.status();
@@ -403,14 +337,14 @@ fn a_reboot_begins_a_new_epoch() {
 fn closed_epochs_are_packed_and_the_oldest_removed() {
     let Some(mut machine) = Machine::start(|_| {}) else { return };
     for _ in 0..3 {
-        let service = machine.service();
+        let service = machine.service_of(None, |_| {});
         machine.measure(5);
         service.stop();
         machine.ask(&Ask::Reboot);
     }
     let kept = Retention { epochs: Some(1), ..Retention::default() };
     let closed = ClosedEpochs { pack: true, kept };
-    let service = machine.service_with(None, |config| config.closed = closed);
+    let service = machine.service_of(None, |config| config.closed = closed);
     machine.measure(1);
     service.drain().unwrap();
     assert_in_step(&service.status());
@@ -427,7 +361,7 @@ fn alerts_are_run_once_on_each_change_of_verdict() {
     let Some(mut machine) = Machine::start(|_| {}) else { return };
     let log = machine.dir.path().join("alerts");
     let command = format!("echo \"$IMASTAGE_VERDICT $IMASTAGE_STATUS\" >> {}", log.display());
-    let service = machine.service_with(None, |config| config.alert = Some(command));
+    let service = machine.service_of(None, |config| config.alert = Some(command));
     machine.measure(5);
     service.drain().unwrap();
     machine.measure(1);

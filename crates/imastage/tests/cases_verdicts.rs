@@ -28,11 +28,7 @@ fn verify(case: &str, quote: &str, more: &[&str]) -> Answer {
     let (message, signature) = (format!("{quote}.msg"), format!("{quote}.sig"));
     let [message, signature, key, list] =
         [&message, &signature, &key, "list"].map(|name| file(case, name));
-    let mut args = vec!["--json", "verify", "--quote", &message, "--signature", &signature];
-    args.extend(["--key", &key, "--nonce", NONCE]);
-    args.extend(more);
-    args.push(&list);
-    imastage(&args)
+    common::verify([&message, &signature, &key, &list], NONCE, &[&["--json"], more].concat())
 }
 
 fn reason(answer: &Answer) -> String {
@@ -122,19 +118,7 @@ fn case_03_the_advice_names_the_pcr_that_records_name() {
     let [message, signature, key] =
         ["pss-salt-32.msg", "pss-salt-32.sig", "ak.pem"].map(|name| file(quoted, name));
     let list = file(listed, "list");
-    let answer = imastage(&[
-        "--json",
-        "verify",
-        "--quote",
-        &message,
-        "--signature",
-        &signature,
-        "--key",
-        &key,
-        "--nonce",
-        NONCE,
-        &list,
-    ]);
+    let answer = common::verify([&message, &signature, &key, &list], NONCE, &["--json"]);
     let reason = reason(&answer);
     assert!(reason.contains("name PCR 11") && reason.contains("sha256:11"), "{reason}");
 }
@@ -228,19 +212,8 @@ fn finding_06_nothing_proven_is_no_pass() {
     fs::write(&empty, b"").unwrap();
     let [message, signature, key] =
         ["pss-salt-32.msg", "pss-salt-32.sig", "ak.pem"].map(|name| file(case, name));
-    let answer = imastage(&[
-        "--json",
-        "verify",
-        "--quote",
-        &message,
-        "--signature",
-        &signature,
-        "--key",
-        &key,
-        "--nonce",
-        NONCE,
-        empty.to_str().unwrap(),
-    ]);
+    let answer =
+        common::verify([&message, &signature, &key, empty.to_str().unwrap()], NONCE, &["--json"]);
     let reason_ = reason(&answer);
     assert!(reason_.contains("nothing is proven"), "{reason_}");
     // PCRs that must be quoted and are not.
@@ -259,18 +232,7 @@ fn finding_06_a_pass_names_what_proved_it() {
     let [message, signature, key, list] =
         ["sha256-before-sha1.msg", "sha256-before-sha1.sig", "ak.pem", "list"]
             .map(|name| file(case, name));
-    let answer = imastage(&[
-        "verify",
-        "--quote",
-        &message,
-        "--signature",
-        &signature,
-        "--key",
-        &key,
-        "--nonce",
-        NONCE,
-        &list,
-    ]);
+    let answer = common::verify([&message, &signature, &key, &list], NONCE, &[]);
     for words in ["PCR 10 of bank sha256", "PCR 10 of bank sha1", "reset count", "boot_aggregate"] {
         assert!(answer.text().contains(words), "{words} in {}", answer.text());
     }

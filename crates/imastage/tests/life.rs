@@ -95,19 +95,7 @@ fn evidence_in_files_is_verified_anywhere() {
     let file = |name: &str| format!("{out}/{name}");
     let (message, signature, list) = (file("quote.msg"), file("quote.sig"), file("list"));
     let check = |list: &str, nonce: &str| {
-        imastage(&[
-            "--json",
-            "verify",
-            "--quote",
-            &message,
-            "--signature",
-            &signature,
-            "--key",
-            &key,
-            "--nonce",
-            nonce,
-            list,
-        ])
+        common::verify([&message, &signature, &key, list], nonce, &["--json"])
     };
     let good = check(&list, NONCE);
     assert_eq!(good.code, 0, "{}", good.stderr);

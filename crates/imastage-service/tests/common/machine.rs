@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -15,10 +16,11 @@ use imastage_service::{
     health::{Level, State},
     wire::{Status, Verdict},
 };
+use imastage_source::Flavour;
 use imastage_store::Note;
 use tempfile::TempDir;
 
-use crate::common::record;
+use crate::common::{open_soon, record};
 
 /// Fields are dropped in this order.
 pub struct Machine {
@@ -82,13 +84,30 @@ impl Machine {
         counts.current + counts.staged
     }
 
+    /// Makes a request of one of the list's files.
+    pub fn write(&self, file: &str, request: &str) {
+        let mut file = open_soon(&self.ima().join(file), File::options().write(true));
+        file.write_all(request.as_bytes()).unwrap();
+    }
+
     pub fn service_with(&self, change: impl FnOnce(&mut Config)) -> Service {
+        self.service_of(None, |config| {
+            config.alert = Some(self.alert());
+            change(config);
+        })
+    }
+
+    /// Without an alert.
+    pub fn service_of(
+        &self,
+        flavour: Option<Flavour>,
+        change: impl FnOnce(&mut Config),
+    ) -> Service {
         let mut config = Config::new(self.state());
         config.every = Duration::from_secs(3600);
         config.tpm = self.sandbox.tpm_endpoint().cloned();
-        config.alert = Some(self.alert());
         change(&mut config);
-        Service::start(config, imastage_source::open(&self.ima(), None).unwrap()).unwrap()
+        Service::start(config, imastage_source::open(&self.ima(), flavour).unwrap()).unwrap()
     }
 
     pub fn service(&self) -> Service {

@@ -91,6 +91,12 @@ pub fn imastage_with(args: &[&str], stdin: &[u8]) -> Answer {
     Answer { code: status.code().unwrap_or(-1), stdout, stderr: String::from_utf8(stderr).unwrap() }
 }
 
+/// `imastage verify` on the four files of a quote.
+pub fn verify([message, signature, key, list]: [&str; 4], nonce: &str, options: &[&str]) -> Answer {
+    let files = ["--quote", message, "--signature", signature, "--key", key, "--nonce", nonce];
+    imastage(&[&["verify"], &files[..], options, &[list]].concat())
+}
+
 /// The program, not started yet.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imastage"));
