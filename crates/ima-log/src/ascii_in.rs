@@ -87,7 +87,7 @@ pub struct AsciiError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AsciiErrorKind {
-    /// The list ends inside a line, or its last line is no record without what is missing.
+    /// The list ends inside a line, or its last line is incomplete.
     #[error(
         "cut short: the line has no newline at its end, and its template digest does not prove it \
          whole"

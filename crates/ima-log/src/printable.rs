@@ -8,7 +8,7 @@ use core::fmt;
 /// width or are otherwise not seen (`Default_Ignorable_Code_Point` of the Unicode Character
 /// Database). `\n`, `\r` and `\t` are written as in C, other ASCII controls as `\x1b`, characters as
 /// `\u{202e}`, bytes that are not UTF-8 as `\xff`. A backslash stays what it is, so that text which is
-/// escaped twice does not change; whoever needs the bytes back takes another form.
+/// escaped twice does not change; the original bytes cannot be recovered from it.
 ///
 /// Displaying it allocates nothing.
 ///
@@ -31,8 +31,8 @@ impl<'a> Printable<'a> {
         Printable { text: text.as_ref(), line_breaks: false, json: false }
     }
 
-    /// Newlines stay what they are, for text of more than one line; whoever wrote the text can begin
-    /// a line with what they like.
+    /// Newlines stay what they are, for text of more than one line; its author can begin
+    /// a line with any text.
     #[must_use]
     pub fn keep_line_breaks(mut self) -> Printable<'a> {
         self.line_breaks = true;

@@ -41,8 +41,8 @@ pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
     }
 }
 
-/// Mounts `device` (/dev/fuse, opened by whoever answers for the files) over `mount`, for all to read
-/// who the files' modes let. Starts no program, and needs CAP_SYS_ADMIN.
+/// Mounts `device` (/dev/fuse, opened by the file system's server) over `mount`, readable as far
+/// as the files' modes permit. Starts no program, and needs CAP_SYS_ADMIN.
 ///
 /// # Errors
 /// [`io::Error`].
@@ -60,7 +60,7 @@ pub fn mount_read_only(device: BorrowedFd<'_>, mount: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount("imastage", mount, "fuse.imastage", flags, options.as_c_str())?)
 }
 
-/// Unmounts it again without starting a program; who has files of it open keeps them.
+/// Unmounts it again without starting a program; files that are open stay open.
 ///
 /// # Errors
 /// [`io::Error`].

@@ -236,7 +236,7 @@ fn hear(stream: UnixStream, progress: &mut dyn FnMut(&Measured)) -> io::Result<A
             answer => Some(answer),
         }
     });
-    // Whoever still sends need not.
+    // What is still being sent is not needed.
     let _ = shut.shutdown(Shutdown::Both);
     let ended =
         || io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended before it answered");

@@ -313,7 +313,7 @@ impl FileState {
     }
 }
 
-/// Hashes a file of `size` bytes. Whoever makes it grow while it is read could have it read for ever.
+/// Hashes a file of `size` bytes. No more than that is read: the file may grow meanwhile.
 fn hash_file(file: &mut File, size: u64) -> io::Result<Digest> {
     let mut file = file.take(size.saturating_add(1));
     let mut hasher = Sha256::new();

@@ -71,8 +71,8 @@ impl RunDir {
     }
 }
 
-/// Removes what sandboxes of this user left that were killed. Whoever else may write to `base` could
-/// have placed links there: none is followed.
+/// Removes what sandboxes of this user left that were killed. Links in `base` may
+/// have been placed there by others: none is followed.
 fn remove_leftovers(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())

@@ -26,8 +26,8 @@ use crate::{
     wire::{self, BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
 
-/// How soon a store that is damaged is read again: whoever restores a file looks at what becomes of
-/// it.
+/// How soon a store that is damaged is read again: after a repair the
+/// administrator looks at the status.
 const CHECK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the drain loop is asked for.

@@ -131,7 +131,7 @@ impl State {
 }
 
 impl State {
-    /// Whether a service does nothing more once it is so: it ends, and whoever started it knows what
+    /// Whether a service does nothing more once it is so: it ends, and the service manager decides what
     /// comes next.
     pub fn is_final(self) -> bool {
         matches!(self, State::TpmReset | State::ForeignList)
@@ -213,7 +213,7 @@ impl Health {
         const PATIENCE_WITH_READERS: u64 = 5;
         let is_due = |condition: &&Condition| match condition.state {
             State::Busy => now.saturating_sub(condition.since) >= PATIENCE_WITH_READERS,
-            // A service that starts is no news to whoever started it.
+            // The start of a service is not alerted.
             State::Starting => false,
             _ => true,
         };
@@ -221,7 +221,7 @@ impl Health {
     }
 }
 
-/// What of a service's health was told last, to the log and to whoever has to know.
+/// What was last reported of a service's health, to the log and to the alert command.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told(Vec<(State, String)>);
 

@@ -28,7 +28,7 @@ impl Memory {
         (memory.epoch == epoch && memory.in_step <= records).then_some(memory)
     }
 
-    /// Remembers this, for the owner only. Whoever reads meanwhile reads this or what was there.
+    /// Remembers this, for the owner only. A concurrent reader reads the old or the new content.
     ///
     /// # Errors
     /// [`io::Error`]; what was there is there still.

@@ -197,7 +197,7 @@ impl Link {
         }
     }
 
-    /// Waits until what is held is let go. If that fails, whoever asks next hears why.
+    /// Waits until the list's files are closed. If that fails, the next request returns the error.
     fn release(&mut self) {
         let _ = self.done(Ask::Release);
     }
@@ -263,7 +263,7 @@ pub fn serve(socket: UnixStream, source: Result<Box<dyn Source>, SourceError>) -
         others_may_delete: source.others_may_delete(),
         name: source.name(),
     })?;
-    // Whoever has nothing to ask for is waited for as long as it lives.
+    // A client without requests is waited for as long as it lives.
     while let Some(ask) = server.hear()? {
         server.serve(ask, source.as_mut())?;
     }

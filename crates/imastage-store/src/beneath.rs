@@ -1,5 +1,5 @@
 //! The state directory on this machine's file system. It is opened once, and everything below it is
-//! reached from there, name by name, without following a link: whoever made the directory cannot lead us
+//! reached from there, name by name, without following a link: its maker cannot lead us
 //! out of it. Only the way to the state directory itself may lead through links: that is the
 //! administrator's.
 //!

@@ -133,7 +133,7 @@ impl DirectoryReport {
         for number in files::epochs(disk, state)? {
             let dir = files::epoch_dir(state, number);
             match Commits::open_damaged(disk, &dir, Mode::Read) {
-                // Whoever checks the epoch says so.
+                // The check of the epoch reports it.
                 Err(StoreError::Damaged { .. }) => {}
                 opened => tpms.extend(opened?.0.id.tpm.map(|tpm| (number, tpm))),
             }

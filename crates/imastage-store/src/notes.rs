@@ -116,7 +116,8 @@ pub(crate) fn append(disk: &dyn Disk, epoch: &Path, note: &Note) -> Result<(), S
     append_entry(disk, epoch, &Entry { note: note.clone(), withdraws: None })
 }
 
-/// Withdraws a note, durably. That it is withdrawn already is fine: whoever failed tries again.
+/// Withdraws a note, durably. A note that is withdrawn already is no error, so that a caller that
+/// failed can try again.
 pub(crate) fn withdraw(
     disk: &dyn Disk,
     epoch: &Path,
@@ -142,7 +143,7 @@ pub(crate) fn withdraw(
 }
 
 /// Adds a line. If it is the last one already it takes its own place: what a line that failed left
-/// cannot always be undone, and whoever failed tries again.
+/// cannot always be undone, and the caller that failed tries again.
 fn append_entry(disk: &dyn Disk, epoch: &Path, entry: &Entry) -> Result<(), StoreError> {
     let path = epoch.join(NOTES);
     let line = entry.encode().map_err(io::Error::from).at(&path, "write")?;

@@ -272,7 +272,7 @@ impl Write for Until<'_> {
     }
 }
 
-/// Connects, even where so many wait for a server that hangs that connect(2) would wait, too.
+/// Connects within a limit: the queue of a server that hangs may be full, and connect(2) would block.
 fn connect_unix(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;

@@ -35,7 +35,7 @@ struct Head<'a> {
 }
 
 /// How many records a line that was changed is tried as, at most: all that a record of template
-/// `evm-sig` may be. Each is hashed, so it is fewer for long lines: no more than so many bytes.
+/// `evm-sig` may be. Each guess is hashed, so long lines get fewer: the bytes hashed are bounded.
 const MAX_GUESSES: usize = 128;
 const MAX_GUESSED: usize = 2 << 20;
 

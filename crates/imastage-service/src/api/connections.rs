@@ -69,7 +69,7 @@ struct Places {
     waiting: Arc<Semaphore>,
 }
 
-/// Serves whoever connects, until `stop` changes or nobody is left to change it.
+/// Serves clients until `stop` changes or its sender is gone.
 pub(super) async fn serve(
     listener: UnixListener,
     app: Router,

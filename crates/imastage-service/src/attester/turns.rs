@@ -30,8 +30,8 @@ impl<T> Turns<T> {
         Turns { thing: Mutex::new(thing), queue: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Does something with it when it is this caller's turn: a drain's as soon as whoever has it
-    /// gives it back, a client's when no drain waits.
+    /// Does something with it when it is this caller's turn: a drain's as soon as the current
+    /// holder returns it, a client's when no drain waits.
     pub(super) fn with<R>(&self, caller: Caller, act: impl FnOnce(&mut T) -> R) -> R {
         let must_wait = |queue: &mut Queue| match caller {
             Caller::Drain => queue.is_taken,
@@ -67,7 +67,7 @@ impl<T> Drop for Turn<'_, T> {
 
 #[cfg(test)]
 impl<T> Turns<T> {
-    /// Until so many drains wait.
+    /// Waits until `count` drains wait.
     pub(super) fn wait_for_drains(&self, count: usize) {
         while self.queue().drains < count {
             std::thread::yield_now();

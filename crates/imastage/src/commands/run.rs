@@ -249,7 +249,7 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
     let view = view.transpose().environment("view")?;
     let service = prepared.begin().environment("service")?;
 
-    // Whoever is told that it is ready may ask how it is. If it cannot drain, its health tells.
+    // A client that is told that the service is ready may ask for its status at once.
     let _ = service.drain_within(FIRST_DRAIN);
     let status = service.status();
     let text = greeting(&list, &status.since_start.source, &status.since_start.dialect);

@@ -76,7 +76,7 @@ impl ListProcess {
                 Ok(status) => describe(child.id(), status),
                 Err(error) => format!("(pid {}) {error}", child.id()),
             };
-            // Whoever does not listen any more ended it.
+            // The receiver is gone once the service shuts down.
             let _ = events.send(Event::ListLost(why));
             let _ = ended.send(());
         };
@@ -99,7 +99,7 @@ fn describe(pid: u32, status: ExitStatus) -> String {
 }
 
 /// Closes what this process was started with beside standard input, output and error: a copy of a list
-/// file, which whoever started it had open, would keep the list in use for as long as this lives.
+/// file that the parent process had open would keep the list in use for as long as this process lives.
 pub fn close_inherited() -> Result<(), Failure> {
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
         .environment("/proc/self/fd")?
