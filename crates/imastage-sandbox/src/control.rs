@@ -191,7 +191,9 @@ fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     for direction in [Timeout::Send, Timeout::Recv] {
         sockopt::set_socket_timeout(&stream, direction, Some(patience))?;
     }
-    net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    let address = SocketAddrUnix::new(socket)?;
+    // With a limit, the kernel does not restart it after a signal.
+    rustix::io::retry_on_intr(|| net::connect(&stream, &address))?;
     Ok(UnixStream::from(stream))
 }
 

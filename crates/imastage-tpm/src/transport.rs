@@ -276,7 +276,9 @@ impl Write for Until<'_> {
 fn connect_unix(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+    let address = SocketAddrUnix::new(path)?;
+    // With a limit, the kernel does not restart it after a signal.
+    match rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address)) {
         Err(Errno::AGAIN) => Err(silent(patience)),
         Err(error) => Err(error.into()),
         Ok(()) => Ok(socket.into()),

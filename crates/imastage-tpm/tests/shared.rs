@@ -276,7 +276,7 @@ fn all_slots_are_free(shared: &SharedTpm) {
 fn ask(client: &mut UnixStream, command: &[u8]) -> Vec<u8> {
     client.write_all(command).unwrap();
     let mut response = vec![0; 4096];
-    let len = client.read(&mut response).unwrap();
+    let len = read(client, &mut response);
     response.truncate(len);
     response
 }
@@ -288,7 +288,17 @@ fn code(response: &[u8]) -> u32 {
 /// Returns when all that the client had is flushed: only then the other side is closed.
 fn hang_up(mut client: UnixStream) {
     client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    assert_eq!(read(&mut client, &mut [0]), 0);
+}
+
+/// One read. The client has a limit, and such a read is not restarted where a signal interrupts it.
+fn read(client: &mut UnixStream, buffer: &mut [u8]) -> usize {
+    loop {
+        match client.read(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read.unwrap(),
+        }
+    }
 }
 
 fn hex(text: &str) -> Vec<u8> {

@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     os::{
         fd::AsFd,
         unix::net::{UnixDatagram, UnixStream},
@@ -33,9 +33,12 @@ impl Manager {
     fn wait_for(&mut self, line: &str) -> String {
         loop {
             let mut message = [0; 4096];
-            let length = self.socket.recv(&mut message).unwrap_or_else(|error| {
-                panic!("{line} was not said ({error}), only {:#?}", self.heard)
-            });
+            let length = match self.socket.recv(&mut message) {
+                Ok(length) => length,
+                // A wait with a limit is not restarted: a machine that was paused interrupts it.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => panic!("{line} was not said ({error}), only {:#?}", self.heard),
+            };
             let message = String::from_utf8(message[..length].to_vec()).unwrap();
             self.heard.push(message.clone());
             if message.lines().any(|said| said.starts_with(line)) {
