@@ -1,6 +1,7 @@
 //! What FUSE file systems have in common that show IMA's files: the sandbox's, and the view.
 //!
-//! - [`prepare`] and [`detach`] look after the mount point, which a killed process may have left;
+//! - [`prepare`], [`is_dead`] and [`detach`] look after the mount point, which a killed process may have
+//!   left;
 //! - [`list`] answers a readdir.
 #![forbid(unsafe_code)]
 
@@ -22,9 +23,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 /// # Errors
 /// [`io::Error`] if it cannot be made or read, or there are files in it.
 pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
-    if let Err(error) = fs::metadata(mount)
-        && error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error())
-    {
+    if is_dead(mount) {
         detach(mount);
     }
     // It may be there already, as something else.
@@ -39,6 +38,13 @@ pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::other("there are files in it; give an empty directory")),
     }
+}
+
+/// Whether a FUSE file system is mounted there whose server is gone (ENOTCONN, fuse(4)).
+pub fn is_dead(mount: &Path) -> bool {
+    let found = fs::metadata(mount);
+    found
+        .is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()))
 }
 
 /// Mounts `device` (/dev/fuse, opened by the file system's server) over `mount`, readable as far

@@ -66,6 +66,15 @@ pub enum SourceError {
         /// The file that is not there.
         path: PathBuf,
     },
+    /// The directory is a FUSE mount whose server is gone (ENOTCONN).
+    #[error(
+        "{0}: a FUSE mount whose server is gone; start the sandbox again, or unmount it: umount -l {0}",
+        path.display()
+    )]
+    DeadMount {
+        /// The directory.
+        path: PathBuf,
+    },
     /// `A` while records are staged (EEXIST). They are older than all current ones: read and
     /// delete them first.
     #[error("records are staged already")]

@@ -57,10 +57,11 @@ impl Files {
     }
 
     pub(crate) fn look_at(&self, path: &Path) -> Result<Metadata, SourceError> {
-        fs::metadata(path).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => {
+        fs::metadata(path).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::ACCESS | Errno::PERM) => {
                 SourceError::NotPermitted { path: path.to_owned(), why: CANNOT_ENTER }
             }
+            Some(Errno::NOTCONN) => SourceError::DeadMount { path: self.dir.clone() },
             _ => SourceError::Missing { path: path.to_owned() },
         })
     }
@@ -73,6 +74,7 @@ impl Files {
                 Some(Errno::PERM) => SourceError::NotPermitted { path, why: NEEDS_CAPABILITY },
                 Some(Errno::ACCESS) => SourceError::NotPermitted { path, why: NEEDS_ROOT_OR_GROUP },
                 Some(Errno::NOENT) => SourceError::Missing { path },
+                Some(Errno::NOTCONN) => SourceError::DeadMount { path: self.dir.clone() },
                 _ => SourceError::Io { path, doing: "open", error },
             }),
         }

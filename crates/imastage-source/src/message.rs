@@ -312,6 +312,7 @@ fn encode_error(out: &mut Vec<u8>, error: &SourceError) {
             out.push(12);
             text(out, why.as_bytes());
         }
+        SourceError::DeadMount { path } => path_of(out, 13, path),
     }
 }
 
@@ -426,6 +427,7 @@ impl<'a> Input<'a> {
                 SourceError::Served { path, pid, state: is_there.then_some(state) }
             }
             12 => SourceError::Lost { why: self.string()? },
+            13 => SourceError::DeadMount { path: self.path()? },
             _ => return Err(Malformed),
         })
     }

@@ -251,11 +251,12 @@ fn issue_10_errors_and_holders_come_through_as_they_are() {
     let (errors, script) = mpsc::channel();
     let mut source = through_a_socket(Ok(Box::new(Scripted(script)))).unwrap();
     assert_eq!((source.dialect(), source.name().as_str()), (Dialect::V4, "scripted"));
-    let make: [fn() -> SourceError; 5] = [
+    let make: [fn() -> SourceError; 6] = [
         || SourceError::Pending,
         || SourceError::GoingDown(Request::Stage),
         || SourceError::Nothing(Request::Trim { total: 1, records: 2 }),
         || SourceError::Missing { path: "/x".into() },
+        || SourceError::DeadMount { path: "/x".into() },
         || SourceError::Io {
             path: "/x".into(),
             doing: "read",

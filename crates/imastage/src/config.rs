@@ -15,7 +15,7 @@ use clap::{
 };
 use toml::de::{DeTable, DeValue};
 
-use crate::Cli;
+use crate::{Cli, commands::run::Args};
 
 /// Why a command line, or the file that it names, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,17 +69,35 @@ impl Settings {
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load(mut argv: Vec<OsString>) -> Result<(Cli, Settings), LoadError> {
-    if let Some((path, given)) = named_file(&argv) {
-        let text = read(&path).map_err(|error| LoadError::Read { path: path.clone(), error })?;
-        argv.extend(File { path: &path, text: &text }.arguments(&given)?);
-    }
-    let matches = Cli::command().try_get_matches_from(argv)?;
+pub fn load(argv: Vec<OsString>) -> Result<(Cli, Settings), LoadError> {
+    let matches = parse(argv)?;
     let settings = match matches.subcommand() {
         Some((RUN, run)) => settings(run),
         _ => Settings::default(),
     };
     Ok((Cli::from_arg_matches(&matches)?, settings))
+}
+
+/// What `imastage run` would be told by a configuration file alone.
+///
+/// # Errors
+/// [`LoadError`].
+pub fn load_run(path: &Path) -> Result<Args, LoadError> {
+    let argv = ["imastage", RUN, "--config"].map(OsString::from).into_iter();
+    let mut argv: Vec<OsString> = argv.collect();
+    argv.push(path.into());
+    let matches = parse(argv)?;
+    let run = matches.subcommand().map(|(_, run)| run).unwrap_or(&matches);
+    Ok(Args::from_arg_matches(run)?)
+}
+
+/// A command line together with the file that it names.
+fn parse(mut argv: Vec<OsString>) -> Result<ArgMatches, LoadError> {
+    if let Some((path, given)) = named_file(&argv) {
+        let text = read(&path).map_err(|error| LoadError::Read { path: path.clone(), error })?;
+        argv.extend(File { path: &path, text: &text }.arguments(&given)?);
+    }
+    Ok(Cli::command().try_get_matches_from(argv)?)
 }
 
 const RUN: &str = "run";

@@ -33,6 +33,10 @@ pub(super) fn examine(
     let mut holders = lasting_holders(&machine.source);
     // It keeps the file of a list that it can only follow.
     let service = state::service(state).and_then(|status| status.pid);
+    let on_list = imastage_source::service_of(&machine.source);
+    if let Some(pid) = on_list.filter(|pid| Some(*pid) != service) {
+        findings.push(other_service(machine, state, pid));
+    }
     holders.0.retain(|holder| {
         // The service's list is open in a child of it.
         Some(holder.pid) != service
@@ -44,6 +48,33 @@ pub(super) fn examine(
         mentions(machine, severity, view, findings);
         command_lines(machine, &holders, severity, view, findings);
     }
+}
+
+/// A service with another state directory has the list's lock.
+fn other_service(machine: &Machine, state: &Path, pid: u32) -> Finding {
+    let theirs = imastage_source::state_of_service_of(&machine.source);
+    let (where_, fix) = match &theirs {
+        Some(theirs) => (
+            format!("state directory {}", theirs.display()),
+            format!(
+                "examine that one with --state {}; a service beside it can only follow \
+                 (--flavour follow)",
+                theirs.display()
+            ),
+        ),
+        None => (
+            "its state directory is not known".to_owned(),
+            "stop it, or start a service beside it with --flavour follow".to_owned(),
+        ),
+    };
+    let found = format!("another service (pid {pid}, {where_}) deletes from this list");
+    Finding::new("agents.service", Problem, found)
+        .why(format!(
+            "a list has one service that deletes: one with the state directory {} does not start, and \
+             what was deleted is not stored there",
+            state.display()
+        ))
+        .fix(fix)
 }
 
 /// Whoever reads the list once has it open for a moment; who still has it at a second look keeps it.

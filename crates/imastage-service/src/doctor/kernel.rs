@@ -32,6 +32,15 @@ pub(super) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<
             findings.push(without_ima(machine, config.as_ref()));
             return None;
         }
+        Err(SourceError::DeadMount { .. }) => {
+            let found = format!("{} is a FUSE mount whose server is gone", shown.display());
+            let finding = Finding::new(check, Problem, found)
+                .why("there is no list to drain: a sandbox was killed, and what it had is gone with it")
+                .fix("start the sandbox again, which takes the directory over, or unmount it:")
+                .lines([format!("umount -l {}", shown.display())]);
+            findings.push(finding);
+            return None;
+        }
         Err(SourceError::Missing { .. }) => {
             let found = format!("there is no measurement list in {}", shown.display());
             let finding = Finding::new(check, Problem, found)

@@ -40,6 +40,8 @@ pub(super) struct List {
     begins_with_aggregate: bool,
     /// The first record says that its kernel found no TPM.
     began_without_tpm: bool,
+    /// The first record is a boot_aggregate_late.
+    began_late: bool,
     /// The first record that was altered.
     altered: Option<u64>,
     /// Why it is no list from some record on.
@@ -189,6 +191,7 @@ impl List {
         if self.records == 0 {
             self.begins_with_aggregate = record.begins_kernel();
             self.began_without_tpm = record.says_no_tpm();
+            self.began_late = record.event_name() == Some(b"boot_aggregate_late");
         }
         let template = record.template().name();
         if self.templates.len() < MOST_TEMPLATES && !self.templates.iter().any(|t| t == template) {
@@ -226,6 +229,15 @@ fn contents(list: &List, findings: &mut Vec<Finding>) {
         let finding = Finding::new("list.digests", Problem, found)
             .why("the record was altered, by the kernel's memory or by whoever shows the list")
             .fix("do not trust what this machine says; reboot it and compare");
+        findings.push(finding);
+    }
+    if list.began_late {
+        let finding = Finding::new("list.late", Note, "the list begins with boot_aggregate_late")
+            .why(
+                "IMA started at late_initcall_sync (CONFIG_IMA_INIT_LATE_SYNC, Linux 7.3): \
+                 a verifier must know that name",
+            )
+            .fix("nothing here; a verifier that does not know it takes the beginning for missing");
         findings.push(finding);
     }
     if list.violations > 0 {
@@ -388,10 +400,14 @@ fn parted(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Finding
     }
     if !list.begins_with_aggregate {
         return finding("the list does not lead to the TPM: its beginning is missing")
-            .why("a list begins with boot_aggregate; somebody deleted records from this one")
+            .why(
+                "a list begins with boot_aggregate or boot_aggregate_late; somebody deleted records \
+                 from this one",
+            )
             .fix(lost);
     }
-    finding("the list does not lead to the TPM, though it begins with boot_aggregate")
+    let first = if list.began_late { "boot_aggregate_late" } else { "boot_aggregate" };
+    finding(&format!("the list does not lead to the TPM, though it begins with {first}"))
         .why(
             "a kexec forgot the records before it, a record was altered, or PCR 10 was extended \
              without a record",

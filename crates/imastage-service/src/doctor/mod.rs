@@ -13,6 +13,7 @@ mod policy;
 mod state;
 mod stored;
 mod tpm;
+mod view;
 
 use std::path::PathBuf;
 
@@ -80,6 +81,7 @@ pub fn examine(examination: &Examination) -> Vec<Finding> {
     let kernel = kernel::examine(&machine, &mut findings);
     access::examine(&machine, &mut findings);
     state::examine(&examination.state, &mut findings);
+    view::examine(&machine, &examination.view, &mut findings);
     if let Some(kernel) = &kernel {
         let tpm = tpm::examine(&machine, &mut findings);
         let list = list::examine(&machine, tpm, &examination.state, &mut findings);

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::{
     commands::state_dir,
+    config::load_run,
     exit::{Fail, Failure, Outcome},
     output::{Output, Tone},
 };
@@ -18,6 +19,10 @@ use crate::{
 /// something could not be looked at.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Take --source, --state, --view and --tpm from the configuration of `imastage run`, where they
+    /// are not given here.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The directory with the list's files [default: the kernel's, /sys/kernel/security/ima].
     #[arg(long, value_name = "DIR")]
     source: Option<PathBuf>,
@@ -25,9 +30,10 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Where the view is or will be mounted: what agents are told to read.
-    #[arg(long, value_name = "DIR", default_value = "/run/imastage/ima")]
-    view: PathBuf,
+    /// Where the view is or will be mounted: what agents are told to read [default:
+    /// /run/imastage/ima].
+    #[arg(long, value_name = "DIR")]
+    view: Option<PathBuf>,
     /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
     /// the sandbox's own, or /dev/tpmrm0].
     #[arg(long, value_name = "TPM")]
@@ -36,6 +42,9 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     root: PathBuf,
 }
+
+/// Where the packaged service mounts its view.
+const VIEW: &str = "/run/imastage/ima";
 
 /// Where what was found begins, and where what to do about it.
 const FOUND: usize = 9;
@@ -51,7 +60,21 @@ struct Report<'a> {
 }
 
 /// Runs `imastage doctor`.
-pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
+pub fn run(mut args: Args, out: &Output) -> Result<Outcome, Failure> {
+    if let Some(path) = args.config.take() {
+        let configured = load_run(&path).map_err(Failure::input)?.examined();
+        if args.source.is_none() {
+            args.source = configured.source.map_err(|why| {
+                let path = path.display();
+                Failure::input(format!(
+                    "{path}: {why}; give the directory of its files with --source"
+                ))
+            })?;
+        }
+        args.state = args.state.or(configured.state);
+        args.view = args.view.or(configured.view);
+        args.tpm = args.tpm.or(configured.tpm);
+    }
     let is_this_machine = args.root.as_os_str() == "/";
     let tpm = match args.tpm.as_deref() {
         Some("none") => None,
@@ -65,7 +88,7 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         root: args.root,
         source: args.source,
         state: state_dir(args.state)?,
-        view: args.view,
+        view: args.view.unwrap_or_else(|| PathBuf::from(VIEW)),
         tpm,
     });
     let number = |severity| findings.iter().filter(|f| f.severity == severity).count();

@@ -136,6 +136,33 @@ impl Args {
     }
 }
 
+/// What the options of `imastage run` say of the places that `imastage doctor` examines.
+pub struct Examined {
+    /// The list's directory; `Err` says why there is none.
+    pub source: Result<Option<PathBuf>, String>,
+    /// The state directory.
+    pub state: Option<PathBuf>,
+    /// Where the view is to be mounted.
+    pub view: Option<PathBuf>,
+    /// The TPM.
+    pub tpm: Option<String>,
+}
+
+impl Args {
+    /// The places that `imastage doctor` examines.
+    pub fn examined(self) -> Examined {
+        let source = match self.source {
+            Some(source)
+                if source == Path::new("embedded") || source == Path::new("in-process") =>
+            {
+                Err(format!("source = '{}': not the list of this machine", source.display()))
+            }
+            source => Ok(source),
+        };
+        Examined { source, state: self.state, view: self.view, tpm: self.tpm }
+    }
+}
+
 /// The list to be drained.
 enum List {
     Embedded,

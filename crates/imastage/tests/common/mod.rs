@@ -238,3 +238,22 @@ impl Machine {
             .collect()
     }
 }
+
+/// What the doctor says of one thing, the worst first.
+pub fn findings<'a>(report: &'a Value, check: &str) -> Vec<&'a Value> {
+    let all = report["findings"].as_array().unwrap().iter();
+    all.filter(|finding| finding["check"] == check).collect()
+}
+
+/// The one finding there is of a check, and that it is so severe.
+pub fn finding<'a>(report: &'a Value, check: &str, severity: &str) -> &'a Value {
+    let found = findings(report, check);
+    assert_eq!(found.len(), 1, "{check}: {report:#}");
+    assert_eq!(found[0]["severity"], severity, "{:#}", found[0]);
+    found[0]
+}
+
+pub fn says(finding: &Value, key: &str, part: &str) {
+    let text = finding[key].to_string();
+    assert!(text.contains(part), "{part:?} is not in {key}: {finding:#}");
+}

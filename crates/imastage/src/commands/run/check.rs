@@ -186,19 +186,19 @@ impl Plan {
         if let Err(why) = fuse_is_there() {
             self.fail(&Failure::environment(format!("view: {why}")));
         }
+        if imastage_mount::is_dead(view) {
+            let shown = view.display();
+            self.notes.push(format!(
+                "{shown}: a FUSE mount whose server is gone; it is unmounted, and the view mounted anew"
+            ));
+            return;
+        }
         let why = match fs::read_dir(view).map(|mut entries| entries.next().is_none()) {
             Ok(true) => None,
             Ok(false) => Some("there are files in it; give an empty directory".to_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                 Some("this is not a directory; give an empty directory".to_owned())
-            }
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) =>
-            {
-                let note = format!("{}: a view that is dead is mounted there", view.display());
-                self.notes.push(format!("{note}; it is taken over"));
-                return;
             }
             Err(error) => Some(error.to_string()),
         };
