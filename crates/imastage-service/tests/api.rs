@@ -16,7 +16,11 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, Extend, RecordBuf, Replay, cel, json};
-use imastage_service::{Client, Config, Service, wire::Pcrs};
+use imastage_service::{
+    Client, Config, Service,
+    health::{Condition, Health, State},
+    wire::{BankStatus, PcrStatus, Pcrs, Status, Verdict},
+};
 use imastage_source::{Flavour, InProcess};
 use tempfile::TempDir;
 
@@ -308,4 +312,28 @@ fn the_description_has_what_there_is_and_nothing_else() {
     assert!(yaml.contains("enum: [binary, ascii, jsonl, cel]"));
     let banks = Bank::ALL.map(|bank| bank.to_string()).join(", ");
     assert!(yaml.contains(&format!("enum: [{banks}]")), "{banks}");
+}
+
+#[test]
+fn the_description_has_every_member_of_the_status() {
+    let yaml = include_str!("../../../docs/openapi.yaml");
+    let yaml = yaml.split_whitespace().collect::<Vec<_>>().join(" ");
+    let has = |text: String| assert!(yaml.contains(&text), "{text}");
+    let list = |names: &[&str]| names.join(", ");
+    has(format!("enum: [{}]", list(&State::ALL.map(State::name))));
+    has(format!("enum: [{}]", list(&Verdict::NAMES)));
+    let keys = |value: serde_json::Value| {
+        let value = value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+        let described = yaml.split("required: [").skip(1).map(|rest| {
+            let names = rest.split(']').next().unwrap();
+            names.split(", ").map(str::to_owned).collect::<BTreeSet<_>>()
+        });
+        assert!(described.into_iter().any(|names| names == value), "{value:?}");
+    };
+    let value = |value: Result<serde_json::Value, serde_json::Error>| value.unwrap();
+    keys(value(serde_json::to_value(Status::default())));
+    keys(value(serde_json::to_value(Health::default())));
+    keys(value(serde_json::to_value(Condition::default())));
+    keys(value(serde_json::to_value(BankStatus::default())));
+    keys(value(serde_json::to_value(PcrStatus::default())));
 }
