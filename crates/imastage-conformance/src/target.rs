@@ -374,6 +374,12 @@ impl<'a> Target<'a> {
     }
 
     /// A program that was never measured.
+    /// Whether a record is of a file that was made for this run: nobody else has such a file measured.
+    pub(crate) fn is_own(&self, record: &[u8]) -> bool {
+        let dir = self.work.path().as_os_str().as_encoded_bytes();
+        record.windows(dir.len()).any(|part| part == dir)
+    }
+
     fn make(&self) -> io::Result<PathBuf> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let path = self.work.path().join(format!("record-{number}"));
