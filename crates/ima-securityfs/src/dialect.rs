@@ -11,7 +11,7 @@ pub enum Dialect {
     V4,
     /// The other patches, which stage nothing: `T:N` on a file of its own, where `T` must be the
     /// number of records that were trimmed before. What those patches get wrong is mended here:
-    /// see [`crate::Request::parse`] and [`crate::Doors`].
+    /// see [`crate::Request::parse`] and [`crate::OpenLock`].
     Trim,
 }
 

@@ -1,6 +1,6 @@
 use core::fmt::{self, Write};
 
-use crate::{Dialect, Door};
+use crate::{Dialect, FileClass};
 
 /// A PCR bank of the TPM, by its `TPM_ALG_ID` (TCG Algorithm Registry). Files are named after the
 /// hash algorithm, or after this number if the kernel does not know the algorithm.
@@ -87,11 +87,11 @@ impl FileName {
         })
     }
 
-    /// The door it is behind; `None` for the files that only count.
-    pub fn door(&self) -> Option<Door> {
+    /// Which class of files it belongs to; `None` for the files that only count.
+    pub fn class(&self) -> Option<FileClass> {
         match self {
-            FileName::Measurements { .. } => Some(Door::Measurements),
-            FileName::TrimLog => Some(Door::TrimLog),
+            FileName::Measurements { .. } => Some(FileClass::Measurements),
+            FileName::TrimLog => Some(FileClass::TrimLog),
             FileName::Count | FileName::Violations => None,
         }
     }
@@ -242,7 +242,7 @@ mod tests {
                 }
                 Kind::File => {
                     let writable = file.mode(dialect) == 0o660;
-                    assert_eq!(writable, file.door().is_some(), "{file}");
+                    assert_eq!(writable, file.class().is_some(), "{file}");
                 }
             }
         }

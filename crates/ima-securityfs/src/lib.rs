@@ -1,4 +1,4 @@
-//! The doors of the measurement list: what its files are called, who may open which when, and what
+//! The interface of the measurement list: what its files are called, who may open which when, and what
 //! can be asked through them.
 //!
 //! Linux shows IMA's measurement list as files in `/sys/kernel/security/integrity/ima`, and since
@@ -7,7 +7,7 @@
 //!
 //! - [`Dialect`] is which interface it is: that of Linux 7.2, or one that was proposed before;
 //! - [`FileName`] names the files, [`directory`] lists them;
-//! - [`Doors`] decides who may open: many readers or one writer, over all files together;
+//! - [`OpenLock`] decides who may open: many readers or one writer, over all files together;
 //! - [`Request`] is what one write asks for;
 //! - [`Errno`] is how a refusal is told.
 //!
@@ -17,20 +17,20 @@
 //! it, and whoever knows more about banks converts by it.
 //!
 //! ```
-//! use ima_securityfs::{Access, Caller, Dialect, Doors, Errno, FileName, Request, Grammar};
+//! use ima_securityfs::{Access, Caller, Dialect, OpenLock, Errno, FileName, Request, Grammar};
 //!
 //! let grammar = Grammar::default();
 //! assert_eq!(grammar.dialect, Dialect::Linux72);
 //! let name = b"binary_runtime_measurements_sha1_staged";
 //! let file = FileName::parse(name, grammar.dialect, &[]).unwrap();
-//! let door = file.door().unwrap();
-//! let mut doors = Doors::new(grammar.dialect);
+//! let class = file.class().unwrap();
+//! let mut lock = OpenLock::new(grammar.dialect);
 //! let (service, agent) = (Caller { thread: 1, admin: true }, Caller { thread: 2, admin: true });
-//! let open = doors.open(door, Access::Write, service)?;
-//! assert_eq!(doors.open(door, Access::Read, agent).unwrap_err(), Errno::EBUSY);
+//! let open = lock.open(class, Access::Write, service)?;
+//! assert_eq!(lock.open(class, Access::Read, agent).unwrap_err(), Errno::EBUSY);
 //!
 //! assert_eq!(Request::parse(b"A\n", file, 0, grammar)?, Request::Stage);
-//! doors.release(open, service.thread);
+//! lock.release(open, service.thread);
 //! # Ok::<(), Errno>(())
 //! ```
 //!
@@ -41,13 +41,13 @@
 #![forbid(unsafe_code)]
 
 mod dialect;
-mod doors;
 mod errno;
 mod file_name;
+mod open_lock;
 mod request;
 
 pub use dialect::{Dialect, UnknownDialect};
-pub use doors::{Access, Caller, Door, Doors, Open};
 pub use errno::Errno;
 pub use file_name::{Bank, FileName, Form, Kind, Part, directory};
+pub use open_lock::{Access, Caller, FileClass, Open, OpenLock};
 pub use request::{Grammar, Request};

@@ -1,10 +1,10 @@
-//! What Linux 7.2 was seen to do (`observed-7.2.tsv`), these doors do; and what kernels with the
+//! What Linux 7.2 was seen to do (`observed-7.2.tsv`), the lock does; and what kernels with the
 //! patches of the other dialects did (`observed-v4.tsv`, `observed-trim.tsv`).
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 use ima_securityfs::{
-    Access, Bank, Caller, Dialect, Door, Doors, Errno, FileName, Form, Grammar, Kind, Open, Part,
-    Request,
+    Access, Bank, Caller, Dialect, Errno, FileClass, FileName, Form, Grammar, Kind, Open, OpenLock,
+    Part, Request,
 };
 
 const BANKS: [Bank; 2] = [Bank(0x0004), Bank(0x000b)];
@@ -94,7 +94,7 @@ fn open_matrix() {
                 [state, name, who] => (state, name.to_owned(), who),
                 _ => continue,
             };
-            let doors = &mut Doors::new(dialect);
+            let lock = &mut OpenLock::new(dialect);
             let held: &[_] = match state {
                 "idle" | "idle again" => &[],
                 "1reader-self(orig)" | "reader of original (self)" => {
@@ -117,8 +117,8 @@ fn open_matrix() {
             let held: Vec<_> = held
                 .iter()
                 .map(|(name, access, thread)| {
-                    let door = file(dialect, name).door().unwrap();
-                    doors.open(door, *access, caller(*thread)).unwrap()
+                    let class = file(dialect, name).class().unwrap();
+                    lock.open(class, *access, caller(*thread)).unwrap()
                 })
                 .collect();
             let (name, flags) = name.rsplit_once(' ').unwrap();
@@ -138,13 +138,13 @@ fn open_matrix() {
                 "other-proc" => 3,
                 other => panic!("unknown caller {other}"),
             };
-            let result = match (access(flags), file(dialect, name).door()) {
-                (Some(access), Some(door)) => told(doors.open(door, access, caller(thread))),
-                // Not opened, or behind no door.
+            let result = match (access(flags), file(dialect, name).class()) {
+                (Some(access), Some(class)) => told(lock.open(class, access, caller(thread))),
+                // Not opened, or of no class.
                 _ => "ok:0".into(),
             };
             assert_eq!(result, observed, "{dialect}: {case}");
-            held.into_iter().for_each(|file| doors.release(file, SELF));
+            held.into_iter().for_each(|file| lock.release(file, SELF));
             seen += 1;
         }
         assert_eq!(seen, count, "{dialect}");
@@ -158,7 +158,7 @@ fn who_closes_what_and_opens_then() {
     for (dialect, count) in [(Dialect::Linux72, 18), (Dialect::V4, 12), (Dialect::Trim, 3)] {
         let mut seen = 0;
         for (case, observed) in rows(dialect, "open") {
-            let doors = &mut Doors::new(dialect);
+            let lock = &mut OpenLock::new(dialect);
             // Who holds what, what is closed of it, who opens then how.
             let (held, closed, (access, thread)) = match case {
                 "after closing 1 of 2 readers/RDWR" => (vec![(read, SELF); 2], 1, (write, OTHER)),
@@ -198,13 +198,13 @@ fn who_closes_what_and_opens_then() {
                 "writer reopens /proc/self/fd/N RDONLY" => (vec![(write, SELF)], 0, (read, SELF)),
                 _ => continue,
             };
-            let door = Door::Measurements;
+            let class = FileClass::Measurements;
             let mut files: Vec<_> = held
                 .into_iter()
-                .map(|(access, thread)| doors.open(door, access, caller(thread)).unwrap())
+                .map(|(access, thread)| lock.open(class, access, caller(thread)).unwrap())
                 .collect();
-            files.drain(..closed).for_each(|file| doors.release(file, SELF));
-            let result = told(doors.open(door, access, caller(thread)));
+            files.drain(..closed).for_each(|file| lock.release(file, SELF));
+            let result = told(lock.open(class, access, caller(thread)));
             assert_eq!(result, observed, "{dialect}: {case}");
             seen += 1;
         }
@@ -226,12 +226,12 @@ fn the_capability_is_asked_for_first() {
         (Dialect::Trim, "cred/uid1000 gid0", false),
     ] {
         for (case, observed) in rows(dialect, group) {
-            let doors = &mut Doors::new(dialect);
-            let _held =
-                writer.then(|| doors.open(Door::Measurements, Access::Write, caller(1)).unwrap());
+            let lock = &mut OpenLock::new(dialect);
+            let _held = writer
+                .then(|| lock.open(FileClass::Measurements, Access::Write, caller(1)).unwrap());
             let (name, flags) = case.rsplit_once(' ').unwrap_or((case, case));
-            let door = if name == "trim" { Door::TrimLog } else { Door::Measurements };
-            let result = told(doors.open(door, access(flags).unwrap(), nobody(2)));
+            let class = if name == "trim" { FileClass::TrimLog } else { FileClass::Measurements };
+            let result = told(lock.open(class, access(flags).unwrap(), nobody(2)));
             assert_eq!(result, observed, "{dialect}: {group}: {case}");
         }
     }

@@ -3,7 +3,8 @@
 
 use ima_list::{Counts, Duplicates, SharedList};
 use ima_securityfs::{
-    Access, Caller, Dialect, Door, Doors, Errno, FileName, Form, Grammar, Open, Part, Request,
+    Access, Caller, Dialect, Errno, FileClass, FileName, Form, Grammar, Open, OpenLock, Part,
+    Request,
 };
 
 use crate::{Fault, caller};
@@ -104,16 +105,16 @@ impl Faults {
         }
     }
 
-    /// Opens a file of the list; without a door if it should have stayed shut.
+    /// Opens a file of the list; `None` if it should have been refused.
     pub(crate) fn open(
         self,
-        doors: &mut Doors,
+        lock: &mut OpenLock,
         file: FileName,
         access: Access,
         caller: Caller,
     ) -> Result<Option<Open>, Errno> {
-        let door = file.door().unwrap_or(Door::Measurements);
-        let Some(fault) = self.0 else { return doors.open(door, access, caller).map(Some) };
+        let class = file.class().unwrap_or(FileClass::Measurements);
+        let Some(fault) = self.0 else { return lock.open(class, access, caller).map(Some) };
         let (staged, ascii) = match file {
             FileName::Measurements { form, part, .. } => {
                 (part == Part::Staged, form == Form::Ascii)
@@ -130,16 +131,16 @@ impl Faults {
         }
         let admin = Caller { admin: true, ..caller };
         // Who is there can be told from who else would be let in.
-        let mut would = |access| opens(doors, access, admin).is_ok();
+        let mut would = |access| opens(lock, access, admin).is_ok();
         let (read, write) = (would(Access::Read), would(Access::Write));
         let (readers, own, other) = (read && !write, write && !read, !read && !write);
         match (fault, access) {
-            (Fault::TrimLogLocks, Access::Read) if door == Door::TrimLog && caller.admin => {
-                doors.open(Door::Measurements, access, caller).map(Some)
+            (Fault::TrimLogLocks, Access::Read) if class == FileClass::TrimLog && caller.admin => {
+                lock.open(FileClass::Measurements, access, caller).map(Some)
             }
-            (Fault::TrimLogForAll, Access::Read) if door == Door::TrimLog => Ok(None),
+            (Fault::TrimLogForAll, Access::Read) if class == FileClass::TrimLog => Ok(None),
             (Fault::OwnWriterLetIn, Access::Write)
-                if caller.admin && doors.writer() == Some(caller.thread) =>
+                if caller.admin && lock.writer() == Some(caller.thread) =>
             {
                 Ok(None)
             }
@@ -150,27 +151,27 @@ impl Faults {
             (Fault::OwnWriterRefused, Access::Write) if own => Err(Errno::EBUSY),
             (Fault::OneReader, Access::Read) if readers => Err(Errno::EBUSY),
             (Fault::BusyBeforePermission, Access::Write) if !write => Err(Errno::EBUSY),
-            (Fault::CapabilityIgnored, _) => doors.open(door, access, admin).map(Some),
-            _ => doors.open(door, access, caller).map(Some),
+            (Fault::CapabilityIgnored, _) => lock.open(class, access, admin).map(Some),
+            _ => lock.open(class, access, caller).map(Some),
         }
     }
 
     /// Opens a file that tells a number.
-    pub(crate) fn open_number(self, doors: &mut Doors, caller: Caller) -> Result<(), Errno> {
+    pub(crate) fn open_number(self, lock: &mut OpenLock, caller: Caller) -> Result<(), Errno> {
         if self.has(Fault::CountLocked) {
-            opens(doors, Access::Read, caller)?;
+            opens(lock, Access::Read, caller)?;
         }
         Ok(())
     }
 
     /// Closes a file that was opened for `access`.
-    pub(crate) fn release(self, doors: &mut Doors, open: Open, access: Access, closer: u64) {
+    pub(crate) fn release(self, lock: &mut OpenLock, open: Open, access: Access, closer: u64) {
         let writer = access == Access::Write;
         match self.0 {
             Some(Fault::LockStuck) if writer => {}
-            Some(Fault::OtherCloses) if writer && doors.writer() != Some(closer) => {}
-            Some(Fault::LockFreedEarly) if writer => *doors = Doors::new(Dialect::Linux72),
-            _ => doors.release(open, closer),
+            Some(Fault::OtherCloses) if writer && lock.writer() != Some(closer) => {}
+            Some(Fault::LockFreedEarly) if writer => *lock = OpenLock::new(Dialect::Linux72),
+            _ => lock.release(open, closer),
         }
     }
 
@@ -375,9 +376,9 @@ fn while_down(
 }
 
 /// Opens and closes a file.
-fn opens(doors: &mut Doors, access: Access, caller: Caller) -> Result<(), Errno> {
-    let open = doors.open(Door::Measurements, access, caller)?;
-    doors.release(open, caller.thread);
+fn opens(lock: &mut OpenLock, access: Access, caller: Caller) -> Result<(), Errno> {
+    let open = lock.open(FileClass::Measurements, access, caller)?;
+    lock.release(open, caller.thread);
     Ok(())
 }
 

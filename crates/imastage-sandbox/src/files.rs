@@ -6,7 +6,7 @@ use std::{
 };
 
 use ima_list::{DeleteError, SharedList, StageError, TrimError};
-use ima_securityfs::{Access, Caller, Dialect, Doors, Errno, FileName, Grammar, Open, Request};
+use ima_securityfs::{Access, Caller, Dialect, Errno, FileName, Grammar, Open, OpenLock, Request};
 
 use crate::{Hazard, Machine, caller, descriptor::Descriptor, faults::Faults, reading::Reading};
 
@@ -31,8 +31,8 @@ pub(crate) enum Refusal {
 }
 
 struct State {
-    doors: Doors,
-    /// Which boot these doors are of.
+    lock: OpenLock,
+    /// Which boot the lock belongs to.
     boot: u64,
     open: HashMap<u64, OpenFile>,
     /// A thread that passes for a writer's, which has ended.
@@ -47,7 +47,7 @@ struct OpenFile {
     /// Of a file that shows records.
     reading: Option<Reading>,
     /// `None` if it is behind none, or there is a fault.
-    door: Option<Open>,
+    open: Option<Open>,
     access: Access,
     /// The thread that closed a descriptor of it last.
     closer: u64,
@@ -59,7 +59,7 @@ impl Files {
     pub(crate) fn new(machine: Arc<Machine>, faults: Faults) -> Files {
         let grammar = faults.grammar(machine.grammar());
         let state = State {
-            doors: doors(&machine),
+            lock: lock(&machine),
             boot: machine.boots(),
             open: HashMap::new(),
             in_place_of: None,
@@ -81,10 +81,10 @@ impl Files {
             Access::Write => Caller { thread: self.taken_for(state, caller.thread), ..caller },
             Access::Read => caller,
         };
-        let door = match file.door() {
-            Some(_) => self.faults.open(&mut state.doors, file, access, caller)?,
+        let open = match file.class() {
+            Some(_) => self.faults.open(&mut state.lock, file, access, caller)?,
             None => {
-                self.faults.open_number(&mut state.doors, caller)?;
+                self.faults.open_number(&mut state.lock, caller)?;
                 None
             }
         };
@@ -95,7 +95,7 @@ impl Files {
             boot: state.boot,
             descriptor: Descriptor::default(),
             reading: Reading::of(self.faults.shown(file), |bank| self.machine.ima().extend(bank)),
-            door,
+            open,
             access,
             closer: caller.thread,
             ended: false,
@@ -157,9 +157,9 @@ impl Files {
         let Some(file) = state.open.get_mut(&handle) else { return };
         file.closer = thread;
         if self.faults.copy_frees()
-            && let Some(door) = file.door.take()
+            && let Some(open) = file.open.take()
         {
-            state.doors.release(door, thread);
+            state.lock.release(open, thread);
         }
     }
 
@@ -167,9 +167,9 @@ impl Files {
     pub(crate) fn release(&self, handle: u64) {
         let mut state = self.state();
         let Some(file) = state.open.remove(&handle) else { return };
-        // The doors of an earlier boot are gone.
-        if let Some(door) = file.door.filter(|_| file.boot == state.boot) {
-            self.faults.release(&mut state.doors, door, file.access, file.closer);
+        // The lock of an earlier boot is gone.
+        if let Some(open) = file.open.filter(|_| file.boot == state.boot) {
+            self.faults.release(&mut state.lock, open, file.access, file.closer);
         }
     }
 
@@ -177,7 +177,7 @@ impl Files {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let boot = self.machine.boots();
         if state.boot != boot {
-            state.doors = doors(&self.machine);
+            state.lock = lock(&self.machine);
             state.boot = boot;
         }
         state
@@ -187,7 +187,7 @@ impl Files {
     /// memory, and there another one may be by now: the first that opens, until it ends as well.
     fn taken_for(&self, state: &mut State, thread: u64) -> u64 {
         let gone = |thread| u32::try_from(thread).is_ok_and(|thread| !caller::exists(thread));
-        let Some(writer) = state.doors.writer() else { return thread };
+        let Some(writer) = state.lock.writer() else { return thread };
         if !self.machine.has(Hazard::LockBooks) || !gone(writer) {
             return thread;
         }
@@ -245,9 +245,13 @@ impl State {
     }
 }
 
-fn doors(machine: &Machine) -> Doors {
+fn lock(machine: &Machine) -> OpenLock {
     let dialect: Dialect = machine.grammar().dialect;
-    if machine.has(Hazard::LockBooks) { Doors::with_hazards(dialect) } else { Doors::new(dialect) }
+    if machine.has(Hazard::LockBooks) {
+        OpenLock::with_hazards(dialect)
+    } else {
+        OpenLock::new(dialect)
+    }
 }
 
 fn refused_stage(error: StageError) -> Errno {

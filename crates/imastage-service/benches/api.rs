@@ -13,7 +13,7 @@ use std::{
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
 use imastage_service::{Config, SOCKET, Service};
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{DeleteMode, InProcess};
 
 const RECORDS: u64 = 1_000_000;
 
@@ -47,7 +47,7 @@ fn main() {
     let list = Arc::new(SharedList::new(Options::default()));
     let config =
         Config { every: Duration::from_secs(3600), ..Config::new(dir.path().join("state")) };
-    let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
+    let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
     let service = Service::start(config, Box::new(source)).unwrap();
     add(&list);
     service.drain().unwrap();

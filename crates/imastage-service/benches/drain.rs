@@ -13,7 +13,7 @@ use std::{
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
 use imastage_service::{Config, Service, wire::Activity};
-use imastage_source::{Flavour, InProcess, Source, SourceProcess, serve};
+use imastage_source::{DeleteMode, InProcess, Source, SourceProcess, serve};
 
 /// Records with names as long as those of /usr.
 fn fill(list: &SharedList, from: u64, count: u64) {
@@ -27,7 +27,7 @@ fn fill(list: &SharedList, from: u64, count: u64) {
 }
 
 /// Drains `records` records in batches; gives the time that draining took.
-fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, Activity) {
+fn drain(mode: DeleteMode, records: u64, batch: u64) -> (Duration, Activity) {
     let dir = tempfile::tempdir().unwrap();
     let list = Arc::new(SharedList::new(Options::default()));
     let config = Config {
@@ -35,7 +35,7 @@ fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, Activity) {
         drain_at: u64::MAX,
         ..Config::new(dir.path().join("state"))
     };
-    let source = InProcess::new(Arc::clone(&list), flavour);
+    let source = InProcess::new(Arc::clone(&list), mode);
     let service = Service::start(config, Box::new(source)).unwrap();
     let mut took = Duration::ZERO;
     for from in (0..records).step_by(batch as usize) {
@@ -54,7 +54,7 @@ fn drain(flavour: Flavour, records: u64, batch: u64) -> (Duration, Activity) {
 /// case: a kernel takes longer to show its records.
 fn compare(batch: u64) {
     const ROUNDS: u64 = 200;
-    let services = [false, true].map(|is_apart| {
+    let services = [false, true].map(|diverges| {
         let dir = tempfile::tempdir().unwrap();
         let list = Arc::new(SharedList::new(Options::default()));
         let config = Config {
@@ -62,8 +62,9 @@ fn compare(batch: u64) {
             drain_at: u64::MAX,
             ..Config::new(dir.path().join("state"))
         };
-        let source: Box<dyn Source> = Box::new(InProcess::new(Arc::clone(&list), Flavour::Stage));
-        let source = if is_apart {
+        let source: Box<dyn Source> =
+            Box::new(InProcess::new(Arc::clone(&list), DeleteMode::Stage));
+        let source = if diverges {
             let (ours, theirs) = UnixStream::pair().unwrap();
             thread::spawn(move || serve(theirs, Ok(source)));
             Box::new(SourceProcess::connect(ours).unwrap())
@@ -100,9 +101,9 @@ fn main() {
     }
     println!(
         "{:<10} {:>10} {:>10} {:>14} {:>12} {:>12} {:>8} {:>8}",
-        "flavour", "records", "a drain", "records/s", "ns/record", "hold p50 us", "p99", "longest"
+        "mode", "records", "a drain", "records/s", "ns/record", "hold p50 us", "p99", "longest"
     );
-    for (flavour, name) in [(Flavour::Stage, "stage"), (Flavour::DeleteN, "delete-n")] {
+    for (mode, name) in [(DeleteMode::Stage, "stage"), (DeleteMode::FirstN, "first-n")] {
         for (records, batch) in [
             (1_000, 1_000),
             (100_000, 1_000),
@@ -110,7 +111,7 @@ fn main() {
             (1_000_000, 1_000),
             (1_000_000, 1_000_000),
         ] {
-            let (took, activity) = drain(flavour, records, batch);
+            let (took, activity) = drain(mode, records, batch);
             let Activity { hold_p50_us: p50, hold_p99_us: p99, longest_hold_us: most, .. } =
                 activity;
             let per_second = records as f64 / took.as_secs_f64();

@@ -14,7 +14,7 @@ use std::{
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
 use imastage_service::{Config, Service};
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{DeleteMode, InProcess};
 
 fn add(list: &SharedList, from: u64, count: u64) {
     for i in from..from + count {
@@ -73,7 +73,7 @@ fn main() {
         let list = Arc::new(SharedList::new(Options::default()));
         let config =
             Config { every: Duration::from_secs(3600), ..Config::new(dir.path().join("state")) };
-        let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
+        let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
         let service = Service::start(config, Box::new(source)).unwrap();
         let view = service.mount_view(&dir.path().join("view"), None).unwrap();
         add(&list, 0, records);

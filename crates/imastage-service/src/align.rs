@@ -25,12 +25,12 @@ pub struct Question<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alignment {
     /// The first `stored` records of the list are stored already, and the TPM agrees (or nobody
-    /// asked it) that `in_step` records of the list, counted from its first, lead to its PCR.
+    /// asked it) that `consistent` records of the list, counted from its first, lead to its PCR.
     Continues {
         /// How many of the list's first records are stored already.
         stored: usize,
         /// How many of the list's first records the TPM was extended with; `None` without a TPM.
-        in_step: Option<usize>,
+        consistent: Option<usize>,
     },
     /// Several answers lead to the TPM's PCR: equal records were added while this was asked. Ask
     /// again.
@@ -38,7 +38,7 @@ pub enum Alignment {
     /// No answer leads to the TPM's PCR: records between store and list are missing, or the PCR
     /// was extended without a record. The best guess by content is that `stored` of the list's
     /// first records are stored already.
-    Parted {
+    Diverged {
         /// As above, by content alone.
         stored: usize,
     },
@@ -53,7 +53,7 @@ pub fn align(question: &Question<'_>) -> Alignment {
     overlaps.retain(|stored| *stored <= question.before_pcr);
     let longest = overlaps.first().copied().unwrap_or(0);
     if question.pcrs.is_empty() {
-        return Alignment::Continues { stored: longest, in_step: None };
+        return Alignment::Continues { stored: longest, consistent: None };
     }
     let mut fits = Vec::new();
     for stored in overlaps {
@@ -68,11 +68,11 @@ pub fn align(question: &Question<'_>) -> Alignment {
             && to >= question.before_pcr as u64
         {
             let from = in_list(led.from).unwrap_or(0).max(question.before_pcr as u64);
-            fits.push(Alignment::Continues { stored, in_step: Some(from as usize) });
+            fits.push(Alignment::Continues { stored, consistent: Some(from as usize) });
         }
     }
     match fits[..] {
-        [] => Alignment::Parted { stored: longest },
+        [] => Alignment::Diverged { stored: longest },
         [only] => only,
         _ => Alignment::Ambiguous,
     }
@@ -163,7 +163,7 @@ mod tests {
                 pcrs: &pcrs(&history[..list_from + extended]),
             });
             let right =
-                Alignment::Continues { stored: stored - list_from, in_step: Some(extended) };
+                Alignment::Continues { stored: stored - list_from, consistent: Some(extended) };
             if before_pcr == list.len() {
                 prop_assert_eq!(answer, right);
             } else {
@@ -195,10 +195,10 @@ mod tests {
         let list: Vec<_> = history[4..].iter().map(RecordBuf::record).collect();
         let (running, pcrs) = (&running, &pcrs[..]);
         let question = Question { tail: &tail, running, list: &list, before_pcr: 2, pcrs };
-        assert_eq!(align(&question), Alignment::Parted { stored: 0 });
+        assert_eq!(align(&question), Alignment::Diverged { stored: 0 });
         assert_eq!(
             align(&Question { pcrs: &[], ..question }),
-            Alignment::Continues { stored: 0, in_step: None }
+            Alignment::Continues { stored: 0, consistent: None }
         );
     }
 }

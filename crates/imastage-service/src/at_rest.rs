@@ -10,7 +10,7 @@ use crate::{
     banks::Banks,
     health::{Condition, Health, State, now},
     pulse::Pulse,
-    wire::{BankStatus, Cause, Parting, Status, Verdict},
+    wire::{BankStatus, Cause, Divergence, Status, Verdict},
 };
 
 /// Which process has the state directory: a service that runs or starts, or `imastage store repair`.
@@ -55,7 +55,7 @@ pub fn status_unanswered(state: &Path, pid: u32, condition: State, reason: Strin
 pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
     let mut status = match Reader::open(state) {
         Ok(reader) => Status {
-            verdict: parted(state)?.0,
+            verdict: diverged(state)?.0,
             problems: damage(state)?,
             epoch: reader.epoch().number,
             records: reader.len(),
@@ -138,13 +138,13 @@ pub(crate) fn damage(state: &Path) -> Result<Vec<String>, StoreError> {
     Ok(damage.iter().map(ToString::to_string).collect())
 }
 
-/// Whether TPM and store parted before, as was noted then: no later PCR of the epoch is reached,
+/// Whether TPM and store diverged before, as was noted then: no later PCR of the epoch is reached,
 /// unless the evidence refutes the note. Gives the notes that say so, too.
-pub(crate) fn parted(state: &Path) -> Result<(Verdict, Vec<Note>), StoreError> {
+pub(crate) fn diverged(state: &Path) -> Result<(Verdict, Vec<Note>), StoreError> {
     let mut notes = imastage_store::notes(state)?;
     notes.retain(|note| cause(&note.kind).is_some());
     let verdict = notes.first().and_then(|note| {
-        Some(Verdict::Parted(Parting {
+        Some(Verdict::Diverged(Divergence {
             after: note.after,
             before: note.index,
             cause: cause(&note.kind)?,
@@ -155,7 +155,7 @@ pub(crate) fn parted(state: &Path) -> Result<(Verdict, Vec<Note>), StoreError> {
     Ok((verdict.unwrap_or_default(), notes))
 }
 
-/// The cause that a note tells, if it tells of a parting.
+/// The cause that a note tells, if it tells of a divergence.
 fn cause(kind: &str) -> Option<Cause> {
     serde_json::from_value(kind.into()).ok()
 }

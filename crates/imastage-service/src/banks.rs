@@ -91,7 +91,7 @@ impl Banks {
 
     /// Whether the list's own PCR is apart in every bank, so that it is records that are wrong, not
     /// a bank.
-    pub fn is_all_apart(&self, apart: &[(Bank, u32)]) -> bool {
+    pub fn is_all_diverging(&self, apart: &[(Bank, u32)]) -> bool {
         let own = self.pcr();
         let mut banks = self.targets.iter().filter(|target| target.pcr == own);
         banks.all(|target| apart.contains(&(target.value.bank(), own)))
@@ -194,7 +194,7 @@ mod tests {
         let agreed = banks.agreed().unwrap();
         let apart = banks.apart(agreed);
         assert_eq!((agreed, &apart), (3, &vec![(Bank::Sha256, 11)]));
-        assert!(!banks.is_all_apart(&apart));
+        assert!(!banks.is_all_diverging(&apart));
     }
 
     #[test]

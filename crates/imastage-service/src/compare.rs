@@ -5,7 +5,7 @@ use ima_log::{Bank, ListReplay, PcrSet, PcrTarget, Record};
 use crate::{
     banks::{Banks, names},
     health::now,
-    wire::{Cause, Parting, Verdict},
+    wire::{Cause, Divergence, Verdict},
 };
 
 /// Compares what is stored with the TPM, drain after drain.
@@ -14,7 +14,7 @@ pub struct Comparison {
     banks: Banks,
     verdict: Verdict,
     /// How many records led to the TPM's PCR when it was last compared.
-    in_step: u64,
+    consistent: u64,
     /// How many records were stored when the list was last turned to: others may have deleted some
     /// there, and nowhere behind.
     boundary: u64,
@@ -30,14 +30,14 @@ pub struct Comparison {
 pub enum Judgement {
     /// Nothing that is to be kept.
     Nothing,
-    /// TPM and store have parted: to be noted for good.
-    Parted(Parting),
-    /// All that is stored leads to the TPM's PCR in every bank: what was noted of a parting before
+    /// TPM and store have diverged: to be noted for good.
+    Diverged(Divergence),
+    /// All that is stored leads to the TPM's PCR in every bank: what was noted of a divergence before
     /// is refuted (a file that was restored, for one).
     Refuted,
 }
 
-/// What is known about how a list and the TPM may have parted.
+/// What is known about how a list and the TPM may have diverged.
 #[derive(Clone, Debug, Default)]
 pub struct Circumstances {
     /// Nobody can delete records of this list.
@@ -50,12 +50,12 @@ pub struct Circumstances {
 
 impl Comparison {
     /// `banks` have replayed all that is stored; `verdict` is what is known of the epoch, and
-    /// `in_step` how many records once led to the TPM's PCR.
-    pub fn new(banks: Banks, verdict: Verdict, in_step: u64) -> Comparison {
+    /// `consistent` how many records once led to the TPM's PCR.
+    pub fn new(banks: Banks, verdict: Verdict, consistent: u64) -> Comparison {
         Comparison {
             banks,
             verdict,
-            in_step,
+            consistent,
             boundary: 0,
             rebooted: None,
             gap: None,
@@ -69,8 +69,8 @@ impl Comparison {
     }
 
     /// How many records led to the TPM's PCR when it was last compared.
-    pub fn in_step(&self) -> u64 {
-        self.in_step
+    pub fn consistent(&self) -> u64 {
+        self.consistent
     }
 
     /// The PCRs as the TPM had them last.
@@ -98,9 +98,9 @@ impl Comparison {
         self.banks.candidates()
     }
 
-    /// Whether store and TPM parted.
-    pub fn has_parted(&self) -> bool {
-        matches!(self.verdict, Verdict::Parted(_))
+    /// Whether store and TPM diverged.
+    pub fn has_diverged(&self) -> bool {
+        matches!(self.verdict, Verdict::Diverged(_))
     }
 
     /// Whether the store is damaged.
@@ -109,10 +109,10 @@ impl Comparison {
     }
 
     /// Whether a drain that ended now would find that store and TPM part.
-    pub fn is_apart(&self) -> bool {
+    pub fn diverges(&self) -> bool {
         let agrees = |records| self.banks.apart(records).is_empty();
-        let is_apart = self.is_asked && !self.banks.agreed().is_some_and(agrees);
-        !self.has_parted() && !self.is_damaged() && (self.gap.is_some() || is_apart)
+        let diverges = self.is_asked && !self.banks.agreed().is_some_and(agrees);
+        !self.has_diverged() && !self.is_damaged() && (self.gap.is_some() || diverges)
     }
 
     /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
@@ -161,9 +161,9 @@ impl Comparison {
             // This time it was read as it was measured, and the TPM was extended.
             self.verdict = Verdict::Unchecked;
         }
-        if self.gap.is_some() && !self.has_parted() {
+        if self.gap.is_some() && !self.has_diverged() {
             // Sooner or later the PCR will show it.
-            return Judgement::Parted(self.part(Vec::new(), circumstances));
+            return Judgement::Diverged(self.part(Vec::new(), circumstances));
         }
         if !self.is_asked {
             return Judgement::Nothing;
@@ -173,22 +173,22 @@ impl Comparison {
         let records = match agreed {
             Some(records) if apart.is_empty() => records,
             // Once something is missing, no later PCR of this epoch can be reached.
-            _ if self.has_parted() => return Judgement::Nothing,
+            _ if self.has_diverged() => return Judgement::Nothing,
             _ => {
                 // Where no bank agrees it is no matter of banks.
-                let is_all = self.banks.is_all_apart(&apart);
+                let is_all = self.banks.is_all_diverging(&apart);
                 let apart = if is_all { Vec::new() } else { apart };
-                return Judgement::Parted(self.part(apart, circumstances));
+                return Judgement::Diverged(self.part(apart, circumstances));
             }
         };
         self.banks.settle(records);
-        let judgement = match self.has_parted() {
+        let judgement = match self.has_diverged() {
             true => Judgement::Refuted,
             false => Judgement::Nothing,
         };
         self.gap = None;
-        self.in_step = self.later(records, now());
-        self.verdict = Verdict::InStep { records: self.in_step };
+        self.consistent = self.later(records, now());
+        self.verdict = Verdict::Consistent { records: self.consistent };
         judgement
     }
 
@@ -202,14 +202,14 @@ impl Comparison {
 
     /// Ends a drain that failed: `waiting` records are still in the list.
     pub fn behind(&mut self, waiting: u64) {
-        if let Verdict::InStep { records } | Verdict::Behind { records, .. } = self.verdict {
-            self.verdict = Verdict::Behind { records, waiting };
+        if let Verdict::Consistent { records } | Verdict::Lagging { records, .. } = self.verdict {
+            self.verdict = Verdict::Lagging { records, waiting };
         }
     }
 
     /// Ends a drain that found the record at `index` altered.
     pub fn altered(&mut self, index: u64, why: String) {
-        if !self.has_parted() && !self.is_damaged() {
+        if !self.has_diverged() && !self.is_damaged() {
             self.verdict = Verdict::Altered { index, why };
         }
     }
@@ -217,7 +217,7 @@ impl Comparison {
     /// Says that the list's own PCR is zero in every bank although there are records: nothing is
     /// proven.
     pub fn not_extended(&mut self, records: u64) {
-        if self.is_damaged() || self.has_parted() {
+        if self.is_damaged() || self.has_diverged() {
             return;
         }
         let pcr = self.banks.pcr();
@@ -242,8 +242,8 @@ impl Comparison {
         self.verdict = Verdict::Damaged { why };
     }
 
-    /// TPM and store have parted, in `apart` alone if that is not empty.
-    fn part(&mut self, apart: Vec<(Bank, u32)>, circumstances: &Circumstances) -> Parting {
+    /// TPM and store have diverged, in `apart` alone if that is not empty.
+    fn part(&mut self, apart: Vec<(Bank, u32)>, circumstances: &Circumstances) -> Divergence {
         // A list loses records only at its beginning: what is missing is missing where records
         // that were taken together follow what was stored, or where earlier ones did since the
         // TPM last agreed.
@@ -278,7 +278,7 @@ impl Comparison {
         };
         let after = match self.gap {
             Some((at, _)) => at,
-            None => self.in_step,
+            None => self.consistent,
         };
         if !apart.is_empty() {
             let which = names(apart.iter().map(|(bank, pcr)| format!("PCR {pcr} of bank {bank}")));
@@ -287,8 +287,9 @@ impl Comparison {
         if !holders.is_empty() {
             text += &format!("; the list's files are open in {holders}");
         }
-        let parting = Parting { after: after.checked_sub(1), before, cause, time: now(), text };
-        self.verdict = Verdict::Parted(parting.clone());
-        parting
+        let divergence =
+            Divergence { after: after.checked_sub(1), before, cause, time: now(), text };
+        self.verdict = Verdict::Diverged(divergence.clone());
+        divergence
     }
 }

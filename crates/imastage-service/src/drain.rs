@@ -43,8 +43,8 @@ pub struct Drainer {
     tpm_error: Option<String>,
     /// When it was asked last and did, in seconds since 1970.
     compared: Option<u64>,
-    /// What was noted of a parting of store and TPM.
-    parted: Vec<Note>,
+    /// What was noted of a divergence of store and TPM.
+    diverged: Vec<Note>,
     /// Whether nothing before the list's first record is missing, as far as can be told.
     is_ours: bool,
     /// Delete from any list.
@@ -55,7 +55,7 @@ pub struct Drainer {
     stored_in_list: Option<u64>,
     /// How many records the list's kernel had up to the last one that was taken, where it tells.
     position: Option<u64>,
-    /// Whether that is known since store and TPM were last in step: then nobody can have deleted
+    /// Whether that is known since store and TPM were last consistent: then nobody can have deleted
     /// anything unnoticed.
     counts_since_step: bool,
     /// How many current records there were when everything in the list was copied, if that was the
@@ -65,13 +65,13 @@ pub struct Drainer {
 
 impl Drainer {
     /// Drains `source` into `store`, which has an epoch. `comparison` has replayed what is stored;
-    /// `parted` is what was noted of a parting of store and TPM.
+    /// `diverged` is what was noted of a divergence of store and TPM.
     pub fn new(
         source: Box<dyn Source>,
         store: Store,
         tpm: Option<Box<dyn AskTpm>>,
         comparison: Comparison,
-        parted: Vec<Note>,
+        diverged: Vec<Note>,
     ) -> Drainer {
         let is_ours = source.is_private();
         Drainer {
@@ -81,7 +81,7 @@ impl Drainer {
             tpm,
             tpm_error: None,
             compared: None,
-            parted,
+            diverged,
             is_ours,
             adopt: false,
             over: None,
@@ -177,7 +177,7 @@ impl Drainer {
         self.source.count()
     }
 
-    /// Says that drains keep failing: from now on store and TPM are not in step.
+    /// Says that drains keep failing: from now on store and TPM are not consistent.
     pub fn fall_behind(&mut self) {
         // What cannot be counted cannot be drained, either.
         let waiting = self.source.count().unwrap_or(0);
@@ -377,29 +377,29 @@ impl Drainer {
             gaps_are_seen: self.counts_since_step,
             holders: self.others(),
         };
-        if self.comparison.is_apart() {
+        if self.comparison.diverges() {
             self.check_reset()?;
         }
         if self.tpm.is_some() && self.tpm_error.is_none() {
             self.compared = Some(now());
         }
-        let Drainer { tpm, tpm_error, comparison, store, parted, .. } = self;
+        let Drainer { tpm, tpm_error, comparison, store, diverged, .. } = self;
         let pcrs = comparison.compared();
         match comparison.judge(&circumstances, || ask(tpm, pcrs, tpm_error)) {
             Judgement::Nothing => {}
-            Judgement::Parted(parting) => {
+            Judgement::Diverged(divergence) => {
                 let note = Note {
-                    index: parting.before,
-                    after: parting.after,
-                    time: parting.time,
-                    kind: parting.cause.to_string(),
-                    text: parting.text,
+                    index: divergence.before,
+                    after: divergence.after,
+                    time: divergence.time,
+                    kind: divergence.cause.to_string(),
+                    text: divergence.text,
                 };
                 store.note(&note)?;
-                parted.push(note);
+                diverged.push(note);
             }
             Judgement::Refuted => {
-                for note in parted.drain(..) {
+                for note in diverged.drain(..) {
                     tracing::info!(
                         "all records replay to the TPM's PCRs: what was noted about index {} is \
                          withdrawn ({})",
@@ -424,7 +424,7 @@ impl Drainer {
 
     /// Who else has the list's files open, in words.
     fn others(&self) -> String {
-        if !self.comparison.is_apart() {
+        if !self.comparison.diverges() {
             return String::new();
         }
         let mut holders = self.source.holders();

@@ -21,7 +21,7 @@ use crate::{
     compare::Comparison,
     drain::{DrainError, Drainer, Round},
     health::{self, Health, State, Told},
-    memory::Memory,
+    last_compared::LastCompared,
     service::Shared,
     wire::{self, BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
@@ -51,7 +51,7 @@ pub(crate) struct DrainLoop {
     drainer: Drainer,
     every: Duration,
     drain_at: u64,
-    memory: Memory,
+    last_compared: LastCompared,
     alert: Option<Alert>,
     /// What was logged and alerted last.
     told: Told,
@@ -64,12 +64,12 @@ pub(crate) struct DrainLoop {
 }
 
 impl DrainLoop {
-    /// `memory` is what the next service is to know.
+    /// `last_compared` is what the next service is to know.
     pub(crate) fn new(
         config: &Config,
         shared: Arc<Shared>,
         drainer: Drainer,
-        memory: Memory,
+        last_compared: LastCompared,
     ) -> DrainLoop {
         let Config { every, drain_at, .. } = *config;
         let alert = config.alert.clone().map(Alert::new);
@@ -79,7 +79,7 @@ impl DrainLoop {
             drainer,
             every,
             drain_at,
-            memory,
+            last_compared,
             alert,
             told: Told::default(),
             check_at: is_damaged.then(|| Instant::now() + CHECK_AGAIN),
@@ -123,7 +123,7 @@ impl DrainLoop {
         const PAUSE: Duration = Duration::from_millis(50);
         for _ in 0..TRIES {
             match *self.drainer.comparison().verdict() {
-                Verdict::InStep { records } if records < self.drainer.store().len() => {}
+                Verdict::Consistent { records } if records < self.drainer.store().len() => {}
                 _ => return,
             }
             thread::sleep(PAUSE);
@@ -171,10 +171,11 @@ impl DrainLoop {
                 let banks = self.shared.attester.as_ref().map(Attester::banks);
                 let (state, pulse) = (&self.shared.state, &self.shared.pulse);
                 let replayed = at_rest::replayed(state, banks.unwrap_or_default(), pulse);
-                let verdict = at_rest::parted(&self.shared.state).map(|(verdict, _)| verdict);
+                let verdict = at_rest::diverged(&self.shared.state).map(|(verdict, _)| verdict);
                 match (replayed, verdict) {
                     (Ok(banks), Ok(verdict)) => {
-                        let comparison = Comparison::new(banks, verdict, self.memory.in_step);
+                        let comparison =
+                            Comparison::new(banks, verdict, self.last_compared.consistent);
                         self.drainer.compare_anew(comparison);
                     }
                     (Err(error), _) | (_, Err(error)) => self.drainer.damaged(error.to_string()),
@@ -342,11 +343,11 @@ impl DrainLoop {
             alert.tell(self.told.worst(), &status);
         }
         drop(status);
-        let in_step = self.drainer.comparison().in_step();
-        if in_step != self.memory.in_step {
-            self.memory.in_step = in_step;
+        let consistent = self.drainer.comparison().consistent();
+        if consistent != self.last_compared.consistent {
+            self.last_compared.consistent = consistent;
             // A hint: a disk that does not take it has worse to tell.
-            let _ = self.memory.save(&self.shared.state);
+            let _ = self.last_compared.save(&self.shared.state);
         }
     }
 }

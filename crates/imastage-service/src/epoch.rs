@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use ima_list::{Duplicates, Options, SharedList};
     use ima_log::{Digest, RecordBuf};
-    use imastage_source::{Flavour, InProcess};
+    use imastage_source::{DeleteMode, InProcess};
     use std::sync::Arc;
 
     fn list(names: &[&str]) -> InProcess {
@@ -101,7 +101,7 @@ mod tests {
             let record = RecordBuf::ima_ng(10, &digest, name.as_bytes());
             list.append(&record, &record.record().template_digest(Bank::Sha256), || {}).unwrap();
         }
-        InProcess::new(Arc::new(list), Flavour::Stage)
+        InProcess::new(Arc::new(list), DeleteMode::Stage)
     }
 
     fn id(boot: &str) -> EpochId {

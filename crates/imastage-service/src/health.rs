@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     banks::names,
-    wire::{Cause, ExtendedWith, Parting, PcrStatus, Status, Verdict},
+    wire::{Cause, Divergence, ExtendedWith, PcrStatus, Status, Verdict},
 };
 
 /// What can be wrong, the worst first.
@@ -151,8 +151,8 @@ impl Health {
         let activity = &status.since_start;
         let mut found: Vec<(State, String)> = Vec::new();
         match &status.verdict {
-            Verdict::Unchecked | Verdict::InStep { .. } | Verdict::Behind { .. } => {}
-            Verdict::Parted(parting) => found.push((State::Diverged, diverged(parting))),
+            Verdict::Unchecked | Verdict::Consistent { .. } | Verdict::Lagging { .. } => {}
+            Verdict::Diverged(divergence) => found.push((State::Diverged, diverged(divergence))),
             Verdict::Altered { index, why } => {
                 let text = format!("altered record: index {index}: {why}; it stays in the list");
                 found.push((State::Altered, text));
@@ -280,8 +280,8 @@ pub fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
-fn diverged(parting: &Parting) -> String {
-    let Parting { after, before, cause, time, text } = parting;
+fn diverged(divergence: &Divergence) -> String {
+    let Divergence { after, before, cause, time, text } = divergence;
     let what = match cause {
         Cause::Missing | Cause::LostAtKexec => "records are missing",
         Cause::UnloggedExtend => "a PCR was extended without a record",
@@ -306,7 +306,7 @@ fn damaged(why: &str) -> String {
 
 fn cannot_drain(state: State, error: &str, verdict: &Verdict) -> String {
     match (state, verdict) {
-        (State::CannotDrain, Verdict::Behind { waiting, .. }) => {
+        (State::CannotDrain, Verdict::Lagging { waiting, .. }) => {
             format!("the list cannot be drained, {waiting} records wait in it: {error}")
         }
         (State::CannotDrain, _) => format!("the list cannot be drained: {error}"),
@@ -320,7 +320,7 @@ fn cannot_drain(state: State, error: &str, verdict: &Verdict) -> String {
 /// What there is to say if nothing is wrong.
 fn proven(status: &Status) -> String {
     match &status.verdict {
-        Verdict::InStep { records } | Verdict::Behind { records, .. } => {
+        Verdict::Consistent { records } | Verdict::Lagging { records, .. } => {
             let own = status.pcr().unwrap_or(IMA_PCR);
             let is_compared = |pcr: &&PcrStatus| pcr.tpm.is_some() && pcr.pcr != own;
             let pcrs = status.banks.values().flat_map(|bank| &bank.pcrs).filter(is_compared);
@@ -333,7 +333,7 @@ fn proven(status: &Status) -> String {
                 _ => name.clone(),
             });
             let (pcrs, banks) = (names(pcrs), names(banks));
-            format!("in step with the TPM: {records} records replay to PCR {pcrs} in {banks}")
+            format!("consistent with the TPM: {records} records replay to PCR {pcrs} in {banks}")
         }
         _ => "not compared with a TPM: the service has none".to_owned(),
     }
@@ -367,7 +367,7 @@ mod tests {
 
     fn status() -> Status {
         Status {
-            verdict: Verdict::InStep { records: 7 },
+            verdict: Verdict::Consistent { records: 7 },
             pid: Some(42),
             since_start: Activity { drained: Some(9), ..Activity::default() },
             ..Status::default()
@@ -404,7 +404,7 @@ mod tests {
             harm(&mut status);
             let health = Health::of(&status, 1);
             assert_eq!((health.state, health.level()), (state, level), "{health:?}");
-            assert!(!health.reason.contains("in step"), "{health:?}");
+            assert!(!health.reason.contains("consistent"), "{health:?}");
         }
     }
 

@@ -20,7 +20,7 @@ mod drain_loop;
 mod durations;
 mod epoch;
 pub mod health;
-mod memory;
+mod last_compared;
 mod metrics;
 mod place;
 mod pulse;

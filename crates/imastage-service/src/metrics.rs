@@ -344,7 +344,7 @@ mod tests {
         };
         assert_eq!(metrics.drained(&round, false)[2], 3000);
         metrics.drained(&Round::default(), true);
-        let verdict = Verdict::InStep { records: 70 };
+        let verdict = Verdict::Consistent { records: 70 };
         let text = render(&status(verdict), &metrics.counted(), &Pulse::default());
         let parsed = parse(&text);
         let value = |name: &str| match parsed[name].1.as_slice() {
@@ -407,8 +407,8 @@ mod tests {
     fn one_verdict_is_true() {
         let verdicts = [
             Verdict::Unchecked,
-            Verdict::InStep { records: 1 },
-            Verdict::Behind { records: 1, waiting: 1 },
+            Verdict::Consistent { records: 1 },
+            Verdict::Lagging { records: 1, waiting: 1 },
             Verdict::Altered { index: 1, why: String::new() },
             Verdict::Damaged { why: String::new() },
             Verdict::NotExtended { why: String::new() },

@@ -84,19 +84,21 @@ pub fn find(
         let stored = match alignment {
             Alignment::Continues { stored, .. } if !is_reset || attempt == TRIES => stored,
             // No PCR is reached any more: it was noted before, and not refuted now.
-            Alignment::Parted { stored } if comparison.has_parted() => stored,
+            Alignment::Diverged { stored } if comparison.has_diverged() => stored,
             _ if attempt < TRIES => {
                 thread::sleep(WAIT);
                 continue;
             }
             // Who compares next will say so.
-            Alignment::Parted { stored } | Alignment::Continues { stored, .. } => stored,
+            Alignment::Diverged { stored } | Alignment::Continues { stored, .. } => stored,
             Alignment::Ambiguous => return Err(DrainError::NoPlace),
         };
         let beginning = match list.first() {
             Some(first) if first.begins_kernel() || stored > 0 => Beginning::Known,
             // An earlier service has said that something is missing, or could not be told.
-            _ if comparison.has_parted() || comparison.is_damaged() || is_reset => Beginning::Known,
+            _ if comparison.has_diverged() || comparison.is_damaged() || is_reset => {
+                Beginning::Known
+            }
             // It may measure into another PCR than was asked for.
             None if store.is_empty() && is_met => Beginning::Unseen,
             _ if !asked.is_empty() && is_met => Beginning::Known,
@@ -136,7 +138,7 @@ fn align_in_any(
         match answer {
             Alignment::Continues { .. } => return Ok(answer),
             Alignment::Ambiguous => best = Some(answer),
-            Alignment::Parted { .. } => best = best.or(Some(answer)),
+            Alignment::Diverged { .. } => best = best.or(Some(answer)),
         }
     }
     let running = &ListReplay::new([]);

@@ -24,7 +24,7 @@ use crate::{
     drain_loop::{Answer, DrainLoop, Request, describe},
     epoch,
     health::{Health, now},
-    memory::Memory,
+    last_compared::LastCompared,
     metrics::Metrics,
     pulse::{Pulse, Watched},
     view::{View, ViewError},
@@ -148,20 +148,20 @@ impl Service {
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
         let notes = imastage_store::notes(&config.state)?;
         let epoch = epoch::enter(&mut store, epoch_id(attester.as_ref()), &notes, source.as_mut())?;
-        let known = Memory::load(&config.state, epoch, store.len());
-        let memory = known.unwrap_or(Memory { epoch, in_step: 0 });
+        let known = LastCompared::load(&config.state, epoch, store.len());
+        let last_compared = known.unwrap_or(LastCompared { epoch, consistent: 0 });
         let damage = at_rest::damage(&config.state)?;
-        let (parted, notes) = at_rest::parted(&config.state)?;
+        let (diverged, notes) = at_rest::diverged(&config.state)?;
         let pulse = Pulse::default();
         let kept = attester.as_ref().map(Attester::banks).unwrap_or_default();
         let comparison = match damage.first() {
             None => {
                 let banks = at_rest::replayed(&config.state, kept, &pulse)?;
-                Comparison::new(banks, parted, memory.in_step)
+                Comparison::new(banks, diverged, last_compared.consistent)
             }
             Some(why) => {
                 let verdict = Verdict::Damaged { why: why.clone() };
-                Comparison::new(at_rest::committed(&store, kept), verdict, memory.in_step)
+                Comparison::new(at_rest::committed(&store, kept), verdict, last_compared.consistent)
             }
         };
         let mut status = Status {
@@ -190,7 +190,7 @@ impl Service {
             requests,
         });
         let api = api::serve(Arc::clone(&shared), config.group)?;
-        let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer, memory);
+        let looping = DrainLoop::new(&config, Arc::clone(&shared), drainer, last_compared);
         let service = Service { shared, drainer: None, api: Some(api) };
         Ok(Prepared { inbox, looping, config, service })
     }

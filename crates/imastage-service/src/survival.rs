@@ -13,7 +13,7 @@ use std::{
 use ima_list::{Duplicates, Options, Part, SharedList};
 use ima_log::{Bank, Extend, PcrSet, PcrTarget, RecordBuf, Replay};
 use imastage_source::{
-    Batch, Dialect, Flavour, Holders, InProcess, Look, Sink, Source, SourceError,
+    Batch, DeleteMode, Dialect, Holders, InProcess, Look, Sink, Source, SourceError,
 };
 use imastage_store::{EpochId, Reader, Store};
 
@@ -205,7 +205,7 @@ impl Batch for MortalBatch<'_> {
 }
 
 /// A service as it comes up.
-fn drainer(world: &World, state: &Path, flavour: Flavour) -> Drainer {
+fn drainer(world: &World, state: &Path, mode: DeleteMode) -> Drainer {
     let mut store = Store::open(state).unwrap();
     if store.epoch().is_none() {
         store.begin_epoch(EpochId::default(), &BANKS).unwrap();
@@ -216,12 +216,12 @@ fn drainer(world: &World, state: &Path, flavour: Flavour) -> Drainer {
         banks.push(&[record]);
     }
     let comparison = Comparison::new(banks, Verdict::Unchecked, 0);
-    let source = InProcess::new(Arc::clone(&world.lock().list), flavour);
+    let source = InProcess::new(Arc::clone(&world.lock().list), mode);
     let source = Mortal { source, world: world.clone() };
     Drainer::new(Box::new(source), store, Some(Box::new(world.clone())), comparison, Vec::new())
 }
 
-fn die_and_compare(flavour: Flavour, kills: u64) {
+fn die_and_compare(mode: DeleteMode, kills: u64) {
     let seed = std::env::var("IMASTAGE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | kills);
     eprintln!("IMASTAGE_TEST_SEED={seed} ({kills} kills)");
@@ -233,7 +233,7 @@ fn die_and_compare(flavour: Flavour, kills: u64) {
     while killed < kills {
         let steps = world.lock().chance(14);
         world.lock().steps = steps;
-        let mut service = drainer(&world, dir.path(), flavour);
+        let mut service = drainer(&world, dir.path(), mode);
         loop {
             let before = world.lock().measured.len() as u64;
             match service.drain() {
@@ -241,7 +241,7 @@ fn die_and_compare(flavour: Flavour, kills: u64) {
                     // All that there was when it was asked is stored, and the TPM agrees.
                     assert!(service.store().len() >= before, "kill {killed}");
                     let verdict = service.comparison().verdict();
-                    let Verdict::InStep { records } = *verdict else {
+                    let Verdict::Consistent { records } = *verdict else {
                         panic!("kill {killed}: {verdict:?}");
                     };
                     assert!(records >= before, "kill {killed}: {records} of {before}");
@@ -257,7 +257,7 @@ fn die_and_compare(flavour: Flavour, kills: u64) {
     }
     // Nothing happens any more; all of it is stored once.
     world.lock().steps = u64::MAX;
-    let mut service = drainer(&world, dir.path(), flavour);
+    let mut service = drainer(&world, dir.path(), mode);
     while service.drain().is_err() {}
     let machine = world.lock();
     let stored = service.store().len() as usize;
@@ -268,15 +268,15 @@ fn die_and_compare(flavour: Flavour, kills: u64) {
     // What came during the last drain is in the list.
     let left = machine.list.count(Part::Current) + machine.list.count(Part::Staged);
     assert_eq!(stored as u64 + left, machine.measured.len() as u64);
-    assert!(matches!(service.comparison().verdict(), Verdict::InStep { .. }));
+    assert!(matches!(service.comparison().verdict(), Verdict::Consistent { .. }));
 }
 
 #[test]
 fn six_hundred_deaths_while_staging() {
-    die_and_compare(Flavour::Stage, 600);
+    die_and_compare(DeleteMode::Stage, 600);
 }
 
 #[test]
 fn four_hundred_deaths_while_deleting_n() {
-    die_and_compare(Flavour::DeleteN, 400);
+    die_and_compare(DeleteMode::FirstN, 400);
 }

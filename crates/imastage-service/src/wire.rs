@@ -98,20 +98,20 @@ pub enum Verdict {
     #[default]
     Unchecked,
     /// The first `records` stored records replay to the TPM's PCR.
-    InStep {
+    Consistent {
         /// How many records.
         records: u64,
     },
     /// The first `records` stored records replay to what the TPM's PCR was; it was extended since
     /// then, and the records that tell with what cannot be stored at the moment.
-    Behind {
+    Lagging {
         /// How many records.
         records: u64,
         /// How many are waiting in the list.
         waiting: u64,
     },
     /// The TPM's PCR is not reached.
-    Parted(Parting),
+    Diverged(Divergence),
     /// The list's record that would have this index is not as it was measured: its digest is not
     /// its data's. It is neither stored nor deleted, and nothing behind it is.
     Altered {
@@ -136,15 +136,15 @@ pub enum Verdict {
 impl Verdict {
     /// All names there are.
     pub const NAMES: [&str; 7] =
-        ["unchecked", "in-step", "behind", "parted", "altered", "damaged", "not-extended"];
+        ["unchecked", "consistent", "lagging", "diverged", "altered", "damaged", "not-extended"];
 
     /// Its name, as in JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Verdict::Unchecked => "unchecked",
-            Verdict::InStep { .. } => "in-step",
-            Verdict::Behind { .. } => "behind",
-            Verdict::Parted(_) => "parted",
+            Verdict::Consistent { .. } => "consistent",
+            Verdict::Lagging { .. } => "lagging",
+            Verdict::Diverged(_) => "diverged",
             Verdict::Altered { .. } => "altered",
             Verdict::Damaged { .. } => "damaged",
             Verdict::NotExtended { .. } => "not-extended",
@@ -152,9 +152,9 @@ impl Verdict {
     }
 }
 
-/// Where store and TPM parted. No later PCR of the epoch is reached, either.
+/// Where store and TPM diverged. No later PCR of the epoch is reached, either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parting {
+pub struct Divergence {
     /// The last index before the place; `None` if it is before the first record.
     pub after: Option<u64>,
     /// The first index behind the place.
@@ -167,7 +167,7 @@ pub struct Parting {
     pub text: String,
 }
 
-/// What happened where store and TPM parted.
+/// What happened where store and TPM diverged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {

@@ -21,7 +21,7 @@ use imastage_service::{
     health::{Condition, Health, State},
     wire::{BankStatus, PcrStatus, Pcrs, Status, Verdict},
 };
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{DeleteMode, InProcess};
 use tempfile::TempDir;
 
 #[allow(dead_code)]
@@ -45,7 +45,7 @@ impl Scene {
         let list = Arc::new(SharedList::new(Options::default()));
         let every = Duration::from_secs(3600);
         let config = Config { every, group, ..Config::new(dir.path().join("state")) };
-        let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
+        let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
         let service = Service::start(config, Box::new(source)).unwrap();
         let mut scene = Scene { service, list, added: Vec::new(), dir };
         scene.add(records);

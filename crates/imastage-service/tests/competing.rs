@@ -182,7 +182,7 @@ fn compete(dialect: Dialect, steals: bool) {
             if !steals {
                 let good = matches!(
                     status.verdict,
-                    Verdict::Unchecked | Verdict::InStep { .. } | Verdict::Behind { .. }
+                    Verdict::Unchecked | Verdict::Consistent { .. } | Verdict::Lagging { .. }
                 );
                 assert!(good, "{:?}", status.verdict);
             }
@@ -200,23 +200,23 @@ fn compete(dialect: Dialect, steals: bool) {
     let missing: Vec<usize> = (0..RECORDS).filter(|n| kept.binary_search(n).is_err()).collect();
     assert!(missing.iter().all(|n| stolen.contains(n)), "{missing:?} of {stolen:?}");
     let Some(first) = missing.first() else {
-        assert_eq!(status.verdict, Verdict::InStep { records: status.records });
+        assert_eq!(status.verdict, Verdict::Consistent { records: status.records });
         return;
     };
-    let Verdict::Parted(parting) = status.verdict else { panic!("{:?}", status.verdict) };
+    let Verdict::Diverged(divergence) = status.verdict else { panic!("{:?}", status.verdict) };
     // The place where they are missing: what is stored there comes behind them. In front of all
     // stands boot_aggregate, if that was not stolen, too.
     let place = match status.records - kept.len() as u64 {
         0 => 0,
         boot_aggregate => boot_aggregate + *first as u64,
     };
-    let after = parting.after.map_or(0, |after| after + 1);
-    assert!((after..=parting.before).contains(&place), "{place}: {parting:?}");
+    let after = divergence.after.map_or(0, |after| after + 1);
+    assert!((after..=divergence.before).contains(&place), "{place}: {divergence:?}");
     let causes = match dialect {
         Dialect::Trim => [Cause::Missing, Cause::MissingOrUnloggedExtend],
         _ => [Cause::MissingOrUnloggedExtend; 2],
     };
-    assert!(causes.contains(&parting.cause), "{parting:?}");
+    assert!(causes.contains(&divergence.cause), "{divergence:?}");
 }
 
 #[test]

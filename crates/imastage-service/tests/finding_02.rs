@@ -13,7 +13,7 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use imastage_service::{Config, Service};
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{DeleteMode, InProcess};
 use tempfile::TempDir;
 
 #[allow(dead_code)]
@@ -50,7 +50,7 @@ impl Scene {
             tpm: Some(relay.endpoint.clone()),
             ..Config::new(dir.path().join("state"))
         };
-        let source = InProcess::new(list, Flavour::Stage);
+        let source = InProcess::new(list, DeleteMode::Stage);
         let service = Service::start(config, Box::new(source)).unwrap();
         service.drain().unwrap();
         Scene { service: Some(service), relay, dir, _tpm: tpm, _alone: alone }

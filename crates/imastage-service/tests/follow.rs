@@ -76,8 +76,8 @@ impl Kernel {
     }
 }
 
-fn in_step(records: usize) -> Verdict {
-    Verdict::InStep { records: records as u64 }
+fn consistent(records: usize) -> Verdict {
+    Verdict::Consistent { records: records as u64 }
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_list_that_only_grows_is_kept_and_compared_in_every_bank() {
             kernel.measure(round * 5);
             service.drain().unwrap();
             assert_eq!(stored(&kernel.state()), kernel.measured);
-            assert_eq!(service.status().verdict, in_step(kernel.measured.len()));
+            assert_eq!(service.status().verdict, consistent(kernel.measured.len()));
         }
         // A quote is never ahead of the records.
         kernel.measure(1);
@@ -121,19 +121,19 @@ fn an_extend_that_is_in_no_record_is_named_for_what_it_is() {
     kernel.measure(5);
     let service = kernel.service();
     service.drain().unwrap();
-    assert_eq!(service.status().verdict, in_step(6));
+    assert_eq!(service.status().verdict, consistent(6));
     kernel.tpm.extend(&record(1_000_000), &OWN);
     kernel.measure(2);
     service.drain().unwrap();
-    let Verdict::Parted(parting) = service.status().verdict else { panic!("not noticed") };
-    assert_eq!((parting.after, parting.before), (Some(5), 8));
-    assert_eq!(parting.cause, Cause::UnloggedExtend);
+    let Verdict::Diverged(divergence) = service.status().verdict else { panic!("not noticed") };
+    assert_eq!((divergence.after, divergence.before), (Some(5), 8));
+    assert_eq!(divergence.cause, Cause::UnloggedExtend);
     drop(service);
     // It is known from then on, and records are kept all the same.
     kernel.measure(3);
     let service = kernel.service();
     service.drain().unwrap();
-    assert_eq!(service.status().verdict, Verdict::Parted(parting));
+    assert_eq!(service.status().verdict, Verdict::Diverged(divergence));
     assert_eq!(stored(&kernel.state()), kernel.measured);
 }
 
@@ -146,8 +146,8 @@ fn one_bank_that_is_extended_alone_is_named() {
     kernel.tpm.shared.lock().pcr_extend(10, &[value]).unwrap();
     kernel.measure(1);
     service.drain().unwrap();
-    let Verdict::Parted(parting) = service.status().verdict else { panic!("not noticed") };
-    assert_eq!((parting.after, parting.before), (Some(0), 2));
-    assert_eq!(parting.cause, Cause::UnloggedExtend);
-    assert!(parting.text.contains("bank sha384 alone"), "{}", parting.text);
+    let Verdict::Diverged(divergence) = service.status().verdict else { panic!("not noticed") };
+    assert_eq!((divergence.after, divergence.before), (Some(0), 2));
+    assert_eq!(divergence.cause, Cause::UnloggedExtend);
+    assert!(divergence.text.contains("bank sha384 alone"), "{}", divergence.text);
 }

@@ -223,7 +223,7 @@ fn a_service_that_did_not_drain_yet_is_not_said_to_be_well() {
     let dir = tempfile::tempdir().unwrap();
     let tpm = TestTpm::start(dir.path());
     let list = std::sync::Arc::new(ima_list::SharedList::new(ima_list::Options::default()));
-    let source = imastage_source::InProcess::new(list, imastage_source::Flavour::Stage);
+    let source = imastage_source::InProcess::new(list, imastage_source::DeleteMode::Stage);
     let mut config = Config::new(dir.path().join("state"));
     config.every = Duration::from_secs(3600);
     config.tpm = Some(tpm.endpoint.clone());

@@ -15,9 +15,9 @@ use imastage_sandbox::{
 };
 use imastage_service::{
     ClosedEpochs, Service,
-    wire::{Cause, Parting, Status, Verdict},
+    wire::{Cause, Divergence, Status, Verdict},
 };
-use imastage_source::Flavour;
+use imastage_source::DeleteMode;
 use imastage_store::Retention;
 
 #[allow(dead_code)]
@@ -46,7 +46,7 @@ fn assert_complete(machine: &Machine) {
 
 #[track_caller]
 fn assert_in_step(status: &Status) {
-    assert_eq!(status.verdict, Verdict::InStep { records: status.records }, "{status:?}");
+    assert_eq!(status.verdict, Verdict::Consistent { records: status.records }, "{status:?}");
 }
 
 /// In step, and no record is on its way.
@@ -59,10 +59,10 @@ fn assert_even(status: &Status) {
     }
 }
 
-fn parting(service: &Service) -> Parting {
+fn divergence(service: &Service) -> Divergence {
     match service.status().verdict {
-        Verdict::Parted(parting) => parting,
-        other => panic!("expected a parting, found {other:?}"),
+        Verdict::Diverged(divergence) => divergence,
+        other => panic!("expected a divergence, found {other:?}"),
     }
 }
 
@@ -71,9 +71,9 @@ const BOOT: u64 = 1;
 
 #[test]
 fn every_dialect_is_found_out_and_drained() {
-    for (dialect, flavour, critical_data) in [
+    for (dialect, mode, critical_data) in [
         (Dialect::Linux72, None, false),
-        (Dialect::Linux72, Some(Flavour::DeleteN), false),
+        (Dialect::Linux72, Some(DeleteMode::FirstN), false),
         (Dialect::V4, None, false),
         (Dialect::Trim, None, false),
         // Each trim adds a record, which would be trimmed next.
@@ -86,7 +86,7 @@ fn every_dialect_is_found_out_and_drained() {
             return;
         };
         for round in 0..3 {
-            let service = machine.service_of(flavour, |_| {});
+            let service = machine.service_of(mode, |_| {});
             assert_eq!(service.status().since_start.dialect, dialect.to_string());
             for _ in 0..3 {
                 machine.measure(round * 40);
@@ -201,13 +201,13 @@ fn what_others_delete_is_missing_between_these_indexes() {
                 machine.measure(2);
             }
             service.drain().unwrap();
-            let parting = parting(&service);
-            assert_eq!(parting.cause, cause, "{dialect}: {}", parting.text);
-            assert_eq!(parting.after, Some(BOOT + 3), "{dialect}");
+            let divergence = divergence(&service);
+            assert_eq!(divergence.cause, cause, "{dialect}: {}", divergence.text);
+            assert_eq!(divergence.after, Some(BOOT + 3), "{dialect}");
             let before = if cause == Cause::UnloggedExtend { BOOT + 6 } else { BOOT + 4 };
-            assert_eq!(parting.before, before, "{dialect}");
+            assert_eq!(divergence.before, before, "{dialect}");
             if cause == Cause::Missing {
-                assert!(parting.text.contains("(3 records)"), "{}", parting.text);
+                assert!(divergence.text.contains("(3 records)"), "{}", divergence.text);
             }
             // It is the same after a restart, and nothing else is lost or doubled.
             let before = kept(&machine);
@@ -215,7 +215,7 @@ fn what_others_delete_is_missing_between_these_indexes() {
             let service = machine.service_of(None, |_| {});
             machine.measure(2);
             service.drain().unwrap();
-            assert_eq!(service.status().verdict, Verdict::Parted(parting));
+            assert_eq!(service.status().verdict, Verdict::Diverged(divergence));
             assert_eq!(
                 kept(&machine),
                 [before, vec![machine.measured - 2, machine.measured - 1]].concat()
@@ -288,10 +288,10 @@ fn what_is_stored_outlives_a_kexec_that_carries_nothing() {
     kexec(&machine, Kexec { forget: true, ..Kexec::default() });
     machine.measure(2);
     service.drain().unwrap();
-    let parting = parting(&service);
+    let divergence = divergence(&service);
     let boot = BOOT + 5 + BOOT + 5;
-    assert_eq!(parting.cause, Cause::LostAtKexec, "{}", parting.text);
-    assert_eq!((parting.after, parting.before), (Some(boot - 1), boot));
+    assert_eq!(divergence.cause, Cause::LostAtKexec, "{}", divergence.text);
+    assert_eq!((divergence.after, divergence.before), (Some(boot - 1), boot));
 }
 
 #[test]
@@ -376,5 +376,5 @@ fn alerts_are_run_once_on_each_change_of_verdict() {
     assert_eq!(told.lines().count(), 1, "{told}");
     let (name, status) = told.split_once(' ').unwrap();
     let status: Status = serde_json::from_str(status).unwrap();
-    assert_eq!((name, status.verdict.name()), ("parted", "parted"));
+    assert_eq!((name, status.verdict.name()), ("diverged", "diverged"));
 }

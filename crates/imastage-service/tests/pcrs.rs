@@ -88,8 +88,8 @@ fn case_02_records_of_another_pcr_are_proven_or_refuted() {
     tpm.pcr_extend(12, &[Bank::Sha256.hash(&[b"?"])]).unwrap();
     service.drain().unwrap();
     let status = service.status();
-    let Verdict::Parted(parting) = &status.verdict else { panic!("{status:?}") };
-    assert!(parting.text.contains("PCR 12 of bank sha256 alone"), "{}", parting.text);
+    let Verdict::Diverged(divergence) = &status.verdict else { panic!("{status:?}") };
+    assert!(divergence.text.contains("PCR 12 of bank sha256 alone"), "{}", divergence.text);
 }
 
 #[test]

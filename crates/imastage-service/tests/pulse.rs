@@ -11,7 +11,7 @@ use ima_list::{Options, SharedList};
 use ima_log::Bank;
 use imastage_service::{Config, Service};
 use imastage_source::{
-    Batch, Dialect, Flavour, Holders, InProcess, Look, Sink, Source, SourceError,
+    Batch, DeleteMode, Dialect, Holders, InProcess, Look, Sink, Source, SourceError,
 };
 
 #[allow(dead_code)]
@@ -38,7 +38,7 @@ fn add(list: &SharedList, n: usize) {
 fn it_goes_on_as_it_is_told_last() {
     let dir = tempfile::tempdir().unwrap();
     let list = Arc::new(SharedList::new(Options::default()));
-    let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
+    let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
     let service = Service::start(patient(&dir), Box::new(source)).unwrap();
     service.adjust(Config { drain_at: 1, ..patient(&dir) });
     for n in 0..3 {
@@ -107,7 +107,7 @@ impl Source for Stuck {
 fn it_beats_as_long_as_it_lives() {
     let dir = tempfile::tempdir().unwrap();
     let list = Arc::new(SharedList::new(Options::default()));
-    let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
+    let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
     let (tell, told) = mpsc::channel();
     let (entered, is_in) = mpsc::channel();
     let (release, released) = mpsc::channel();

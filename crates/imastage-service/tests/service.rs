@@ -21,7 +21,7 @@ use imastage_service::{
     wire::{QuoteRequest, Verdict},
 };
 use imastage_source::{
-    Batch, Dialect, Flavour, Holders, InProcess, Look, Request, Sink, Source, SourceError,
+    Batch, DeleteMode, Dialect, Holders, InProcess, Look, Request, Sink, Source, SourceError,
 };
 use imastage_store::Reader;
 use tempfile::TempDir;
@@ -151,9 +151,9 @@ impl Scene {
         }
     }
 
-    fn start(&self, flavour: Flavour) -> Service {
+    fn start(&self, mode: DeleteMode) -> Service {
         let source = Mischievous {
-            source: InProcess::new(Arc::clone(&self.list), flavour),
+            source: InProcess::new(Arc::clone(&self.list), mode),
             mischief: Arc::clone(&self.mischief),
         };
         let config = Config { every: Duration::from_secs(3600), ..Config::new(self.state()) };
@@ -176,13 +176,13 @@ fn stored(state: &Path) -> Vec<Vec<u8>> {
     records
 }
 
-const FLAVOURS: [Flavour; 2] = [Flavour::Stage, Flavour::DeleteN];
+const DELETE_MODES: [DeleteMode; 2] = [DeleteMode::Stage, DeleteMode::FirstN];
 
 #[test]
 fn what_cannot_be_read_is_neither_stored_nor_deleted() {
-    for flavour in FLAVOURS {
+    for mode in DELETE_MODES {
         let mut scene = Scene::new();
-        let service = scene.start(flavour);
+        let service = scene.start(mode);
         scene.add(5);
         service.drain().unwrap();
         scene.add(5);
@@ -192,15 +192,15 @@ fn what_cannot_be_read_is_neither_stored_nor_deleted() {
         ] {
             times.store(1, Ordering::Relaxed);
             let error = service.drain().unwrap_err();
-            assert!(error.contains(said), "{flavour:?}: {error}");
-            assert_eq!(stored(&scene.state()), scene.added[..5], "{flavour:?}");
+            assert!(error.contains(said), "{mode:?}: {error}");
+            assert_eq!(stored(&scene.state()), scene.added[..5], "{mode:?}");
             let left = scene.list.count(Part::Current) + scene.list.count(Part::Staged);
-            assert_eq!(left, 5, "{flavour:?}");
+            assert_eq!(left, 5, "{mode:?}");
             let status = service.status();
             assert!(status.since_start.last_error.unwrap().contains(said));
             // The one that was altered stays so until it was read well.
             let is_altered = matches!(status.verdict, Verdict::Altered { index: 9, .. });
-            assert!(is_altered, "{flavour:?}: {:?}", status.verdict);
+            assert!(is_altered, "{mode:?}: {:?}", status.verdict);
         }
         // When the list is well again it goes on by itself.
         service.drain().unwrap();
@@ -212,10 +212,10 @@ fn what_cannot_be_read_is_neither_stored_nor_deleted() {
 
 #[test]
 fn a_deletion_that_fails_doubles_nothing_whether_it_was_done_or_not() {
-    for flavour in FLAVOURS {
+    for mode in DELETE_MODES {
         for done in [false, true] {
             let mut scene = Scene::new();
-            let service = scene.start(flavour);
+            let service = scene.start(mode);
             scene.add(3);
             let mischief = match done {
                 false => &scene.mischief.refused_deletions,
@@ -227,13 +227,13 @@ fn a_deletion_that_fails_doubles_nothing_whether_it_was_done_or_not() {
             service.drain().unwrap();
             let error = service.status().since_start.last_error.unwrap();
             assert!(error.contains("going down"), "{error}");
-            assert_eq!(stored(&scene.state()), scene.added, "{flavour:?}");
+            assert_eq!(stored(&scene.state()), scene.added, "{mode:?}");
             scene.add(4);
             service.drain().unwrap();
             scene.assert_complete();
             let activity = service.status().since_start;
             assert_eq!(activity.last_error, None);
-            assert_eq!(activity.already_stored, if done { 0 } else { 3 }, "{flavour:?}");
+            assert_eq!(activity.already_stored, if done { 0 } else { 3 }, "{mode:?}");
         }
     }
 }
@@ -273,7 +273,7 @@ impl Drop for SmallDisk {
 fn a_disk_that_takes_nothing_stops_deleting_and_when_it_does_again_it_goes_on() {
     let mut scene = Scene::new();
     let Some(disk) = SmallDisk::mount(&scene.state()) else { return };
-    let service = scene.start(Flavour::Stage);
+    let service = scene.start(DeleteMode::Stage);
     scene.add(100);
     service.drain().unwrap();
     // All the room there is.
@@ -299,12 +299,12 @@ fn a_disk_that_takes_nothing_stops_deleting_and_when_it_does_again_it_goes_on() 
 
 #[test]
 fn what_others_staged_is_older_and_comes_first() {
-    for flavour in FLAVOURS {
+    for mode in DELETE_MODES {
         let mut scene = Scene::new();
         scene.add(3);
         scene.list.stage().unwrap();
         scene.add(2);
-        let service = scene.start(flavour);
+        let service = scene.start(mode);
         service.drain().unwrap();
         scene.assert_complete();
         scene.add(3);
@@ -316,11 +316,11 @@ fn what_others_staged_is_older_and_comes_first() {
 }
 
 #[test]
-fn flavours_can_be_changed_and_a_restart_goes_on() {
+fn delete_modes_can_be_changed_and_a_restart_goes_on() {
     let mut scene = Scene::new();
     for round in 0..6 {
         scene.add(round);
-        let service = scene.start(FLAVOURS[round % 2]);
+        let service = scene.start(DELETE_MODES[round % 2]);
         service.drain().unwrap();
         scene.add(1);
         let last = service.stop();
@@ -334,7 +334,7 @@ fn flavours_can_be_changed_and_a_restart_goes_on() {
 fn the_api_gives_any_range_and_refuses_in_words() {
     let mut scene = Scene::new();
     scene.add(3000);
-    let service = scene.start(Flavour::Stage);
+    let service = scene.start(DeleteMode::Stage);
     service.drain().unwrap();
     let client = Client::of_state(&scene.state()).unwrap();
     assert_eq!(client.status().unwrap().records, 3000);
@@ -374,7 +374,7 @@ fn garbage_on_the_socket_hurts_nobody() {
         os::unix::net::UnixStream,
     };
     let scene = Scene::new();
-    let service = scene.start(Flavour::Stage);
+    let service = scene.start(DeleteMode::Stage);
     let socket = scene.state().join(imastage_service::SOCKET);
     let huge = [b"POST /v1/quote HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000000\r\n\r\n".to_vec(), vec![b' '; 100_000]].concat();
     for garbage in [

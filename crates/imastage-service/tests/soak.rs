@@ -10,7 +10,7 @@ use std::{
 use ima_list::{Duplicates, Options, Part, SharedList};
 use ima_log::{Bank, Extend, RecordBuf, Replay};
 use imastage_service::{Config, Service};
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{DeleteMode, InProcess};
 use imastage_store::Reader;
 
 /// What this process has in memory, in bytes.
@@ -57,7 +57,7 @@ fn ten_million_records_cost_what_the_first_did() {
         drain_at: u64::MAX,
         ..Config::new(dir.path().join("state"))
     };
-    let source = InProcess::new(Arc::clone(&list), Flavour::Stage);
+    let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
     let service = Service::start(config, Box::new(source)).unwrap();
     // When this returns the thread is there, and has its name.
     service.drain().unwrap();

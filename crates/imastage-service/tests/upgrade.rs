@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ima_list::{Options, SharedList};
 use ima_log::Bank;
 use imastage_service::{Config, Service};
-use imastage_source::{Flavour, InProcess};
+use imastage_source::{DeleteMode, InProcess};
 use imastage_store::{EpochId, Reader, Store};
 
 #[allow(dead_code)]
@@ -40,7 +40,7 @@ fn finding_01_an_upgrade_within_a_boot_goes_on_with_the_epoch() {
 
     add(3);
     let config = Config { tpm: Some(machine.endpoint.clone()), ..Config::new(state.clone()) };
-    let source = Box::new(InProcess::new(Arc::clone(&list), Flavour::Stage));
+    let source = Box::new(InProcess::new(Arc::clone(&list), DeleteMode::Stage));
     let service = Service::start(config, source).unwrap();
     service.drain().unwrap();
     let status = service.stop();

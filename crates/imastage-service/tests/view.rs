@@ -18,7 +18,7 @@ use ima_list::{Options, Part, SharedList};
 use ima_log::{Bank, RecordBuf};
 use imastage_service::{Config, Service, View};
 use imastage_source::{
-    Batch, Dialect, Flavour, Holders, InProcess, Look, Request, Sink, Source, SourceError,
+    Batch, DeleteMode, Dialect, Holders, InProcess, Look, Request, Sink, Source, SourceError,
 };
 use tempfile::TempDir;
 
@@ -26,12 +26,12 @@ use tempfile::TempDir;
 mod common;
 
 /// A list that can be refused.
-struct Door {
+struct FileClass {
     list: InProcess,
     refused: Arc<AtomicU64>,
 }
 
-impl Door {
+impl FileClass {
     fn open(&mut self) -> Result<&mut InProcess, SourceError> {
         if self.refused.load(Ordering::Relaxed) > 0 {
             return Err(SourceError::GoingDown(Request::Stage));
@@ -40,7 +40,7 @@ impl Door {
     }
 }
 
-impl Source for Door {
+impl Source for FileClass {
     fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
         self.open()?.look()
     }
@@ -104,8 +104,8 @@ impl Scene {
     }
 
     fn start(&mut self) {
-        let source = Door {
-            list: InProcess::new(Arc::clone(&self.list), Flavour::Stage),
+        let source = FileClass {
+            list: InProcess::new(Arc::clone(&self.list), DeleteMode::Stage),
             refused: Arc::clone(&self.refused),
         };
         let config = Config {

@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Dialect, Flavour, Holders};
+use crate::{DeleteMode, Dialect, Holders};
 
 /// Something asked of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,17 +45,17 @@ pub enum SourceError {
     },
     /// The list's kernel does not delete records that way.
     #[error(
-        "{}: its kernel does not delete records by {flavour} (what was found there is the dialect \
-         {dialect}); leave the flavour out",
+        "{}: its kernel does not delete records by {mode} (what was found there is the dialect \
+         {dialect}); leave --delete-mode out",
         path.display()
     )]
-    NoFlavour {
+    NoDeleteMode {
         /// The directory.
         path: PathBuf,
         /// What was found there.
         dialect: Dialect,
         /// What was asked for.
-        flavour: Flavour,
+        mode: DeleteMode,
     },
     /// The file is not there.
     #[error(
@@ -102,7 +102,7 @@ pub enum SourceError {
     Refused(Request),
     /// Another service deletes from the list.
     #[error("{}: another service{} deletes from this list; one service a list: stop it, or follow the \
-             list beside it (--flavour follow)", path.display(), service(*pid, state.as_deref()))]
+             list beside it (--delete-mode none)", path.display(), service(*pid, state.as_deref()))]
     Served {
         /// The directory.
         path: PathBuf,

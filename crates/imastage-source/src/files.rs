@@ -194,7 +194,7 @@ impl Look for Both {
 
 const CANNOT_ENTER: &str = "the directory cannot be entered; run as root";
 const NEEDS_CAPABILITY: &str = "writing needs the capability CAP_SYS_ADMIN (run as root, or give the \
-     service that capability; `--flavour follow` keeps records without it, and deletes none)";
+     service that capability; `--delete-mode none` keeps records without it, and deletes none)";
 const NEEDS_ROOT_OR_GROUP: &str =
     "the file belongs to root; run as root, or change the group of the file and join it";
 

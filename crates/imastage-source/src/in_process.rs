@@ -2,21 +2,21 @@ use std::{num::NonZeroU64, sync::Arc};
 
 use ima_list::{DeleteError, Part, SharedList, StageError};
 
-use crate::{Batch, Dialect, Flavour, Holders, Look, Request, Sink, Source, SourceError};
+use crate::{Batch, DeleteMode, Dialect, Holders, Look, Request, Sink, Source, SourceError};
 
 /// A list in this process, as Linux 7.2 has it. Its only client, so it is never busy.
 #[derive(Clone, Debug)]
 pub struct InProcess {
     list: Arc<SharedList>,
-    flavour: Flavour,
+    mode: DeleteMode,
     /// How many records were taken, while it is followed.
     taken: u64,
 }
 
 impl InProcess {
     /// The list that others in this process add to.
-    pub fn new(list: Arc<SharedList>, flavour: Flavour) -> InProcess {
-        InProcess { list, flavour, taken: 0 }
+    pub fn new(list: Arc<SharedList>, mode: DeleteMode) -> InProcess {
+        InProcess { list, mode, taken: 0 }
     }
 }
 
@@ -26,14 +26,14 @@ impl Source for InProcess {
     }
 
     fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
-        if self.flavour == Flavour::Follow {
+        if self.mode == DeleteMode::None {
             let read = read(&self.list, Part::Current, self.taken, sink);
             let batch = FollowedBatch { taken: &mut self.taken };
             return Ok((read > 0).then(|| Box::new(batch) as Box<dyn Batch>));
         }
         let list = &*self.list;
         let is_staged = list.count(Part::Staged) > 0;
-        if self.flavour == Flavour::DeleteN && !is_staged {
+        if self.mode == DeleteMode::FirstN && !is_staged {
             let read = read(list, Part::Current, 0, sink);
             let batch = InProcessBatch { list, part: Part::Current, was_pending: false };
             return Ok((read > 0).then(|| Box::new(batch) as Box<dyn Batch>));
@@ -57,7 +57,7 @@ impl Source for InProcess {
     }
 
     fn dialect(&self) -> Dialect {
-        if self.flavour == Flavour::Follow { Dialect::Follow } else { Dialect::Linux72 }
+        if self.mode == DeleteMode::None { Dialect::Follow } else { Dialect::Linux72 }
     }
 
     fn holders(&self) -> Holders {
@@ -166,14 +166,14 @@ mod tests {
             list.append(&record, &key, || {}).unwrap();
             expected.extend(record.into_bytes());
         }
-        let mut followed = InProcess::new(Arc::clone(&list), Flavour::Follow);
+        let mut followed = InProcess::new(Arc::clone(&list), DeleteMode::None);
         let mut read = Vec::new();
         let batch = followed.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap();
         batch.delete(NonZeroU64::new(5000).unwrap()).unwrap();
         assert!(read == expected && followed.take(&mut |_| ()).unwrap().is_none());
         assert_eq!((followed.count().unwrap(), list.count(Part::Current)), (0, 5000));
-        for flavour in [Flavour::Stage, Flavour::DeleteN] {
-            let mut source = InProcess::new(Arc::clone(&list), flavour);
+        for mode in [DeleteMode::Stage, DeleteMode::FirstN] {
+            let mut source = InProcess::new(Arc::clone(&list), mode);
             for _ in 0..2 {
                 let mut read = Vec::new();
                 source.look().unwrap().read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
@@ -183,7 +183,7 @@ mod tests {
                 drop(source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap());
                 assert_eq!(read, expected);
             }
-            if flavour == Flavour::DeleteN {
+            if mode == DeleteMode::FirstN {
                 let batch = source.take(&mut |_| ()).unwrap().unwrap();
                 assert!(batch.was_pending());
                 batch.delete(NonZeroU64::new(5000).unwrap()).unwrap();

@@ -33,7 +33,7 @@ pub use error::{Request, SourceError};
 pub use holders::{Holder, Holders};
 pub use in_process::InProcess;
 pub use lock::{ListLock, STATE_ARGUMENT, parent, service_of, state_of_service_of};
-pub use open::{DEFAULT_DIR, Dialect, Flavour, open};
+pub use open::{DEFAULT_DIR, DeleteMode, Dialect, open};
 pub use process::{SourceProcess, serve};
 
 /// Takes the bytes of a list as they are read: the binary sha1 form, in chunks that may end inside

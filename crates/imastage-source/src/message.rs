@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{Dialect, Flavour, Holder, Holders, Request, SourceError, files};
+use crate::{DeleteMode, Dialect, Holder, Holders, Request, SourceError, files};
 
 /// The longest frame, in bytes.
 pub(crate) const LONGEST: usize = 1 << 20;
@@ -200,7 +200,7 @@ pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
 }
 
 const DIALECTS: [Dialect; 4] = [Dialect::Linux72, Dialect::V4, Dialect::Trim, Dialect::Follow];
-const FLAVOURS: [Flavour; 3] = [Flavour::Stage, Flavour::DeleteN, Flavour::Follow];
+const DELETE_MODES: [DeleteMode; 3] = [DeleteMode::Stage, DeleteMode::FirstN, DeleteMode::None];
 const KINDS: [io::ErrorKind; 3] =
     [io::ErrorKind::Other, io::ErrorKind::InvalidData, io::ErrorKind::WriteZero];
 
@@ -272,9 +272,9 @@ fn encode_error(out: &mut Vec<u8>, error: &SourceError) {
             path_of(out, 1, path);
             out.push(index(&files::WHYS, why));
         }
-        SourceError::NoFlavour { path, dialect, flavour } => {
+        SourceError::NoDeleteMode { path, dialect, mode } => {
             path_of(out, 2, path);
-            out.extend([index(&DIALECTS, dialect), index(&FLAVOURS, flavour)]);
+            out.extend([index(&DIALECTS, dialect), index(&DELETE_MODES, mode)]);
         }
         SourceError::Missing { path } => path_of(out, 3, path),
         SourceError::Pending => out.push(4),
@@ -396,10 +396,10 @@ impl<'a> Input<'a> {
                 path: self.path()?,
                 why: of(&files::WHYS, self.byte()?).unwrap_or(UNNAMED),
             },
-            2 => SourceError::NoFlavour {
+            2 => SourceError::NoDeleteMode {
                 path: self.path()?,
                 dialect: of(&DIALECTS, self.byte()?)?,
-                flavour: of(&FLAVOURS, self.byte()?)?,
+                mode: of(&DELETE_MODES, self.byte()?)?,
             },
             3 => SourceError::Missing { path: self.path()? },
             4 => SourceError::Pending,

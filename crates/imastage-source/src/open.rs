@@ -33,15 +33,15 @@ pub enum Dialect {
     Follow,
 }
 
-/// How records leave a list that leaves the choice.
+/// How to delete records from a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavour {
+pub enum DeleteMode {
     /// Stage all (`A`), delete what was staged (`D`).
     Stage,
     /// Delete the first N of the current list.
-    DeleteN,
+    FirstN,
     /// Not at all: the list is followed, whatever its kernel could do.
-    Follow,
+    None,
 }
 
 impl Dialect {
@@ -66,31 +66,31 @@ impl Dialect {
     }
 }
 
-/// The list whose files are in `dir`, in the dialect that they speak. `flavour` chooses where there
+/// The list whose files are in `dir`, in the dialect that they speak. `mode` chooses where there
 /// is a choice: with [`Dialect::Linux72`], and where a kernel without staged files takes N
-/// ([`Dialect::Follow`] unless it is asked for). Any list can be followed ([`Flavour::Follow`]): then no
+/// ([`Dialect::Follow`] unless it is asked for). Any list can be followed ([`DeleteMode::None`]): then no
 /// file is opened for writing.
 ///
 /// # Errors
-/// As [`Dialect::of`]; [`SourceError::NoFlavour`] if the dialect does not know `flavour`.
-pub fn open(dir: &Path, flavour: Option<Flavour>) -> Result<Box<dyn Source>, SourceError> {
+/// As [`Dialect::of`]; [`SourceError::NoDeleteMode`] if the dialect does not know `mode`.
+pub fn open(dir: &Path, mode: Option<DeleteMode>) -> Result<Box<dyn Source>, SourceError> {
     let files = Files::new(dir);
     let dialect = Dialect::of(dir)?;
     // A kernel that has 7.2's code and not its option: no staged files, yet N is taken.
     let takes_n = || Ok::<bool, SourceError>(is_writable(&files.look_at(&files.current())?));
-    Ok(match (dialect, flavour) {
-        (Dialect::Linux72 | Dialect::V4, None | Some(Flavour::Stage)) => {
+    Ok(match (dialect, mode) {
+        (Dialect::Linux72 | Dialect::V4, None | Some(DeleteMode::Stage)) => {
             Box::new(Staged::new(files, dialect))
         }
-        (Dialect::Linux72, Some(Flavour::DeleteN)) => Box::new(First::new(files)),
-        (Dialect::Follow, Some(Flavour::DeleteN)) if takes_n()? => Box::new(First::new(files)),
+        (Dialect::Linux72, Some(DeleteMode::FirstN)) => Box::new(First::new(files)),
+        (Dialect::Follow, Some(DeleteMode::FirstN)) if takes_n()? => Box::new(First::new(files)),
         (Dialect::Trim, None) => Box::new(Trim::new(files)),
         (Dialect::Follow, None) => Box::new(Follow::new(files)),
-        (Dialect::Follow, Some(Flavour::Follow)) if !takes_n()? => Box::new(Follow::new(files)),
+        (Dialect::Follow, Some(DeleteMode::None)) if !takes_n()? => Box::new(Follow::new(files)),
         // Others may delete, and could not while a descriptor is kept.
-        (_, Some(Flavour::Follow)) => Box::new(FollowStaged::new(files)),
-        (_, Some(flavour)) => {
-            return Err(SourceError::NoFlavour { path: PathBuf::from(dir), dialect, flavour });
+        (_, Some(DeleteMode::None)) => Box::new(FollowStaged::new(files)),
+        (_, Some(mode)) => {
+            return Err(SourceError::NoDeleteMode { path: PathBuf::from(dir), dialect, mode });
         }
     })
 }
@@ -110,12 +110,12 @@ impl fmt::Display for Dialect {
     }
 }
 
-impl fmt::Display for Flavour {
+impl fmt::Display for DeleteMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Flavour::Stage => "stage",
-            Flavour::DeleteN => "delete-n",
-            Flavour::Follow => "follow",
+            DeleteMode::Stage => "stage",
+            DeleteMode::FirstN => "first-n",
+            DeleteMode::None => "none",
         })
     }
 }
@@ -133,8 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn dialects_are_told_by_the_files_and_flavours_only_taken_where_they_exist() {
-        let all = [None, Some(Flavour::Stage), Some(Flavour::DeleteN), Some(Flavour::Follow)];
+    fn dialects_are_told_by_the_files_and_delete_modes_only_taken_where_they_exist() {
+        let all = [None, Some(DeleteMode::Stage), Some(DeleteMode::FirstN), Some(DeleteMode::None)];
         for (files, mode, dialect, known) in [
             (&[][..], 0o440, Dialect::Follow, [true, false, false, true]),
             // 7.2 without CONFIG_IMA_STAGING takes N, where that is asked for.
@@ -153,11 +153,11 @@ mod tests {
             files.iter().for_each(|name| fs::write(dir.path().join(name), b"").unwrap());
 
             assert_eq!(Dialect::of(dir.path()).unwrap(), dialect);
-            for (flavour, known) in all.into_iter().zip(known) {
-                match open(dir.path(), flavour) {
-                    Ok(source) => assert!(known, "{dialect} {flavour:?} {}", source.name()),
-                    Err(SourceError::NoFlavour { .. }) => assert!(!known, "{dialect} {flavour:?}"),
-                    Err(error) => panic!("{dialect} {flavour:?}: {error}"),
+            for (mode, known) in all.into_iter().zip(known) {
+                match open(dir.path(), mode) {
+                    Ok(source) => assert!(known, "{dialect} {mode:?} {}", source.name()),
+                    Err(SourceError::NoDeleteMode { .. }) => assert!(!known, "{dialect} {mode:?}"),
+                    Err(error) => panic!("{dialect} {mode:?}: {error}"),
                 }
             }
         }

@@ -19,7 +19,7 @@ use imastage_sandbox::{
     control::{Command as Ask, ask},
 };
 use imastage_source::{
-    Batch, Dialect, Flavour, Holder, Holders, Look, Request, Sink, Source, SourceError,
+    Batch, DeleteMode, Dialect, Holder, Holders, Look, Request, Sink, Source, SourceError,
     SourceProcess, open, serve,
 };
 
@@ -141,29 +141,29 @@ fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
 fn issue_10_a_list_in_a_process_of_its_own_behaves_as_one_in_this() {
     let cases = [
         (Interface::Linux72, None),
-        (Interface::Linux72, Some(Flavour::DeleteN)),
-        (Interface::Linux72, Some(Flavour::Follow)),
+        (Interface::Linux72, Some(DeleteMode::FirstN)),
+        (Interface::Linux72, Some(DeleteMode::None)),
         (Interface::V4, None),
-        (Interface::V4, Some(Flavour::Follow)),
+        (Interface::V4, Some(DeleteMode::None)),
         (Interface::Trim, None),
-        (Interface::Trim, Some(Flavour::Follow)),
+        (Interface::Trim, Some(DeleteMode::None)),
     ];
-    for (interface, flavour) in cases {
+    for (interface, mode) in cases {
         let Some((sandbox, dir)) = mounted(interface) else { return };
         let ima = dir.path().join("ima");
-        let here = life(open(&ima, flavour).unwrap().as_mut(), dir.path());
+        let here = life(open(&ima, mode).unwrap().as_mut(), dir.path());
         sandbox.stop();
 
         let Some((sandbox, dir)) = mounted(interface) else { return };
         let ima = dir.path().join("ima");
-        let mut source = through_a_socket(open(&ima, flavour)).unwrap();
+        let mut source = through_a_socket(open(&ima, mode)).unwrap();
         let there = life(&mut source, dir.path());
         drop(source);
         sandbox.stop();
-        assert_eq!(there, here, "{interface} {flavour:?}");
-        let follows = flavour == Some(Flavour::Follow);
+        assert_eq!(there, here, "{interface} {mode:?}");
+        let follows = mode == Some(DeleteMode::None);
         let left = if follows { "left 3011" } else { "left 0" };
-        assert!(here.iter().any(|seen| seen == left), "{interface} {flavour:?} {here:#?}");
+        assert!(here.iter().any(|seen| seen == left), "{interface} {mode:?} {here:#?}");
     }
 }
 
@@ -172,7 +172,7 @@ fn issue_10_follow_mode_reads_what_others_stage_and_opens_nothing_for_writing() 
     for interface in [Interface::Linux72, Interface::V4] {
         let Some((sandbox, dir)) = mounted(interface) else { return };
         let ima = dir.path().join("ima");
-        let mut source = open(&ima, Some(Flavour::Follow)).unwrap();
+        let mut source = open(&ima, Some(DeleteMode::None)).unwrap();
         assert_eq!(source.dialect(), Dialect::Follow);
         assert!(source.others_may_delete());
         let mut take = || {

@@ -352,8 +352,8 @@ mod tests {
             ("every = 1\nevery = 2\n", "FILE:2: duplicate key"),
             ("every = 1\nstate = \n", "FILE:2: "),
             (
-                "flavour = 'x'\n",
-                "FILE:1: flavour: invalid value 'x' for '--flavour <FLAVOUR>' [possible values: stage, ",
+                "delete-mode = 'x'\n",
+                "FILE:1: delete-mode: invalid value 'x' for '--delete-mode <MODE>' [possible values: stage, ",
             ),
         ];
         for (text, expected) in cases {

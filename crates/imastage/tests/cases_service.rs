@@ -84,7 +84,7 @@ fn case_03_a_kernel_that_measures_into_pcr_11_is_compared_there() {
     let doctor = imastage(&["doctor", "--source", &mount, "--state", &state]);
     assert!(doctor.text().contains("the list replays to PCR 11 in sha1"), "{}", doctor.text());
     let running = service(&machine, &state);
-    let first = "in step with the TPM: 4 records replay to PCR 11 in sha1, sha256";
+    let first = "consistent with the TPM: 4 records replay to PCR 11 in sha1, sha256";
     let answer = status(&state, 0, first);
     assert!(answer.text().contains("PCR 11 sha256") && !answer.text().contains("PCR 10"));
     let doctor = imastage(&["doctor", "--source", &mount, "--state", &state]);
@@ -99,7 +99,7 @@ fn users_01_a_second_state_directory_ends_with_3_and_deletes_nothing() {
     let (state, other) = (machine.state(), machine.path("other"));
     measure(&machine, "first", 3);
     let running = service(&machine, &state);
-    status(&state, 0, "in step");
+    status(&state, 0, "consistent");
     assert_eq!(running.stop(), 0);
     measure(&machine, "second", 4);
     let mount = machine.mount();
@@ -108,7 +108,7 @@ fn users_01_a_second_state_directory_ends_with_3_and_deletes_nothing() {
     let list = fs::read_to_string(mount + "/ascii_runtime_measurements").unwrap();
     assert_eq!(list.lines().filter(|line| line.contains("second-")).count(), 4, "{list}");
     let running = service(&machine, &state);
-    status(&state, 0, "in step with the TPM: 8 records");
+    status(&state, 0, "consistent with the TPM: 8 records");
     assert_eq!(running.stop(), 0);
 }
 
@@ -118,7 +118,7 @@ fn users_02_a_restored_file_is_consistent_again() {
     let state = machine.state();
     measure(&machine, "first", 20);
     let running = service(&machine, &state);
-    status(&state, 0, "in step");
+    status(&state, 0, "consistent");
     assert_eq!(running.stop(), 0);
     let epoch = format!("{state}/epochs/0001");
     let segment = fs::read_dir(epoch).unwrap().map(|entry| entry.unwrap().path());
@@ -135,7 +135,7 @@ fn users_02_a_restored_file_is_consistent_again() {
     status(&state, 1, "the store is damaged");
     fs::write(&segment, whole).unwrap();
     let running = service(&machine, &state);
-    status(&state, 0, "in step");
+    status(&state, 0, "consistent");
     assert_eq!(running.stop(), 0);
     status(&state, 3, "no service is running");
 }
@@ -145,7 +145,7 @@ fn users_13_no_service_is_an_exit_code_of_its_own() {
     let Some(machine) = Machine::start() else { return };
     let state = machine.state();
     let running = service(&machine, &state);
-    status(&state, 0, "in step");
+    status(&state, 0, "consistent");
     running.kill();
     let answer = status(&state, 3, "no service is running");
     assert!(answer.text().contains("epoch 1:"), "{}", answer.text());
@@ -156,13 +156,13 @@ fn users_23_a_reset_under_the_service_ends_it_and_the_next_one_begins_an_epoch()
     let Some(machine) = Machine::start() else { return };
     let state = machine.state();
     let running = service(&machine, &state);
-    status(&state, 0, "in step");
+    status(&state, 0, "consistent");
     let answer = imastage(&["sandbox", "reboot", "--mount", &machine.mount()]);
     assert_eq!(answer.code, 0, "{}", answer.stderr);
     measure(&machine, "new", 3);
     assert_eq!(running.wait(), 3);
     let running = service(&machine, &state);
-    let answer = status(&state, 0, "in step");
+    let answer = status(&state, 0, "consistent");
     assert!(answer.text().contains("epoch 2:"), "{}", answer.text());
     assert_eq!(running.stop(), 0);
 }

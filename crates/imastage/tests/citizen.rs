@@ -99,7 +99,7 @@ fn a_service_manager_is_told_how_it_goes() {
     assert!(metrics.contains("\nimastage_verdict{verdict=\"unchecked\"} 1\n"), "{metrics}");
 
     // A key that a running service cannot change, and one that is wrong.
-    std::fs::write(&config, text(100, "flavour = 'delete-n'")).unwrap();
+    std::fs::write(&config, text(100, "delete-mode = 'first-n'")).unwrap();
     service.signal(Signal::HUP);
     let message = manager.wait_for("RELOADING=1");
     assert!(message.contains("MONOTONIC_USEC="), "{message}");
@@ -121,7 +121,7 @@ fn a_service_manager_is_told_how_it_goes() {
     log.read_to_string(&mut text).unwrap();
     let has =
         |line: &str| assert!(text.lines().any(|said| said.starts_with(line)), "{line}: {text}");
-    has("<4>flavour takes its new value when the service is started again");
+    has("<4>delete-mode takes its new value when the service is started again");
     has("<6>every has a new value");
     has("<6>drain-at has a new value");
     has("<6>alert has a new value");

@@ -85,7 +85,7 @@ fn users_16_another_service_and_the_configuration_are_looked_at() {
     let told = finding(&report, "agents.service", "problem");
     says(told, "found", &format!("pid {pid}"));
     says(told, "found", &state);
-    says(told, "fix", "--flavour follow");
+    says(told, "fix", "--delete-mode none");
     // What stands on the command line wins.
     let answer = imastage(&["--json", "doctor", "--config", &config, "--state", &state]);
     assert!(findings(&answer.json(), "agents.service").is_empty());

@@ -226,7 +226,7 @@ fn issue_10_a_service_without_its_list_stores_what_it_has_and_ends() {
     measure(&machine, "b", 5);
     let service = start(&machine, &[]);
     wait_until("all is stored", || status(&state)["records"] == 36);
-    assert_eq!(status(&state)["verdict"]["state"], "in-step");
+    assert_eq!(status(&state)["verdict"]["state"], "consistent");
     assert_eq!(service.running.stop(), 0);
 }
 
@@ -325,9 +325,9 @@ fn users_01_one_list_has_one_service_that_deletes() {
             assert!(check.stderr.contains(&expected), "{}", check.stderr);
         }
         let status = status(&state);
-        assert_eq!(status["verdict"]["state"], "in-step", "{status}");
+        assert_eq!(status["verdict"]["state"], "consistent", "{status}");
         // One that only follows is welcome.
-        let args = ["run", "--source", &mount, "--state", &other, "--flavour", "follow"];
+        let args = ["run", "--source", &mount, "--state", &other, "--delete-mode", "none"];
         let follower = Running::start(&args);
         assert_eq!(service.running.stop(), 0);
         assert_eq!(follower.stop(), 0);
@@ -403,16 +403,16 @@ fn users_04_a_list_is_followed_without_privileges_and_nothing_is_deleted() {
         let refused = unprivileged(&run).output().unwrap();
         assert_eq!(refused.status.code(), Some(3));
         let text = String::from_utf8(refused.stderr).unwrap();
-        assert!(text.contains("CAP_SYS_ADMIN") && text.contains("--flavour follow"), "{text}");
+        assert!(text.contains("CAP_SYS_ADMIN") && text.contains("--delete-mode none"), "{text}");
         assert_eq!(sandbox_status(&mount).current, 21);
 
-        let follow = [&run[..], &["--flavour", "follow"]].concat();
+        let follow = [&run[..], &["--delete-mode", "none"]].concat();
         let mut service = Running::of(&mut unprivileged(&follow));
         service.wait_until_ready();
         measure(&machine, "b", 30);
         wait_until("all is stored", || status(&state)["records"] == 51);
         let now = status(&state);
-        assert_eq!(now["verdict"]["state"], "in-step", "{now}");
+        assert_eq!(now["verdict"]["state"], "consistent", "{now}");
         assert_eq!(now["since_start"]["deleted"], 0);
         assert_eq!(now["since_start"]["dialect"], "follow");
         let after = sandbox_status(&mount);
@@ -429,7 +429,7 @@ fn users_04_a_list_is_followed_without_privileges_and_nothing_is_deleted() {
         let service = start(&machine, &[]);
         wait_until("it drains", || sandbox_status(&mount).current <= 1);
         let now = status(&state);
-        assert_eq!((&now["records"], &now["verdict"]["state"]), (&51.into(), &"in-step".into()));
+        assert_eq!((&now["records"], &now["verdict"]["state"]), (&51.into(), &"consistent".into()));
         assert_eq!(service.running.stop(), 0);
     }
 }
@@ -453,7 +453,7 @@ fn users_04_a_configuration_is_checked_and_nothing_is_changed() {
     assert_eq!(sandbox_status(&mount).current, 5);
     let answer = imastage(&check[1..]);
     assert!(answer.text().contains("it would start"), "{}", answer.text());
-    let answer = imastage(&[&check[..], &["--flavour", "follow"]].concat());
+    let answer = imastage(&[&check[..], &["--delete-mode", "none"]].concat());
     assert_eq!(answer.json()["deletes"], false);
 
     // Beside the service that runs there: that is in the way.
@@ -501,7 +501,7 @@ fn users_20_an_error_is_told_once_and_says_what_is_wrong() {
         (["run", "--source", "in-process", "--state", &state], "in use by process"),
         (["run", "--source", &mount, "--state", &full], "not a state directory"),
     ] {
-        let answer = imastage(&[&args[..], &["--tpm", "none", "--flavour", "follow"]].concat());
+        let answer = imastage(&[&args[..], &["--tpm", "none", "--delete-mode", "none"]].concat());
         assert_eq!(answer.stderr.matches(once).count(), 1, "{}", answer.stderr);
         assert_eq!(answer.code, 3, "{}", answer.stderr);
     }

@@ -141,7 +141,7 @@ fn a_reader_that_keeps_the_list_open_is_named_and_keeps_nobody_from_attesting() 
         status.stderr
     );
     assert!(status.json()["since_start"]["last_error"].as_str().unwrap().contains(&me));
-    assert_eq!(status.json()["verdict"]["state"], "in-step");
+    assert_eq!(status.json()["verdict"]["state"], "consistent");
     drop(held);
     // It goes on by itself.
     let answer = imastage(&["attest", "--state", &state, "--out", &machine.path("evidence")]);
@@ -159,7 +159,7 @@ fn one_service_a_state_directory() {
     let answer = imastage(&["run", "--source", &mount, "--state", &state]);
     assert_eq!(answer.code, 3);
     assert!(answer.stderr.contains("another service (pid "), "{}", answer.stderr);
-    let answer = imastage(&["run", "--source", &mount, "--state", &state, "--flavour", "follow"]);
+    let answer = imastage(&["run", "--source", &mount, "--state", &state, "--delete-mode", "none"]);
     assert_eq!(answer.code, 3);
     assert!(answer.stderr.contains("in use by process"), "{}", answer.stderr);
     assert_eq!(service.stop(), 0);
@@ -170,11 +170,11 @@ fn one_service_a_state_directory() {
     let other = machine.path("other");
     fs::create_dir(&other).unwrap();
     fs::write(format!("{other}/binary_runtime_measurements"), "").unwrap();
-    let flavoured = ["--flavour", "stage"];
-    let run = [&["run", "--source", &other, "--state", &state], &flavoured[..]].concat();
+    let chosen = ["--delete-mode", "stage"];
+    let run = [&["run", "--source", &other, "--state", &state], &chosen[..]].concat();
     let answer = imastage(&run);
     assert_eq!(answer.code, 2);
-    assert!(answer.stderr.contains("leave the flavour out"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("leave --delete-mode out"), "{}", answer.stderr);
     let answer = imastage(&["status", "--state", &machine.path("files")]);
     assert_eq!(answer.code, 2, "{}", answer.stderr);
 }
@@ -218,7 +218,7 @@ fn the_demonstration_shows_what_it_should() {
         assert_eq!(json["altered_record"]["verify"]["verdict"], "fail");
         if extra.is_empty() {
             let status = &json["deleted_records"]["status"];
-            assert_eq!(status["state"], "parted");
+            assert_eq!(status["state"], "diverged");
             assert_eq!(status["after"].as_u64().unwrap() + 1, status["before"].as_u64().unwrap());
         }
     }

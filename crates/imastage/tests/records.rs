@@ -209,10 +209,14 @@ fn diff_says_where_lists_part() {
         ("violation", RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/b"), "violation"),
     ] {
         let b = write(name, &[list[0].clone(), altered, list[2].clone()]);
-        let parted = diff(&b, 1);
-        assert_eq!((&parted["result"], &parted["index"]), (&"parted".into(), &1.into()), "{name}");
-        assert_eq!(parted["field"], field, "{name}");
-        assert_ne!(parted["a"], parted["b"], "{name}");
+        let differs = diff(&b, 1);
+        assert_eq!(
+            (&differs["result"], &differs["index"]),
+            (&"differs".into(), &1.into()),
+            "{name}"
+        );
+        assert_eq!(differs["field"], field, "{name}");
+        assert_ne!(differs["a"], differs["b"], "{name}");
     }
     let mut bytes = fs::read(&a).unwrap();
     bytes[4] ^= 1;

@@ -1,6 +1,6 @@
 //! The first process of a guest: it makes the machine usable and does what the host asks.
 
-mod deeds;
+mod actions;
 mod kexec;
 mod measuring;
 
@@ -45,7 +45,7 @@ fn live() -> io::Result<()> {
     let mut port = File::options().read(true).write(true).open(port()?)?;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     wire::send(&mut port, &Answer::Hello { release, command_line }, &[])?;
-    let mut deeds = deeds::Deeds::default();
+    let mut actions = actions::Actions::default();
     loop {
         let (ask, bytes) = wire::receive::<Ask>(&mut port)?;
         match ask {
@@ -53,7 +53,7 @@ fn live() -> io::Result<()> {
             Ask::Reboot => leave(RebootCommand::Restart),
             Ask::Kexec => leave(RebootCommand::Kexec),
             ask => {
-                let (answer, bytes) = match deeds.done(ask, &bytes) {
+                let (answer, bytes) = match actions.done(ask, &bytes) {
                     Ok(done) => done,
                     Err(error) => (Answer::Failed(error.to_string()), Vec::new()),
                 };

@@ -41,7 +41,7 @@ pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabEr
     }
     let alone = rate(&mut machine, FILES)?;
     let service = Service::start(&mut machine, "/run/state", &[])?;
-    service.in_step(&mut machine)?;
+    service.consistent(&mut machine)?;
     let followed = rate(&mut machine, FILES)?;
     service.stop(&mut machine)?;
     let again = rate(&mut machine, FILES)?;

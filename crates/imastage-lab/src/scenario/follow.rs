@@ -29,7 +29,7 @@ pub fn follow(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     }
     measure_awkward(&mut machine)?;
     let meanwhile = machine.stop_measuring()?;
-    let status = service.in_step(&mut machine)?;
+    let status = service.consistent(&mut machine)?;
     report.saw("records", &status["records"]);
     report.saw("measured in the background", meanwhile.count);
 
@@ -42,7 +42,7 @@ pub fn follow(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
         must(view.starts_with(first) && last.starts_with(view), || {
             let at = view.iter().zip(last).position(|(a, b)| a != b);
             format!(
-                "the view's {name} has {} bytes, the kernel's {} before and {} after; they part at \
+                "the view's {name} has {} bytes, the kernel's {} before and {} after; they differ from \
                  {at:?}",
                 view.len(),
                 first.len(),
@@ -54,7 +54,7 @@ pub fn follow(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     let grown = parsed(after.list(), Bank::Sha1)?.len() - parsed(before.list(), Bank::Sha1)?.len();
     report.saw("records made by reading the view", grown);
 
-    service.in_step(&mut machine)?;
+    service.consistent(&mut machine)?;
     let last = machine.snapshot()?;
     let list = stored(&mut machine, STATE, 1)?;
     must(list == last.list(), || {

@@ -60,11 +60,11 @@ fn read_both(machine: &mut Machine, service: &Service, dir: &str) -> Result<Came
     let before = machine.snapshot()?;
     for first in 0..READS {
         machine.measure(Files { dir: dir.to_owned(), first, count: 1, size: 50 })?;
-        service.in_step(machine)?;
+        service.consistent(machine)?;
         machine.read(&format!("{VIEW}/ascii_runtime_measurements"))?;
         stored(machine, STATE, 1)?;
     }
-    service.in_step(machine)?;
+    service.consistent(machine)?;
     let after = machine.snapshot()?;
     let (before, after) = (before.ascii(), after.ascii());
     let came = after.strip_prefix(before.as_str()).unwrap_or_default();

@@ -47,14 +47,14 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     mount_disk(&mut machine, "/disk")?;
     let service = Service::start(&mut machine, STATE, &[])?;
     machine.measure(Files { count: 50, ..files("/a") })?;
-    let first = service.in_step(&mut machine)?;
+    let first = service.consistent(&mut machine)?;
     service.stop(&mut machine)?;
     let before = machine.snapshot()?;
     machine.leave(&Ask::Reboot)?;
 
     mount_disk(&mut machine, "/disk")?;
     let service = Service::start(&mut machine, STATE, &[])?;
-    let second = service.in_step(&mut machine)?;
+    let second = service.consistent(&mut machine)?;
     must(first["epoch"] == 1 && second["epoch"] == 2, || {
         format!("epochs {} and {} after a reset", first["epoch"], second["epoch"])
     })?;
@@ -73,7 +73,7 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
         let mut machine = lab.boot(kernel, &lasting.plan())?;
         mount_disk(&mut machine, "/disk")?;
         let service = Service::start(&mut machine, STATE, &["--every", "20"])?;
-        let status = service.in_step(&mut machine)?;
+        let status = service.consistent(&mut machine)?;
         must(status["epoch"] == 3 + cut, || format!("cut {cut}: epoch {}", status["epoch"]))?;
         must(status["problems"] == serde_json::json!([]), || format!("cut {cut}: {status}"))?;
         machine.keep_measuring(files("/a"))?;
@@ -104,7 +104,7 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
     let service = Service::start(&mut machine, STATE, &[])?;
     machine.measure(Files { count: 50, ..files("/a") })?;
     load_kernel(&mut machine, kernel)?;
-    let before = service.in_step(&mut machine)?;
+    let before = service.consistent(&mut machine)?;
     service.stop(&mut machine)?;
     // Nothing may be read any more: that would be measured, and forgotten by all.
     let last = machine.snapshot()?;
@@ -130,10 +130,10 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
     }
     mount_disk(&mut machine, "/disk")?;
     let service = Service::start(&mut machine, STATE, &[])?;
-    let after = service.in_step(&mut machine)?;
+    let after = service.consistent(&mut machine)?;
     must(after["epoch"] == before["epoch"], || format!("epoch {}", after["epoch"]))?;
     let whole: Snapshot = machine.snapshot()?;
-    service.in_step(&mut machine)?;
+    service.consistent(&mut machine)?;
     let records = stored(&mut machine, STATE, 1)?;
     if carried {
         must(whole.list().starts_with(&records), || {

@@ -53,16 +53,16 @@ impl Service {
 
     /// Waits until all that is in the kernel's list is stored and replays to the TPM's PCR; gives the
     /// status then.
-    pub fn in_step(&self, machine: &mut Machine) -> Result<Value, LabError> {
+    pub fn consistent(&self, machine: &mut Machine) -> Result<Value, LabError> {
         let since = Instant::now();
         loop {
             let (code, status) = self.status(machine)?;
             let count = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
             let count = String::from_utf8_lossy(&count).trim().to_owned();
-            let in_step = status["verdict"]["state"] == "in-step";
+            let consistent = status["verdict"]["state"] == "consistent";
             // After a kexec more is stored than the kernel knows of.
             let all = status["records"].as_u64() >= count.parse().ok();
-            if in_step && all && code == 0 {
+            if consistent && all && code == 0 {
                 return Ok(status);
             }
             // What is in the way may go; what is refuted stays so.

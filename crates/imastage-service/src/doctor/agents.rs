@@ -58,13 +58,13 @@ fn other_service(machine: &Machine, state: &Path, pid: u32) -> Finding {
             format!("state directory {}", theirs.display()),
             format!(
                 "examine that one with --state {}; a service beside it can only follow \
-                 (--flavour follow)",
+                 (--delete-mode none)",
                 theirs.display()
             ),
         ),
         None => (
             "its state directory is not known".to_owned(),
-            "stop it, or start a service beside it with --flavour follow".to_owned(),
+            "stop it, or start a service beside it with --delete-mode none".to_owned(),
         ),
     };
     let found = format!("another service (pid {pid}, {where_}) deletes from this list");

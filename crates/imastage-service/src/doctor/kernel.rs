@@ -1,6 +1,6 @@
 //! The kernel: whether it has IMA, how its list can be shortened, what it was built with.
 
-use imastage_source::{Dialect, Flavour, SourceError};
+use imastage_source::{DeleteMode, Dialect, SourceError};
 
 use super::{
     Finding,
@@ -58,7 +58,7 @@ pub(super) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<
         }
     };
     // Where the dialect does not tell.
-    let takes_n = || imastage_source::open(dir, Some(Flavour::DeleteN)).is_ok();
+    let takes_n = || imastage_source::open(dir, Some(DeleteMode::FirstN)).is_ok();
     let can_delete = dialect != Dialect::Follow || takes_n();
     let options = machine.is_kernel.then(|| machine.options().ok()).flatten();
     let kernel = Kernel { dialect, can_delete, options, config };
@@ -125,7 +125,7 @@ fn shortening(kernel: &Kernel) -> Finding {
                      else can delete the same records",
         )
         .fix(
-            "build the kernel with CONFIG_IMA_STAGING=y; or run with --flavour delete-n and \
+            "build the kernel with CONFIG_IMA_STAGING=y; or run with --delete-mode first-n and \
                      let nobody else delete",
         ),
         Dialect::Follow => {

@@ -347,7 +347,7 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
         findings.push(Finding::new(check, Fine, text));
         return;
     }
-    findings.push(parted(machine, list, &names(&mut missed.iter().copied()), !met.is_empty()));
+    findings.push(diverged(machine, list, &names(&mut missed.iter().copied()), !met.is_empty()));
 }
 
 /// There are records, and the TPM knows of none.
@@ -371,7 +371,7 @@ fn not_extended(list: &List, records: u64) -> Finding {
 }
 
 /// The list does not lead to its PCR: why that may be.
-fn parted(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Finding {
+fn diverged(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Finding {
     let finding = |found: &str| {
         let found = format!("{found} (PCR {}, {banks})", list.pcr);
         Finding::new("list.replay", Problem, found)

@@ -212,7 +212,7 @@ fn memory(kernel: &Kernel, options: &Options, list: &List, findings: &mut Vec<Fi
     if flush && has_table {
         let finding = Finding::new("kernel.flush", Note, "ima_flush_htable: delete N is refused")
             .why("the kernel forgets what it has measured at each D, and measures it again")
-            .fix("drain by staging, which is the default; leave --flavour delete-n alone");
+            .fix("drain by staging, which is the default; leave --delete-mode first-n alone");
         findings.push(finding);
     }
 }

@@ -16,7 +16,7 @@ use imastage_service::{
     health::{Level, State},
     wire::{Status, Verdict},
 };
-use imastage_source::Flavour;
+use imastage_source::DeleteMode;
 use imastage_store::Note;
 use tempfile::TempDir;
 
@@ -100,14 +100,14 @@ impl Machine {
     /// Without an alert.
     pub fn service_of(
         &self,
-        flavour: Option<Flavour>,
+        mode: Option<DeleteMode>,
         change: impl FnOnce(&mut Config),
     ) -> Service {
         let mut config = Config::new(self.state());
         config.every = Duration::from_secs(3600);
         config.tpm = self.sandbox.tpm_endpoint().cloned();
         change(&mut config);
-        Service::start(config, imastage_source::open(&self.ima(), flavour).unwrap()).unwrap()
+        Service::start(config, imastage_source::open(&self.ima(), mode).unwrap()).unwrap()
     }
 
     pub fn service(&self) -> Service {
@@ -148,6 +148,6 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[track_caller]
 pub fn assert_well(status: &Status) {
-    assert_eq!(status.verdict, Verdict::InStep { records: status.records }, "{status:?}");
+    assert_eq!(status.verdict, Verdict::Consistent { records: status.records }, "{status:?}");
     assert_eq!((status.health.state, status.health.level()), (State::Ok, Level::Fine));
 }

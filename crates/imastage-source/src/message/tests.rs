@@ -38,8 +38,8 @@ fn answers() -> Vec<Answer> {
         }
     }
     for dialect in DIALECTS {
-        for flavour in FLAVOURS {
-            errors.push(SourceError::NoFlavour { path: path(), dialect, flavour });
+        for mode in DELETE_MODES {
+            errors.push(SourceError::NoDeleteMode { path: path(), dialect, mode });
         }
     }
     let mut answers: Vec<_> = errors.into_iter().map(Answer::Failed).collect();

@@ -9,7 +9,7 @@ use crate::{
     output::{Output, Tone},
 };
 
-/// Say where two lists part, and whether one is a prefix of the other. Exits with 1 if they differ.
+/// Show the first record at which two lists differ, and whether one is a prefix of the other. Exits with 1 if they differ.
 ///
 /// The lists may be in different forms. Digests are compared where both show the same bank's;
 /// otherwise what they are computed from is, which says as much.
@@ -36,7 +36,7 @@ enum Answer {
     /// A goes on where B ends.
     BIsPrefix { records: u64, more: u64 },
     /// The records at `index` differ, and those before do not.
-    Parted { index: u64, field: String, a: String, b: String },
+    Differs { index: u64, field: String, a: String, b: String },
 }
 
 /// Runs `imastage diff`.
@@ -53,8 +53,8 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
         Answer::BIsPrefix { records, more } => {
             format!("B is a prefix of A: {records} records are the same, then A has {more} more")
         }
-        Answer::Parted { index, field, a, b } => {
-            let head = format!("they part at record {index}, in its {field}");
+        Answer::Differs { index, field, a, b } => {
+            let head = format!("the lists differ at record {index}, in its {field}");
             format!("{}\n  A {a}\n  B {b}", out.paint(Tone::Bad, head))
         }
     };
@@ -78,7 +78,7 @@ fn compare(mut a: List, mut b: List) -> Result<Answer, Failure> {
             }
             (Some((index, a)), Some((_, b))) => {
                 if let Some((field, a, b)) = difference(&a, &b) {
-                    return Ok(Answer::Parted { index, field, a, b });
+                    return Ok(Answer::Differs { index, field, a, b });
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::{
 use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
 use imastage_service::{ClosedEpochs, Config, Service, ViewError};
-use imastage_source::{DEFAULT_DIR, Dialect, Flavour, Source, SourceError};
+use imastage_source::{DEFAULT_DIR, DeleteMode, Dialect, Source, SourceError};
 use imastage_tpm::Endpoint;
 
 use crate::{
@@ -51,10 +51,10 @@ pub struct Args {
     /// list that is not this machine's: imastage-embedded beside it].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// How records leave the list, where its kernel leaves the choice (Linux 7.2) [default: stage].
-    /// With `follow` none is deleted, whatever the kernel could do, and no privilege is needed.
-    #[arg(long, value_name = "FLAVOUR")]
-    flavour: Option<FlavourName>,
+    /// How to delete records, where the kernel supports both ways (Linux 7.2) [default: stage]. With
+    /// `none` no record is deleted, whatever the kernel supports, and no privilege is needed.
+    #[arg(long, value_name = "MODE")]
+    delete_mode: Option<DeleteModeName>,
     /// Say what would be done, and what would be in the way, and do nothing.
     #[arg(long)]
     check: bool,
@@ -97,23 +97,23 @@ pub struct Args {
     group: Option<u32>,
 }
 
-/// As [`Flavour`].
+/// As [`DeleteMode`].
 #[derive(Clone, Copy, ValueEnum)]
-pub enum FlavourName {
+pub enum DeleteModeName {
     /// Stage all, store, delete what was staged.
     Stage,
     /// Read, store, delete the first N.
-    DeleteN,
+    FirstN,
     /// Read and store; delete nothing, and open nothing for writing.
-    Follow,
+    None,
 }
 
-impl From<FlavourName> for Flavour {
-    fn from(name: FlavourName) -> Flavour {
+impl From<DeleteModeName> for DeleteMode {
+    fn from(name: DeleteModeName) -> DeleteMode {
         match name {
-            FlavourName::Stage => Flavour::Stage,
-            FlavourName::DeleteN => Flavour::DeleteN,
-            FlavourName::Follow => Flavour::Follow,
+            DeleteModeName::Stage => DeleteMode::Stage,
+            DeleteModeName::FirstN => DeleteMode::FirstN,
+            DeleteModeName::None => DeleteMode::None,
         }
     }
 }
@@ -179,7 +179,7 @@ impl Args {
             None if Dialect::of(Path::new(DEFAULT_DIR)).is_ok() => {
                 return Err(Failure::input(format!(
                     "this machine has a measurement list: give --source {DEFAULT_DIR} for it, with \
-                     --flavour follow to delete nothing, or --source embedded for one to try things out"
+                     --delete-mode none to delete nothing, or --source embedded for one to try things out"
                 )));
             }
             None => List::Embedded,
@@ -239,7 +239,7 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
         List::Directory(_) => None,
     };
     let (source, dir) = match (&embedded, &list) {
-        (Some(embedded), _) => match embedded.source(args.flavour.map(Flavour::from)) {
+        (Some(embedded), _) => match embedded.source(args.delete_mode.map(DeleteMode::from)) {
             Ok(source) => (Some(source), None),
             Err(dir) => (None, Some(dir)),
         },
@@ -256,7 +256,7 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
         (None, Some(dir)) => {
             process::refuse_to_hold(dir)?;
             let view = args.view.as_deref();
-            let (process, source) = ListProcess::start(dir, args.flavour, &state, view)?;
+            let (process, source) = ListProcess::start(dir, args.delete_mode, &state, view)?;
             // Before there are other threads, which would keep it.
             process::drop_admin()?;
             let (device, ended) = process.watch(supervisor.events())?;
@@ -316,7 +316,7 @@ fn greeting(list: &List, source: &str, dialect: &str) -> String {
 /// Which exit code it is if a list cannot be had.
 fn refusal(error: SourceError) -> Failure {
     match error {
-        SourceError::NoFlavour { .. } => Failure::input(error),
+        SourceError::NoDeleteMode { .. } => Failure::input(error),
         _ => Failure::environment(error),
     }
 }

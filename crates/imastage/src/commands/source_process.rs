@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use imastage_source::{Flavour, ListLock, Source, SourceError};
+use imastage_source::{DeleteMode, ListLock, Source, SourceError};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::{
-    commands::run::{FlavourName, close_inherited},
+    commands::run::{DeleteModeName, close_inherited},
     exit::{Fail, Failure, Outcome},
 };
 
@@ -24,8 +24,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     source: PathBuf,
     /// As of `imastage run`.
-    #[arg(long, value_name = "FLAVOUR")]
-    flavour: Option<FlavourName>,
+    #[arg(long, value_name = "MODE")]
+    delete_mode: Option<DeleteModeName>,
     /// The service's state directory, for others to see.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
@@ -66,8 +66,8 @@ pub fn run(args: &Args) -> Result<Outcome, Failure> {
 }
 
 fn open(args: &Args, held: &mut Option<ListLock>) -> Result<Box<dyn Source>, SourceError> {
-    let flavour = args.flavour.map(Flavour::from);
-    let source = imastage_source::open(&args.source, flavour)?;
+    let mode = args.delete_mode.map(DeleteMode::from);
+    let source = imastage_source::open(&args.source, mode)?;
     // Any number of services may follow a list.
     if source.dialect() != imastage_source::Dialect::Follow {
         *held = Some(ListLock::take(&args.source)?);

@@ -97,7 +97,7 @@ fn utc_now() -> String {
 pub fn health_text(status: &Status, out: &Output) -> String {
     let Health { reason, .. } = &status.health;
     let tone = match (status.health.level(), &status.verdict) {
-        (Level::Fine, Verdict::InStep { .. }) => Tone::Good,
+        (Level::Fine, Verdict::Consistent { .. }) => Tone::Good,
         (Level::Fine, _) => Tone::Dim,
         _ => Tone::Bad,
     };
@@ -165,9 +165,12 @@ fn pcrs_text(text: &mut String, bank: &str, of: &BankStatus, status: &Status) {
         let _ = write!(text, "\nPCR {pcr} {bank:<6} {replayed} (replayed{way})");
         match tpm {
             Some(tpm) => {
-                let in_step = matches!(status.verdict, Verdict::InStep { .. });
-                let ahead =
-                    if in_step && tpm != replayed { ", ahead by what is drained next" } else { "" };
+                let consistent = matches!(status.verdict, Verdict::Consistent { .. });
+                let ahead = if consistent && tpm != replayed {
+                    ", ahead by what is drained next"
+                } else {
+                    ""
+                };
                 let _ = write!(text, "\n              {tpm} (TPM{ahead})");
             }
             None if *pcr != own.pcr && of.tpm.is_some() => {

@@ -114,7 +114,7 @@ impl Scene<'_> {
                         }
                         2 => {
                             service.stop()?;
-                            service = self.start_service("delete-n")?;
+                            service = self.start_service("first-n")?;
                         }
                         _ => {}
                     }
@@ -175,14 +175,14 @@ impl Scene<'_> {
         Ok(sandbox)
     }
 
-    fn start_service(&self, flavour: &str) -> Result<Running, Failure> {
+    fn start_service(&self, mode: &str) -> Result<Running, Failure> {
         let state = path(&self.state)?;
         let source = if self.mounted { path(&self.mount)? } else { "in-process" };
-        let options = ["--source", source, "--state", state, "--flavour", flavour];
+        let options = ["--source", source, "--state", state, "--delete-mode", mode];
         let service = self.program.start(&[&["run", "--every", "100"], &options[..]].concat())?;
         let stored = &service.greeting["records"];
         let what = if self.mounted { "drains it" } else { "drains a list in its own process" };
-        self.say(format!("the service {what} (flavour {flavour}), {stored} records stored"))?;
+        self.say(format!("the service {what} (delete mode {mode}), {stored} records stored"))?;
         Ok(service)
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use imastage_service::Client;
-use imastage_source::{Dialect, Flavour, Source, SourceError};
+use imastage_source::{DeleteMode, Dialect, Source, SourceError};
 use imastage_store::{Reader, StoreError};
 use imastage_tpm::{Endpoint, Tpm};
 use rustix::fs::Access;
@@ -69,7 +69,7 @@ pub(super) fn run(
     let tpm = match list {
         List::Directory(dir) => {
             plan.source = dir.display().to_string();
-            plan.look_at_list(dir, args.flavour.map(Flavour::from));
+            plan.look_at_list(dir, args.delete_mode.map(DeleteMode::from));
             chosen.unwrap_or_else(|| tpm_of(dir))
         }
         List::Embedded | List::InProcess => {
@@ -103,11 +103,11 @@ impl Plan {
         self.problems.push(Problem { code: failure.code(), text: failure.text() });
     }
 
-    fn look_at_list(&mut self, dir: &Path, flavour: Option<Flavour>) {
+    fn look_at_list(&mut self, dir: &Path, mode: Option<DeleteMode>) {
         if let Err(failure) = process::refuse_to_hold(dir) {
             self.fail(&failure);
         }
-        let mut source = match imastage_source::open(dir, flavour) {
+        let mut source = match imastage_source::open(dir, mode) {
             Ok(source) => source,
             Err(error) => return self.fail(&refusal(error)),
         };
@@ -125,7 +125,7 @@ impl Plan {
         if matches!(process::has_admin(), Ok(false)) {
             self.fail(&Failure::environment(format!(
                 "{}: deleting needs the capability CAP_SYS_ADMIN; run as root, give the service that \
-                 capability, or use --flavour follow",
+                 capability, or use --delete-mode none",
                 dir.display()
             )));
         }

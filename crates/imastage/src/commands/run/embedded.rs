@@ -12,7 +12,7 @@ use imastage_sandbox::{
     control::{Answer, Command as Ask, ask},
     tpm_of,
 };
-use imastage_source::{Flavour, InProcess, Source};
+use imastage_source::{DeleteMode, InProcess, Source};
 use imastage_tpm::Endpoint;
 
 use crate::exit::{Fail, Failure};
@@ -61,12 +61,12 @@ impl Embedded {
     }
 
     /// The list as the service sees it: in this process, or in the directory of another one.
-    pub fn source(&self, flavour: Option<Flavour>) -> Result<Box<dyn Source>, &Path> {
+    pub fn source(&self, mode: Option<DeleteMode>) -> Result<Box<dyn Source>, &Path> {
         match &self.kind {
             Kind::Process(_) => Err(&self.mount),
             Kind::InProcess(sandbox) => {
-                let flavour = flavour.unwrap_or(Flavour::Stage);
-                Ok(Box::new(InProcess::new(sandbox.list(), flavour)))
+                let mode = mode.unwrap_or(DeleteMode::Stage);
+                Ok(Box::new(InProcess::new(sandbox.list(), mode)))
             }
         }
     }

@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use imastage_source::{Holders, STATE_ARGUMENT, SourceProcess};
 use rustix::thread::CapabilitySet;
 
-use super::{FlavourName, supervise::Event};
+use super::{DeleteModeName, supervise::Event};
 use crate::exit::{Fail, Failure};
 
 /// The process that has the list open (`imastage source-process`).
@@ -36,7 +36,7 @@ impl ListProcess {
     /// process could: it will not be able to.
     pub fn start(
         dir: &Path,
-        flavour: Option<FlavourName>,
+        mode: Option<DeleteModeName>,
         state: &Path,
         view: Option<&Path>,
     ) -> Result<(ListProcess, SourceProcess), Failure> {
@@ -45,8 +45,8 @@ impl ListProcess {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("imastage").arg("source-process").arg(STATE_ARGUMENT).arg(state);
         command.arg("--source").arg(dir);
-        if let Some(flavour) = flavour.and_then(|flavour| flavour.to_possible_value()) {
-            command.arg("--flavour").arg(flavour.get_name());
+        if let Some(mode) = mode.and_then(|mode| mode.to_possible_value()) {
+            command.arg("--delete-mode").arg(mode.get_name());
         }
         // Ctrl-C is for the service, which then drains once more.
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).process_group(0);

@@ -88,12 +88,12 @@ pub fn run(args: Args, state: &Path, out: &Output) -> Result<Outcome, Failure> {
 
     // What is exported is evidence: it has to lead to what was stored.
     let pcr = reader.pcr().unwrap_or(IMA_PCR);
-    let parted = reader.running().iter().find(|running| {
+    let diverged = reader.running().iter().find(|running| {
         let value = pcrs.value(pcr, running.bank(), Extend::Own);
         value.is_some_and(|value| value != **running)
     });
     let mut text: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
-    if let Some(running) = parted {
+    if let Some(running) = diverged {
         let bank = running.bank();
         let what = format!("PCR {pcr} ({bank}) is not reached: see `imastage store check`");
         text.push(out.paint(Tone::Bad, what));
@@ -103,10 +103,10 @@ pub fn run(args: Args, state: &Path, out: &Output) -> Result<Outcome, Failure> {
         "records": index,
         "pcr": reader.pcr(),
         "files": files,
-        "replays": parted.is_none(),
+        "replays": diverged.is_none(),
     });
     out.answer(&value, text.join("\n"))?;
-    Ok(if parted.is_none() { Outcome::Fine } else { Outcome::EvidenceSaysNo })
+    Ok(if diverged.is_none() { Outcome::Fine } else { Outcome::EvidenceSaysNo })
 }
 
 impl Form {

@@ -1,19 +1,19 @@
-//! The doors let in exactly whom a model lets in that remembers every open file.
+//! The lock admits exactly those opens that a model admits that remembers every open file.
 #![allow(clippy::unwrap_used)]
 
-use ima_securityfs::{Access, Caller, Dialect, Door, Doors, Errno, Open};
+use ima_securityfs::{Access, Caller, Dialect, Errno, FileClass, Open, OpenLock};
 use proptest::prelude::*;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Open(Door, Access, Caller),
+    Open(FileClass, Access, Caller),
     /// Closes the file opened so many opens ago, by this thread.
     Close(prop::sample::Index, u64),
 }
 
 /// An open file as the model remembers it.
 struct Held {
-    door: Door,
+    class: FileClass,
     access: Access,
     thread: u64,
     open: Open,
@@ -22,11 +22,11 @@ struct Held {
 fn expected(
     dialect: Dialect,
     held: &[Held],
-    door: Door,
+    class: FileClass,
     access: Access,
     who: Caller,
 ) -> Result<(), Errno> {
-    let reads_log = door == Door::TrimLog && access == Access::Read;
+    let reads_log = class == FileClass::TrimLog && access == Access::Read;
     if !who.admin && (access == Access::Write || reads_log) {
         return Err(Errno::EPERM);
     }
@@ -35,7 +35,7 @@ fn expected(
     }
     // Whoever only reads the log locks nothing.
     let mut locking =
-        held.iter().filter(|h| h.door == Door::Measurements || h.access == Access::Write);
+        held.iter().filter(|h| h.class == FileClass::Measurements || h.access == Access::Write);
     let granted = match access {
         Access::Read => locking.all(|held| held.access == Access::Read),
         Access::Write => locking.all(|held| {
@@ -46,12 +46,13 @@ fn expected(
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let door = prop_oneof![4 => Just(Door::Measurements), 1 => Just(Door::TrimLog)];
+    let class = prop_oneof![4 => Just(FileClass::Measurements), 1 => Just(FileClass::TrimLog)];
     let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
     let caller =
         (0..3u64, prop::bool::weighted(0.9)).prop_map(|(thread, admin)| Caller { thread, admin });
     prop_oneof![
-        (door, access, caller).prop_map(|(door, access, caller)| Step::Open(door, access, caller)),
+        (class, access, caller)
+            .prop_map(|(class, access, caller)| Step::Open(class, access, caller)),
         (any::<prop::sample::Index>(), 0..3u64).prop_map(|(which, by)| Step::Close(which, by)),
     ]
 }
@@ -64,21 +65,21 @@ proptest! {
         dialect in prop::sample::select(&Dialect::ALL[..]),
         steps in prop::collection::vec(step(), 0..40),
     ) {
-        let mut doors = Doors::new(dialect);
+        let mut lock = OpenLock::new(dialect);
         let mut held: Vec<Held> = Vec::new();
         for step in steps {
             match step {
-                Step::Open(door, access, caller) => {
-                    let expected = expected(dialect, &held, door, access, caller);
-                    let found = doors.open(door, access, caller);
+                Step::Open(class, access, caller) => {
+                    let expected = expected(dialect, &held, class, access, caller);
+                    let found = lock.open(class, access, caller);
                     prop_assert_eq!(found.as_ref().map(drop), expected.as_ref().copied());
                     if let Ok(open) = found {
-                        held.push(Held { door, access, thread: caller.thread, open });
+                        held.push(Held { class, access, thread: caller.thread, open });
                     }
                 }
                 Step::Close(which, by) if !held.is_empty() => {
                     let file = held.remove(which.index(held.len()));
-                    doors.release(file.open, by);
+                    lock.release(file.open, by);
                 }
                 Step::Close(..) => {}
             }
@@ -86,10 +87,10 @@ proptest! {
         // With the kernel's own books all is well, too, as long as who opened closes, or there is
         // one file.
         for file in held {
-            doors.release(file.open, file.thread);
+            lock.release(file.open, file.thread);
         }
         let writer = Caller { thread: 9, admin: true };
-        prop_assert!(doors.open(Door::Measurements, Access::Write, writer).is_ok());
+        prop_assert!(lock.open(FileClass::Measurements, Access::Write, writer).is_ok());
     }
 
     #[test]
@@ -97,12 +98,12 @@ proptest! {
         steps in prop::collection::vec(step(), 0..40),
     ) {
         let (mut honest, mut kernel) =
-            (Doors::new(Dialect::Linux72), Doors::with_hazards(Dialect::Linux72));
+            (OpenLock::new(Dialect::Linux72), OpenLock::with_hazards(Dialect::Linux72));
         let mut held: Vec<(Open, Open, u64)> = Vec::new();
         for step in steps {
             match step {
-                Step::Open(door, access, caller) => {
-                    let found = (honest.open(door, access, caller), kernel.open(door, access, caller));
+                Step::Open(class, access, caller) => {
+                    let found = (honest.open(class, access, caller), kernel.open(class, access, caller));
                     match found {
                         (Ok(open), Ok(other)) => held.push((open, other, caller.thread)),
                         (honest, kernel) => prop_assert_eq!(honest.unwrap_err(), kernel.unwrap_err()),

@@ -10,22 +10,24 @@ use serde::{Deserialize, Serialize};
 
 /// Kept in a file of the state directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct LastCompared {
     /// The epoch it is about.
     pub epoch: u64,
-    /// How many records led to the TPM's PCR when that was last compared.
-    pub in_step: u64,
+    /// How many records led to the TPM's PCR when that was last compared. Its name in the file is older
+    /// than the verdict's.
+    #[serde(rename = "in_step")]
+    pub consistent: u64,
 }
 
 /// A few words and numbers.
 const LONGEST: usize = 4096;
 
-impl Memory {
+impl LastCompared {
     /// What is remembered about an epoch that has `records` records.
-    pub fn load(state: &Path, epoch: u64, records: u64) -> Option<Memory> {
+    pub fn load(state: &Path, epoch: u64, records: u64) -> Option<LastCompared> {
         let bytes = SideFile::new(state, COMPARED).read(LONGEST).ok()??;
-        let memory: Memory = serde_json::from_slice(&bytes).ok()?;
-        (memory.epoch == epoch && memory.in_step <= records).then_some(memory)
+        let memory: LastCompared = serde_json::from_slice(&bytes).ok()?;
+        (memory.epoch == epoch && memory.consistent <= records).then_some(memory)
     }
 
     /// Remembers this, for the owner only. A concurrent reader reads the old or the new content.
@@ -47,15 +49,15 @@ mod tests {
     #[test]
     fn only_what_can_be_true_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Memory::load(dir.path(), 1, 10), None);
-        let memory = Memory { epoch: 1, in_step: 7 };
+        assert_eq!(LastCompared::load(dir.path(), 1, 10), None);
+        let memory = LastCompared { epoch: 1, consistent: 7 };
         memory.save(dir.path()).unwrap();
-        assert_eq!(Memory::load(dir.path(), 1, 10), Some(memory));
-        assert_eq!(Memory::load(dir.path(), 2, 10), None);
+        assert_eq!(LastCompared::load(dir.path(), 1, 10), Some(memory));
+        assert_eq!(LastCompared::load(dir.path(), 2, 10), None);
         // More than is stored: the store was cut since.
-        assert_eq!(Memory::load(dir.path(), 1, 6), None);
+        assert_eq!(LastCompared::load(dir.path(), 1, 6), None);
         fs::write(dir.path().join(COMPARED), "{").unwrap();
-        assert_eq!(Memory::load(dir.path(), 1, 10), None);
+        assert_eq!(LastCompared::load(dir.path(), 1, 10), None);
     }
 
     #[test]
@@ -66,14 +68,14 @@ mod tests {
         std::os::unix::fs::symlink(&victim, dir.path().join("compared.new")).unwrap();
         fs::write(&path, "{}").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let memory = Memory { epoch: 1, in_step: 7 };
+        let memory = LastCompared { epoch: 1, consistent: 7 };
         memory.save(dir.path()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&victim, &path).unwrap();
-        assert_eq!(Memory::load(dir.path(), 1, 10), None);
+        assert_eq!(LastCompared::load(dir.path(), 1, 10), None);
         memory.save(dir.path()).unwrap();
-        assert_eq!(Memory::load(dir.path(), 1, 10), Some(memory));
+        assert_eq!(LastCompared::load(dir.path(), 1, 10), Some(memory));
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     }
 }

@@ -5,7 +5,7 @@ use crate::{Dialect, Errno};
 ///
 /// There is no waiting and no queue: what cannot be opened now is [`Errno::EBUSY`].
 #[derive(Debug)]
-pub struct Doors {
+pub struct OpenLock {
     dialect: Dialect,
     hazards: bool,
     /// How many read, or [`WRITING`].
@@ -16,9 +16,9 @@ pub struct Doors {
     writer: u64,
 }
 
-/// Which files a door leads to.
+/// A class of files that are locked together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum FileClass {
     /// Those that show records.
     Measurements,
     /// The one that shows and takes the number of trimmed records. It is for the privileged alone,
@@ -46,7 +46,7 @@ pub struct Caller {
     pub admin: bool,
 }
 
-/// An open file: give it back to [`Doors::release`] when its last descriptor is closed.
+/// An open file: give it back to [`OpenLock::release`] when its last descriptor is closed.
 #[derive(Debug)]
 #[must_use = "until it is released the files stay locked"]
 pub struct Open {
@@ -56,18 +56,18 @@ pub struct Open {
 
 const WRITING: i64 = -1;
 
-impl Doors {
+impl OpenLock {
     /// Nobody has a file open.
-    pub const fn new(dialect: Dialect) -> Doors {
-        Doors { dialect, hazards: false, users: 0, more_files: 0, writer: 0 }
+    pub const fn new(dialect: Dialect) -> OpenLock {
+        OpenLock { dialect, hazards: false, users: 0, more_files: 0, writer: 0 }
     }
 
-    /// As [`Doors::new`], with the books that Linux 7.2 really keeps: right as long as a writer has
+    /// As [`OpenLock::new`], with the counters that Linux 7.2 keeps: right as long as a writer has
     /// one file open, or closes all in the thread that opened them. Otherwise the files may be free
     /// too early, or locked against writers for ever.
-    pub const fn with_hazards(dialect: Dialect) -> Doors {
+    pub const fn with_hazards(dialect: Dialect) -> OpenLock {
         let hazards = matches!(dialect, Dialect::Linux72);
-        Doors { hazards, ..Doors::new(dialect) }
+        OpenLock { hazards, ..OpenLock::new(dialect) }
     }
 
     /// Opens a file that the caller is permitted to open by the file's mode.
@@ -78,12 +78,17 @@ impl Doors {
     /// writes, and for reading records while anyone writes; to the caller itself, too: only in
     /// dialect 7.2, and only for writing, the thread that writes may open further files.
     /// [`Errno::ENFILE`] when no more can be counted.
-    pub fn open(&mut self, door: Door, access: Access, caller: Caller) -> Result<Open, Errno> {
-        if !caller.admin && (access == Access::Write || door == Door::TrimLog) {
+    pub fn open(
+        &mut self,
+        class: FileClass,
+        access: Access,
+        caller: Caller,
+    ) -> Result<Open, Errno> {
+        if !caller.admin && (access == Access::Write || class == FileClass::TrimLog) {
             return Err(Errno::EPERM);
         }
         match access {
-            Access::Read if door == Door::TrimLog => return Ok(Open { locked: None }),
+            Access::Read if class == FileClass::TrimLog => return Ok(Open { locked: None }),
             Access::Read if self.users == WRITING => return Err(Errno::EBUSY),
             Access::Read => self.users = self.users.checked_add(1).ok_or(Errno::ENFILE)?,
             Access::Write if self.users == 0 => {
@@ -98,7 +103,7 @@ impl Doors {
     }
 
     /// Closes a file. The files are free when the last one is closed, whoever closes it; but with
-    /// [`Doors::with_hazards`] it matters that `closer` is the thread that opened it.
+    /// [`OpenLock::with_hazards`] it matters that `closer` is the thread that opened it.
     pub fn release(&mut self, open: Open, closer: u64) {
         match open.locked {
             Some(Access::Read) if self.users > 0 => self.users -= 1,
@@ -110,7 +115,7 @@ impl Doors {
                     self.users = self.users.saturating_add(1);
                 }
             }
-            // Nothing was locked, or through other doors.
+            // Nothing was locked, or by another lock.
             _ => {}
         }
     }
@@ -132,37 +137,37 @@ mod tests {
 
     const CALLER: Caller = Caller { thread: 1, admin: true };
     const OTHER: Caller = Caller { thread: 2, ..CALLER };
-    const LIST: Door = Door::Measurements;
+    const LIST: FileClass = FileClass::Measurements;
 
     #[test]
     fn no_more_are_let_in_than_can_be_counted() {
-        let mut doors = Doors { users: i64::MAX - 1, ..Doors::new(Dialect::Linux72) };
-        let last = doors.open(LIST, Access::Read, CALLER).unwrap();
-        assert_eq!(doors.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::ENFILE);
-        assert_eq!(doors.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
-        doors.release(last, 1);
-        assert_eq!(doors.users, i64::MAX - 1);
-        let writer = Doors { users: WRITING, writer: 1, ..Doors::new(Dialect::Linux72) };
-        let mut doors = Doors { more_files: u64::MAX, ..writer };
-        assert_eq!(doors.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::ENFILE);
+        let mut lock = OpenLock { users: i64::MAX - 1, ..OpenLock::new(Dialect::Linux72) };
+        let last = lock.open(LIST, Access::Read, CALLER).unwrap();
+        assert_eq!(lock.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::ENFILE);
+        assert_eq!(lock.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
+        lock.release(last, 1);
+        assert_eq!(lock.users, i64::MAX - 1);
+        let writer = OpenLock { users: WRITING, writer: 1, ..OpenLock::new(Dialect::Linux72) };
+        let mut lock = OpenLock { more_files: u64::MAX, ..writer };
+        assert_eq!(lock.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::ENFILE);
     }
 
     #[test]
     fn the_last_close_frees_the_files_whoever_closes() {
-        let mut doors = Doors::new(Dialect::Linux72);
-        let files = [0; 3].map(|_| doors.open(LIST, Access::Write, CALLER).unwrap());
+        let mut lock = OpenLock::new(Dialect::Linux72);
+        let files = [0; 3].map(|_| lock.open(LIST, Access::Write, CALLER).unwrap());
         for file in files {
-            assert_eq!(doors.open(LIST, Access::Write, OTHER).unwrap_err(), Errno::EBUSY);
-            doors.release(file, 2);
+            assert_eq!(lock.open(LIST, Access::Write, OTHER).unwrap_err(), Errno::EBUSY);
+            lock.release(file, 2);
         }
-        assert_eq!(doors.users, 0);
-        let reader = doors.open(LIST, Access::Read, OTHER).unwrap();
-        // What was opened through other doors changes nothing here.
-        let stranger = Doors::new(Dialect::Linux72).open(LIST, Access::Write, CALLER).unwrap();
-        doors.release(stranger, 1);
-        assert_eq!(doors.users, 1);
-        doors.release(reader, 1);
-        assert_eq!(doors.users, 0);
+        assert_eq!(lock.users, 0);
+        let reader = lock.open(LIST, Access::Read, OTHER).unwrap();
+        // What was opened under another lock changes nothing here.
+        let stranger = OpenLock::new(Dialect::Linux72).open(LIST, Access::Write, CALLER).unwrap();
+        lock.release(stranger, 1);
+        assert_eq!(lock.users, 1);
+        lock.release(reader, 1);
+        assert_eq!(lock.users, 0);
     }
 
     #[test]
@@ -170,40 +175,40 @@ mod tests {
         for (dialect, answer) in
             Dialect::ALL.into_iter().zip([Ok(()), Err(Errno::EBUSY), Err(Errno::EBUSY)])
         {
-            let mut doors = Doors::new(dialect);
-            let _held = doors.open(LIST, Access::Write, CALLER).unwrap();
-            assert_eq!(doors.open(LIST, Access::Write, CALLER).map(drop), answer, "{dialect}");
+            let mut lock = OpenLock::new(dialect);
+            let _held = lock.open(LIST, Access::Write, CALLER).unwrap();
+            assert_eq!(lock.open(LIST, Access::Write, CALLER).map(drop), answer, "{dialect}");
         }
     }
 
     #[test]
     fn the_books_of_linux_7_2_go_wrong_with_two_files() {
         let two = || {
-            let mut doors = Doors::with_hazards(Dialect::Linux72);
-            let files = [0; 2].map(|_| doors.open(LIST, Access::Write, CALLER).unwrap());
-            (doors, files)
+            let mut lock = OpenLock::with_hazards(Dialect::Linux72);
+            let files = [0; 2].map(|_| lock.open(LIST, Access::Write, CALLER).unwrap());
+            (lock, files)
         };
         // All closed by another thread: locked against writers for ever.
-        let (mut doors, files) = two();
-        files.into_iter().for_each(|file| doors.release(file, 2));
-        assert_eq!(doors.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
-        assert!(doors.open(LIST, Access::Read, CALLER).is_ok());
+        let (mut lock, files) = two();
+        files.into_iter().for_each(|file| lock.release(file, 2));
+        assert_eq!(lock.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
+        assert!(lock.open(LIST, Access::Read, CALLER).is_ok());
         // One closed by another thread: free although the other is open.
-        let (mut doors, [first, second]) = two();
-        doors.release(first, 2);
-        let other = doors.open(LIST, Access::Write, OTHER).unwrap();
+        let (mut lock, [first, second]) = two();
+        lock.release(first, 2);
+        let other = lock.open(LIST, Access::Write, OTHER).unwrap();
         // The next writer's close counts for the file that is still open.
-        doors.release(other, 2);
-        assert_eq!(doors.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::EBUSY);
-        doors.release(second, 1);
-        assert!(doors.open(LIST, Access::Read, CALLER).is_ok());
+        lock.release(other, 2);
+        assert_eq!(lock.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::EBUSY);
+        lock.release(second, 1);
+        assert!(lock.open(LIST, Access::Read, CALLER).is_ok());
         // One file is safe, whoever closes; and so are two, closed by who opened them.
-        let mut doors = Doors::with_hazards(Dialect::Linux72);
-        let file = doors.open(LIST, Access::Write, CALLER).unwrap();
-        doors.release(file, 2);
-        assert_eq!((doors.users, doors.more_files), (0, 0));
-        let (mut doors, files) = two();
-        files.into_iter().for_each(|file| doors.release(file, 1));
-        assert_eq!((doors.users, doors.more_files), (0, 0));
+        let mut lock = OpenLock::with_hazards(Dialect::Linux72);
+        let file = lock.open(LIST, Access::Write, CALLER).unwrap();
+        lock.release(file, 2);
+        assert_eq!((lock.users, lock.more_files), (0, 0));
+        let (mut lock, files) = two();
+        files.into_iter().for_each(|file| lock.release(file, 1));
+        assert_eq!((lock.users, lock.more_files), (0, 0));
     }
 }

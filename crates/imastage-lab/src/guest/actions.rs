@@ -27,12 +27,12 @@ const PCRS: &str = "/sys/class/tpm/tpm0";
 
 /// Does what the host asks, and keeps what runs meanwhile.
 #[derive(Default)]
-pub struct Deeds {
+pub struct Actions {
     children: BTreeMap<u32, Child>,
     measuring: Option<Measuring>,
 }
 
-impl Deeds {
+impl Actions {
     /// Does it; gives the answer and the bytes that go with it.
     pub fn done(&mut self, ask: Ask, bytes: &[u8]) -> io::Result<(Answer, Vec<u8>)> {
         match ask {
