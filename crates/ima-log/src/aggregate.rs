@@ -1,3 +1,5 @@
+//! `boot_aggregate`: the digest of the PCRs that firmware and boot loader extended.
+
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
 

@@ -1,3 +1,5 @@
+//! Templates, and the fields that their template data consists of.
+
 use core::str;
 
 use crate::record::Cursor;

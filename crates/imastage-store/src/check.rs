@@ -1,3 +1,5 @@
+//! Reads a stored epoch again in full and reports damage.
+
 use std::{
     ops::Range,
     path::{Path, PathBuf},

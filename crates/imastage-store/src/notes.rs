@@ -1,3 +1,5 @@
+//! Remarks about places between records, such as that records are missing there.
+
 use std::{collections::HashMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};

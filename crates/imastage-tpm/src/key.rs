@@ -1,3 +1,5 @@
+//! Attestation keys, the identity of a TPM, and public keys as PEM.
+
 use ima_log::{Bank, Digest};
 use p256::pkcs8::{EncodePublicKey, LineEnding};
 use rsa::BoxedUint;

@@ -1,3 +1,5 @@
+//! Appraises the records of a list against a verified quote.
+
 use ima_log::{BankPcrs, Digest, ListReplay, PcrSet, Record, Template};
 
 use crate::{
