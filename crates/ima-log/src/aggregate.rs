@@ -55,6 +55,7 @@ fn alone(computed: Option<Digest>) -> String {
 
 /// The PCRs that a `boot_aggregate` was found to be over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AggregatedPcrs {
     /// The bank they were read from.
     pub bank: Bank,

@@ -29,6 +29,7 @@ pub struct Note {
 
 /// A remark, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeptNote {
     /// The remark.
     pub note: Note,

@@ -20,6 +20,7 @@ use crate::{
 
 /// What kind of key signs quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyKind {
     /// NIST P-256, ECDSA with SHA-256.
     EccP256,
