@@ -4,7 +4,7 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help run test test-under-load soak lab lab-kernel fuzz lint bench deny-tool deb test-deb test-unit deb-tool
+.PHONY: help run test test-under-load soak lab lab-kernel fuzz lint bench deny-tool package deb test-deb test-unit deb-tool
 
 help:
 	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
 	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
 	@echo "make bench  measure"
+	@echo "make package  the published libraries as crates.io gets them, in target/libraries/package"
 	@echo "make deb    a Debian package in target/debian; make test-deb installs, runs and purges one"
 	@echo "make test-unit  the package's service under systemd, in a container"
 
@@ -72,6 +73,9 @@ bench:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils
 	@scripts/install-keylime || echo "keylime cannot be installed: it is left out of the comparison" >&2
 	$(CARGO) bench --workspace --locked
+
+package:
+	@CARGO="$(CARGO)" scripts/package-libraries
 
 deb: deb-tool
 	@scripts/build-deb release

@@ -1,3 +1,5 @@
+//! One part of a list: its segments, and the deletion of its first records.
+
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{mem, ops::Range};
 

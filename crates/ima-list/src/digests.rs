@@ -1,3 +1,5 @@
+//! The set of digests by which duplicates are detected.
+
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
 

@@ -1,3 +1,5 @@
+//! Dumps a list to the buffer that is passed on by kexec, and restores it.
+
 use alloc::vec::Vec;
 
 use ima_log::{Bank, Endian, Format, KexecBuffer, KexecError, KexecWriter, Records};

@@ -33,6 +33,10 @@
 //! assert_eq!(removed.records(), 1);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Crate features
+//! `std` (default): [`SharedList`]. Without it the crate is `no_std` with `alloc`.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![no_std]
 #![forbid(unsafe_code)]
 

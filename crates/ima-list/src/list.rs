@@ -1,3 +1,5 @@
+//! The list without a lock: append, stage, delete, trim, suspend, snapshot.
+
 use alloc::boxed::Box;
 use core::mem;
 

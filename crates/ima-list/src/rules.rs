@@ -1,3 +1,5 @@
+//! The options of a list, and the errors of its operations.
+
 /// How a list behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {

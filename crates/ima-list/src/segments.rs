@@ -1,3 +1,5 @@
+//! Segments of whole records, and the tree of sealed segments whose shared nodes never change.
+
 use alloc::{sync::Arc, vec, vec::Vec};
 use core::ptr;
 

@@ -1,3 +1,5 @@
+//! The list for many threads.
+
 use std::{sync::PoisonError, vec::Vec};
 
 // tests/loom.rs tries the threads' interleavings with a mutex that counts them.

@@ -1,3 +1,5 @@
+//! `boot_aggregate`: the digest of the PCRs that firmware and boot loader extended.
+
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
 
@@ -53,6 +55,7 @@ fn alone(computed: Option<Digest>) -> String {
 
 /// The PCRs that a `boot_aggregate` was found to be over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AggregatedPcrs {
     /// The bank they were read from.
     pub bank: Bank,

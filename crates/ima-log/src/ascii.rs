@@ -1,3 +1,5 @@
+//! Writes a record in the ASCII form of the kernel.
+
 use alloc::vec::Vec;
 
 use crate::{Bank, Digest, Endian, Field, FieldKind, Record};

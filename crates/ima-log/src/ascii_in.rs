@@ -1,3 +1,5 @@
+//! Reads the ASCII form of a list, as a stream.
+
 mod line;
 
 use alloc::vec::Vec;

@@ -1,3 +1,5 @@
+//! An owned record, and the records that are made most often.
+
 use alloc::vec::Vec;
 
 use crate::builder::{d_ng, n_ng, violation_d_ng};

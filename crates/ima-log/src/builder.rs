@@ -1,3 +1,5 @@
+//! Builds records of every template in either byte order.
+
 use alloc::vec::Vec;
 
 use crate::{

@@ -1,3 +1,5 @@
+//! Cuts a binary list into records: a list in memory, or a stream of bytes.
+
 use alloc::vec::Vec;
 
 use crate::{Format, ParseError, ParseErrorKind, Record};

@@ -1,3 +1,5 @@
+//! PCR banks, and digests of the size of a bank.
+
 use core::{fmt, str::FromStr};
 
 use crate::hash::{Sha1, Sha256, Sha384, Sha512, extend, hash, sm3};

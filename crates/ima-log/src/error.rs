@@ -1,3 +1,5 @@
+//! Errors of parsing a binary list.
+
 use core::fmt;
 
 /// Why a list cannot be read on, and where.

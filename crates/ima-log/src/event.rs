@@ -1,3 +1,5 @@
+//! What a record says: file digest and name, and events other than the measurement of a file.
+
 use core::str;
 
 use crate::{Field, FieldKind, Record, Template};

@@ -1,3 +1,5 @@
+//! Finds what explains a PCR value that no prefix of a list leads to.
+
 use alloc::{collections::VecDeque, vec::Vec};
 
 use crate::{Digest, Extend, Record, Replay};

@@ -1,3 +1,5 @@
+//! The buffer in which a kernel passes its list to the next kernel by kexec: read and write.
+
 use alloc::{string::String, vec::Vec};
 
 use crate::{Bank, Endian, Format, ParseError, Record, Records, Template};

@@ -41,8 +41,16 @@
 //! # Ok::<(), ima_log::ParseError>(())
 //! ```
 //!
+//! # Crate features
+//! None is enabled by default.
+//!
+//! - `json`: the module `json`, records as JSON lines;
+//! - `cel`: the module `cel`, the TCG Canonical Event Log in JSON, CBOR and TLV; enables `json`;
+//! - `signatures`: file signatures are verified with public keys or X.509 certificates.
+//!
 //! Sources: the kernel's `Documentation/security/IMA-templates.rst`; TCG PC Client Platform
 //! Firmware Profile (PCR use); TPM 2.0 Library Part 3, `TPM2_PCR_Extend`.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![no_std]
 #![forbid(unsafe_code)]
 

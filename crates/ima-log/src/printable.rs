@@ -1,3 +1,5 @@
+//! Shows names and other foreign text on a terminal or in a log without control characters.
+
 use core::fmt;
 
 /// Text that others wrote, for a terminal or a log: displayed with everything escaped that would not

@@ -1,3 +1,5 @@
+//! One record in its binary form, and the limits on its size.
+
 use alloc::vec::Vec;
 
 use crate::{Bank, Digest, Fields, ParseErrorKind, Template, template};

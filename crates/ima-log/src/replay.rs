@@ -1,3 +1,5 @@
+//! The value of one PCR as records extend it, in each way that kernels extend a bank.
+
 use core::{fmt, str::FromStr};
 
 use crate::{Bank, Digest, Record};

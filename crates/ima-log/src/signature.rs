@@ -1,3 +1,5 @@
+//! File signatures as `security.ima` and the list hold them: header, key identifier and version.
+
 use core::fmt;
 
 use crate::{Bank, FieldKind, Record};

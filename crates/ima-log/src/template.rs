@@ -1,3 +1,5 @@
+//! Templates, and the fields that their template data consists of.
+
 use core::str;
 
 use crate::record::Cursor;
@@ -6,6 +8,7 @@ use crate::{Bank, Digest, Endian, Format, ParseErrorKind};
 /// A record's template: which fields its data is made of.
 /// Source: the kernel's `Documentation/security/IMA-templates.rst`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Template<'a> {
     /// `ima`: `d|n`, the oldest, serialized without lengths.
     Ima,

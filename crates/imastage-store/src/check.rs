@@ -1,3 +1,5 @@
+//! Reads a stored epoch again in full and reports damage.
+
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -21,6 +23,7 @@ use crate::{
 
 /// What a full check of a state directory's latest epoch found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CheckReport {
     /// Records that are committed.
     pub records: u64,
@@ -49,6 +52,7 @@ pub struct Damage {
 
 /// What can be done about damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Remedy {
     /// No stored record is in it: [`crate::repair`] puts it aside.
     #[error("`imastage store repair` puts it aside; no stored record is in it")]

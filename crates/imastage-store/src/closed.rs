@@ -26,6 +26,7 @@ use crate::{
 
 /// What is known of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EpochSummary {
     /// Its number.
     pub number: u64,

@@ -17,6 +17,7 @@ use crate::{
 
 /// What is to be said about a state directory besides its epochs' records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DirectoryReport {
     /// What is not the store's, or is something else than the store made.
     pub damage: Vec<Damage>,

@@ -1,3 +1,5 @@
+//! What identifies an epoch, and its file `epoch.json`.
+
 use ima_log::{Bank, Extend, Replay};
 use serde::{Deserialize, Serialize};
 

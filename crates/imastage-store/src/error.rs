@@ -1,3 +1,5 @@
+//! Errors of the store.
+
 use std::{io, path::PathBuf};
 
 use ima_log::{Digest, ParseErrorKind};

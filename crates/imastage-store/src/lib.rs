@@ -8,6 +8,7 @@
 //! removed by [`prune`].
 //!
 //! The files are described byte by byte in `docs/store-format.md`.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
 mod beneath;

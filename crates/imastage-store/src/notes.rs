@@ -1,3 +1,5 @@
+//! Remarks about places between records, such as that records are missing there.
+
 use std::{collections::HashMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,7 @@ pub struct Note {
 
 /// A remark, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeptNote {
     /// The remark.
     pub note: Note,

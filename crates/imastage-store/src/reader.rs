@@ -1,3 +1,5 @@
+//! Reads stored records from any index, and the PCR values behind any record.
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,

@@ -1,3 +1,5 @@
+//! The writer of a state directory: open, lock, begin epochs, append, commit.
+
 use std::{
     fs::File,
     io::{self, Read, Write},

@@ -1,3 +1,5 @@
+//! Which client of a shared TPM owns which handles.
+
 use tpm2_protocol::{
     TpmError, TpmUnmarshal,
     basic::TpmHandle,

@@ -1,3 +1,5 @@
+//! Makes credentials from the public areas of two keys, as TPM2_MakeCredential does.
+
 use std::fmt;
 
 use aes::Aes128;

@@ -1,3 +1,5 @@
+//! Endorsement keys, and activation of a credential (TPM2_ActivateCredential).
+
 use tpm2_protocol::{
     basic::{TpmHandle, TpmUint16, TpmUint32},
     data::{

@@ -1,3 +1,5 @@
+//! Errors and response codes of a TPM.
+
 use std::{
     fmt, fs, io,
     os::unix::fs::MetadataExt,

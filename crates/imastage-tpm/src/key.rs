@@ -1,3 +1,5 @@
+//! Attestation keys, the identity of a TPM, and public keys as PEM.
+
 use ima_log::{Bank, Digest};
 use p256::pkcs8::{EncodePublicKey, LineEnding};
 use rsa::BoxedUint;
@@ -18,6 +20,7 @@ use crate::{
 
 /// What kind of key signs quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KeyKind {
     /// NIST P-256, ECDSA with SHA-256.
     EccP256,

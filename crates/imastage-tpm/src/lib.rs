@@ -7,6 +7,7 @@
 //! [`EndorsementKey`]) and the one that signs quotes.
 //!
 //! Source: TPM 2.0 Library specification, Part 2 (structures) and Part 3 (commands).
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
 mod claims;

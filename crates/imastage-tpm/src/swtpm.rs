@@ -1,3 +1,5 @@
+//! Runs a software TPM (swtpm) as a child process.
+
 use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File},

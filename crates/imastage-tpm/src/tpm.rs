@@ -1,3 +1,5 @@
+//! A connection to a TPM and its commands: banks, PCR values, extend, quote, clock.
+
 use ima_log::{Bank, Digest};
 use tpm2_protocol::{
     TpmWriter,

@@ -1,3 +1,5 @@
+//! Appraises the records of a list against a verified quote.
+
 use ima_log::{BankPcrs, Digest, ListReplay, PcrSet, Record, Template};
 
 use crate::{
@@ -66,6 +68,7 @@ pub struct Appraisal {
 
 /// What the PCRs do not protect in records that the quote covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Unprotected {
     /// How many records name a PCR that is not quoted. They stand in the list between records that
     /// are proven, but the quote says nothing about themselves.

@@ -1,3 +1,5 @@
+//! Compares `boot_aggregate` with the PCR values that the quote proved.
+
 use ima_log::{
     AggregateError, Bank, Digest, Event, PcrSet, Record, RecordBuf, check_boot_aggregate,
 };

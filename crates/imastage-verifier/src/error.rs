@@ -1,3 +1,5 @@
+//! Why evidence cannot be appraised, and why it fails.
+
 use std::fmt;
 
 use ima_log::{AggregateError, Bank, Digest, PcrSet};

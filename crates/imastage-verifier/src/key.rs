@@ -1,3 +1,5 @@
+//! Public halves of attestation keys, and verification of signatures with them.
+
 mod formats;
 
 use std::fmt;
@@ -269,7 +271,7 @@ mod tests {
 
     /// A key in one of its forms.
     fn file(name: &str) -> Vec<u8> {
-        let path = format!("{}/../../tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"));
         std::fs::read(path).unwrap()
     }
 

@@ -35,6 +35,7 @@
 //! ```
 //!
 //! Sources: TPM 2.0 Library Part 2 (`TPMS_ATTEST`, `TPMT_SIGNATURE`) and Part 3 (`TPM2_Quote`).
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 
 mod appraise;

@@ -1,3 +1,5 @@
+//! PCR values from the files that tools write.
+
 mod binary;
 mod json;
 mod text;
@@ -246,7 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn case(name: &str) -> Vec<u8> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/corpus/cases");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cases");
         std::fs::read(format!("{folder}/{name}")).unwrap()
     }
 

@@ -1,6 +1,8 @@
+//! Verifies a quote: signature, origin, nonce and PCR selection.
+
 use ima_log::{Bank, Digest};
 use tpm2_protocol::{
-    TpmError, TpmUnmarshal,
+    TpmUnmarshal,
     constant::TPM_GENERATED_VALUE,
     data::{
         TpmAlgId, TpmSt, TpmlPcrSelection, TpmsAttest, TpmtSignature, TpmuAttest, TpmuSignature,
@@ -78,10 +80,10 @@ pub enum QuoteError {
     },
     /// The signature begins as a `TPMT_SIGNATURE` and is none.
     #[error("the signature is a TPMT_SIGNATURE that is cut short or damaged: {0}")]
-    SignatureFormat(TpmError),
+    SignatureFormat(String),
     /// The message begins as a quote and is none.
     #[error("the message is a TPMS_ATTEST that is cut short or damaged: {0}")]
-    MessageFormat(TpmError),
+    MessageFormat(String),
     /// Bytes behind the structure.
     #[error("{count} bytes behind the end of the {what}")]
     Trailing {
@@ -90,17 +92,17 @@ pub enum QuoteError {
         /// How many.
         count: usize,
     },
-    /// The signature uses a hash that is not taken.
-    #[error("the signature's hash is {0:?}: make the quote with sha256, sha384 or sha512")]
-    Hash(TpmAlgId),
+    /// The signature uses a hash that is not taken; holds its name.
+    #[error("the signature's hash is {0}: make the quote with sha256, sha384 or sha512")]
+    Hash(String),
     /// The signature's scheme is not one for this key.
     #[error(
-        "the signature's scheme is {scheme:?}, the key is {key}: expected RSASSA or RSAPSS of an \
+        "the signature's scheme is {scheme}, the key is {key}: expected RSASSA or RSAPSS of an \
          RSA key, or ECDSA of a P-256 or P-384 key"
     )]
     Scheme {
-        /// The scheme.
-        scheme: TpmAlgId,
+        /// The name of the scheme.
+        scheme: String,
         /// The type of the key.
         key: &'static str,
     },
@@ -132,14 +134,13 @@ pub enum QuoteError {
         /// The nonce it holds.
         found: Vec<u8>,
     },
-    /// The quote covers PCRs of a bank this crate does not know.
+    /// The quote covers PCRs of a bank this crate does not know; holds its name as tpm2-tools write it.
     #[error(
-        "the quote covers PCRs of bank {}, which is not known: quote PCRs of banks that are \
-         (known: {}; tpm2_quote -l sha256:10)",
-        alg_name(*.0),
-        Bank::known()
+        "the quote covers PCRs of bank {0}, which is not known: quote PCRs of banks that are \
+         (known: {known}; tpm2_quote -l sha256:10)",
+        known = Bank::known()
     )]
-    Bank(TpmAlgId),
+    Bank(String),
     /// The quote lists a bank twice.
     #[error("the quote lists bank {0} twice")]
     BankTwice(Bank),
@@ -188,14 +189,15 @@ impl UnverifiedQuote<'_> {
         if !kind::is_signature(self.signature) {
             return self.check_plain_signature(key);
         }
-        let (signature, rest) =
-            TpmtSignature::unmarshal(self.signature).map_err(QuoteError::SignatureFormat)?;
+        let (signature, rest) = TpmtSignature::unmarshal(self.signature)
+            .map_err(|error| QuoteError::SignatureFormat(error.to_string()))?;
         no_trailing("signature", rest)?;
-        let wrong_scheme = QuoteError::Scheme { scheme: signature.sig_alg, key: key.type_name() };
+        let scheme = format!("{:?}", signature.sig_alg);
+        let wrong_scheme = QuoteError::Scheme { scheme, key: key.type_name() };
         let Some(alg) = hash_of(&signature.signature) else { return Err(wrong_scheme) };
         let hash = match bank(alg) {
             Some(hash) if !matches!(hash, Bank::Sha1 | Bank::Sm3) => hash,
-            _ => return Err(QuoteError::Hash(alg)),
+            _ => return Err(QuoteError::Hash(format!("{alg:?}"))),
         };
         let digest = hash.hash(&[self.message]);
         key.verify(&digest, &signature.signature).map_err(|problem| match problem {
@@ -367,7 +369,8 @@ fn attestation(message: &[u8]) -> Result<TpmsAttest, QuoteError> {
     {
         return Err(QuoteError::NotAQuote(kind));
     }
-    let (attest, rest) = TpmsAttest::unmarshal(message).map_err(QuoteError::MessageFormat)?;
+    let (attest, rest) = TpmsAttest::unmarshal(message)
+        .map_err(|error| QuoteError::MessageFormat(error.to_string()))?;
     no_trailing("message", rest)?;
     Ok(attest)
 }
@@ -391,7 +394,7 @@ fn selection(list: &TpmlPcrSelection) -> Result<Vec<PcrSelection>, QuoteError> {
         if mask == 0 {
             continue;
         }
-        let bank = bank(entry.hash).ok_or(QuoteError::Bank(entry.hash))?;
+        let bank = bank(entry.hash).ok_or_else(|| QuoteError::Bank(alg_name(entry.hash)))?;
         if selection.iter().any(|earlier| earlier.bank == bank) {
             return Err(QuoteError::BankTwice(bank));
         }

@@ -1,3 +1,5 @@
+//! What a quote must cover.
+
 use ima_log::{Bank, PcrSet};
 
 use crate::{Reason, Token, VerifiedQuote};

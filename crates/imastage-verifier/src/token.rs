@@ -1,3 +1,5 @@
+//! The token that a verifier keeps between two rounds.
+
 use std::collections::BTreeMap;
 
 use ima_log::{Bank, BankPcrs, Digest, Extend, PcrSet};

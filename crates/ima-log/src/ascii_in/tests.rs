@@ -1,3 +1,5 @@
+//! Tests of reading ASCII lists.
+
 use core::str;
 
 use super::*;

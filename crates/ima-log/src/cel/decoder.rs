@@ -1,3 +1,5 @@
+//! Reads a Canonical Event Log in any of its encodings, as a stream.
+
 use super::cbor::{self, Reader, Stop};
 use super::json::Scanner;
 use super::{Encoding, Event, json, tlv};

@@ -1,3 +1,5 @@
+//! Tests of the Canonical Event Log in its three encodings.
+
 use alloc::{format, string::String, vec::Vec};
 
 use proptest::prelude::*;

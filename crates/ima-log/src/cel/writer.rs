@@ -1,3 +1,5 @@
+//! Writes records as a Canonical Event Log.
+
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{

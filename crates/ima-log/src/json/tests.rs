@@ -1,3 +1,5 @@
+//! Tests of the JSON lines.
+
 use alloc::format;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tests of the replay of whole lists.
+
 use super::*;
 use crate::RecordBuf;
 use alloc::{string::ToString, vec};

@@ -1,3 +1,5 @@
+//! Tests of the appraisal.
+
 use super::*;
 use crate::PcrSelection;
 use ima_log::{Bank, Extend, Format, RecordBuf, Records};
