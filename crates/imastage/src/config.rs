@@ -325,6 +325,7 @@ mod tests {
             ("zzz = 1\n", "FILE:1: zzz: there is no such key; there are "),
             ("config = '/x'\n", "FILE:1: config: there is no such key; "),
             ("json = true\n", "FILE:1: json: there is no such key; "),
+            ("log-level = 'info'\n", "FILE:1: log-level: there is no such key; "),
             ("help = true\n", "FILE:1: help: there is no such key; "),
             (
                 "every = 0\n",

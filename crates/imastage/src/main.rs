@@ -27,6 +27,10 @@ struct Cli {
     /// Print JSON instead of text.
     #[arg(long, global = true)]
     json: bool,
+    /// Log messages of this level and of more severe ones to standard error [default: what RUST_LOG
+    /// says, else warn].
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = output::log_level())]
+    log_level: Option<tracing::Level>,
     #[command(subcommand)]
     command: Command,
 }
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
         }
         Err(error) => return Failure::input(error).report(&Output::new(false)),
     };
-    output::init_log();
+    output::init_log(cli.log_level);
     let out = Output::new(cli.json);
     let outcome = match cli.command {
         Command::Run(args) => commands::run::run(args, settings, &out),
