@@ -1,3 +1,5 @@
+//! `imastage attest`: a quote by the running service and its records, written to files.
+
 use std::{io::Write, path::PathBuf};
 
 use ima_log::Bank;

@@ -1,3 +1,5 @@
+//! `imastage check`: a list examined without a quote, its digests, signatures and boot_aggregate.
+
 mod templates;
 
 use std::{fmt::Write as _, ops::ControlFlow, path::PathBuf};

@@ -1,3 +1,5 @@
+//! `imastage conformance`: the tests of `imastage-conformance`, run on a directory.
+
 use std::{
     io,
     path::{Path, PathBuf},

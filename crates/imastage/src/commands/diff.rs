@@ -1,3 +1,5 @@
+//! `imastage diff`: compares two lists record by record.
+
 use std::path::PathBuf;
 
 use ima_log::{FieldKind, Record};

@@ -1,3 +1,5 @@
+//! `imastage doctor`: examines a machine and prints what was found.
+
 use std::{fmt::Write as _, path::PathBuf};
 
 use ima_log::Printable;

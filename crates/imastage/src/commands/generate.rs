@@ -1,3 +1,5 @@
+//! `imastage generate`: manual pages and shell completions.
+
 use std::{io, path::PathBuf};
 
 use clap::{CommandFactory, Subcommand};

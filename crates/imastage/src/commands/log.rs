@@ -1,3 +1,5 @@
+//! `imastage log`: records as the service gives them.
+
 use std::path::PathBuf;
 
 use crate::{

@@ -1,3 +1,5 @@
+//! `imastage replay`: the PCR values that a list leads to, compared with given ones.
+
 mod report;
 mod threads;
 

@@ -1,3 +1,5 @@
+//! `imastage run`: starts the service with its list, its view and its configuration.
+
 use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,

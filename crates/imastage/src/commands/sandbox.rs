@@ -1,3 +1,5 @@
+//! `imastage sandbox`: starts a sandbox, and sends requests to a running one.
+
 use std::{
     io::{self, Read},
     path::{Path, PathBuf},

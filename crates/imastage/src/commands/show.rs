@@ -1,3 +1,5 @@
+//! `imastage show`: writes records in one of several forms.
+
 mod details;
 mod filter;
 

@@ -1,3 +1,5 @@
+//! `imastage status`: asks the service for its status and prints it.
+
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},

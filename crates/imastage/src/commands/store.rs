@@ -1,3 +1,5 @@
+//! `imastage store`: checks, repairs, exports, packs and prunes the stored epochs.
+
 mod export;
 
 use std::{

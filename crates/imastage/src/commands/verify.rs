@@ -1,3 +1,5 @@
+//! `imastage verify`: appraises evidence from files or from the service.
+
 mod report;
 
 use std::{

@@ -1,3 +1,5 @@
+//! `imastage demo`: drives the other commands through the life of a machine.
+
 use std::{
     fs,
     path::{Path, PathBuf},
