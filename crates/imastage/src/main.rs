@@ -3,6 +3,7 @@
 
 mod commands;
 mod config;
+mod examples;
 mod exit;
 mod input;
 mod journal;
@@ -23,6 +24,7 @@ use output::Output;
 /// permission, busy).
 #[derive(Parser)]
 #[command(version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = examples::IMASTAGE)]
 struct Cli {
     /// Print JSON instead of text.
     #[arg(long, global = true)]

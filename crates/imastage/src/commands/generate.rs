@@ -12,6 +12,7 @@ use crate::{
 
 /// Write manual pages and shell completions, for packages.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::GENERATE)]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -20,11 +21,13 @@ pub struct Args {
 #[derive(Subcommand)]
 enum What {
     /// One manual page for each subcommand, into a directory that exists.
+    #[command(after_help = crate::examples::GENERATE_MAN)]
     Man {
         /// The directory.
         dir: PathBuf,
     },
     /// Completions, to standard output.
+    #[command(after_help = crate::examples::GENERATE_COMPLETIONS)]
     Completions {
         /// The shell.
         shell: Shell,
