@@ -203,6 +203,7 @@ fn every_subcommand_has_its_page_and_its_completions() {
     let run = std::fs::read_to_string(dir.path().join("imastage-run.1")).unwrap();
     assert!(run.contains("\\-\\-every"), "{run}");
     assert!(dir.path().join("imastage.1").exists());
+    assert!(dir.path().join("imastage.toml.5").exists());
     assert!(!dir.path().join("imastage-generate.1").exists());
 }
 
