@@ -207,11 +207,11 @@ Examples:
 
 pub const CONFORMANCE: &str = "\
 Examples:
-  # Test a sandbox
-  imastage conformance /tmp/ima
+  # Test a sandbox, whose records are deleted
+  imastage conformance --destructive /tmp/ima
   # Only what requests do in every state
-  imastage conformance --rule 1.4 /tmp/ima
-  # Test a kernel whose records may be lost
+  imastage conformance --destructive --rule 1.4 /tmp/ima
+  # Test the kernel of a machine that nobody attests
   imastage conformance --destructive /sys/kernel/security/ima";
 
 pub const DEMO: &str = "\

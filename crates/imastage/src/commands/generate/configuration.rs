@@ -1,4 +1,5 @@
-//! imastage.toml(5): the manual page of the configuration file, made from the options of `imastage run`.
+//! imastage.toml(5): the manual page of the configuration file, made from the options of
+//! `imastage run`.
 
 use std::io;
 

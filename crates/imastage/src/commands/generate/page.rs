@@ -13,8 +13,8 @@ use crate::examples;
 
 /// The manual that pages belong to, in their header.
 pub const MANUAL: &str = "imastage manual";
-/// The date of a page: the same source makes the same page. Without the quotes the next argument of `.TH`
-/// would be the date.
+/// The date of a page: none, so that the same source makes the same page. Without the quotes the next
+/// argument of `.TH` would be the date.
 pub const NO_DATE: &str = "\"\"";
 
 /// What a page is called, without its section: `imastage-store-check`.
