@@ -1,3 +1,5 @@
+//! The dialects of the interface, one for each kind of kernel.
+
 use core::{fmt, str::FromStr};
 
 /// How a kernel lets its list be shortened.

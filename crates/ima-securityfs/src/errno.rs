@@ -1,3 +1,5 @@
+//! The error numbers with which requests are refused.
+
 use core::fmt;
 
 /// Why something was refused, by the name and number Linux has for it on every architecture with

@@ -1,3 +1,5 @@
+//! The names of the list's files, and what each name says about its content.
+
 use core::fmt::{self, Write};
 
 use crate::{Dialect, FileClass};

@@ -37,6 +37,7 @@
 //! Source: the kernel's documentation of exporting and deleting IMA's measurement list, and what
 //! Linux 7.2's code was seen to do (`tests/observed-7.2.tsv`); for the other dialects what kernels
 //! with those patches did (`tests/observed-v4.tsv`, `tests/observed-trim.tsv`).
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![no_std]
 #![forbid(unsafe_code)]
 

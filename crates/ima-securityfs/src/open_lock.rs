@@ -1,3 +1,5 @@
+//! The lock over the files of a list: many readers or one writer.
+
 use crate::{Dialect, Errno};
 
 /// Who has the list's files open. All of them, of both parts, both forms and every bank, share one

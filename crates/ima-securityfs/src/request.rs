@@ -1,3 +1,5 @@
+//! What a write to a file of the list requests.
+
 use core::num::NonZeroU64;
 
 use crate::{Dialect, Errno, FileName, Part};

@@ -104,7 +104,7 @@ const RUN: &str = "run";
 /// The option that names the file.
 const CONFIG: &str = "config";
 /// What is said each time anew, and not in a file.
-const NOT_KEYS: &[&str] = &[CONFIG, "check", "adopt"];
+pub const NOT_KEYS: &[&str] = &[CONFIG, "check", "adopt"];
 
 /// The file that `imastage run` is given, and what else it is given. Whether all of that can be
 /// used is not asked yet: an option may need one that is in the file.
@@ -130,6 +130,11 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
+/// The keys of the configuration, each with the option of `imastage run` that it stands for.
+pub fn run_keys(command: &Command) -> impl Iterator<Item = (&str, &Arg)> {
+    command.find_subcommand(RUN).into_iter().flat_map(keys)
+}
+
 /// The options that are keys, too.
 fn keys(run: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     let keys = run
@@ -140,8 +145,7 @@ fn keys(run: &Command) -> impl Iterator<Item = (&str, &Arg)> {
 
 fn settings(run: &ArgMatches) -> Settings {
     let command = Cli::command();
-    let options = command.find_subcommand(RUN).into_iter().flat_map(keys);
-    let values = options.filter_map(|(key, arg)| {
+    let values = run_keys(&command).filter_map(|(key, arg)| {
         let values = run.try_get_raw(arg.get_id().as_str()).ok().flatten()?;
         Some((key.to_owned(), values.map(ToOwned::to_owned).collect()))
     });
@@ -160,8 +164,7 @@ impl File<'_> {
             self.line(error.span().map_or(0, |span| span.start), error.message().to_owned())
         })?;
         let command = Cli::command();
-        let options: BTreeMap<&str, &Arg> =
-            command.find_subcommand(RUN).into_iter().flat_map(keys).collect();
+        let options: BTreeMap<&str, &Arg> = run_keys(&command).collect();
         let mut arguments = Vec::new();
         for (key, value) in table.get_ref() {
             let at = key.span().start;
@@ -325,6 +328,7 @@ mod tests {
             ("zzz = 1\n", "FILE:1: zzz: there is no such key; there are "),
             ("config = '/x'\n", "FILE:1: config: there is no such key; "),
             ("json = true\n", "FILE:1: json: there is no such key; "),
+            ("log-level = 'info'\n", "FILE:1: log-level: there is no such key; "),
             ("help = true\n", "FILE:1: help: there is no such key; "),
             (
                 "every = 0\n",
@@ -407,8 +411,7 @@ mod tests {
         };
         let (at_start, at_reload) = (documented(start), documented(reload));
         let command = Cli::command();
-        let known = command.find_subcommand(RUN).into_iter().flat_map(keys);
-        let known: BTreeSet<_> = known.map(|(key, _)| key.to_owned()).collect();
+        let known: BTreeSet<_> = run_keys(&command).map(|(key, _)| key.to_owned()).collect();
         let reloaded: BTreeSet<_> = RELOADED.iter().map(|key| (*key).to_owned()).collect();
         assert_eq!(at_reload, reloaded, "what packaging/imastage.toml says a reload changes");
         let expected: BTreeSet<_> = known.difference(&reloaded).cloned().collect();

@@ -3,6 +3,7 @@
 
 mod commands;
 mod config;
+mod examples;
 mod exit;
 mod input;
 mod journal;
@@ -19,14 +20,19 @@ use output::Output;
 
 /// Drain, keep and attest Linux IMA measurement lists.
 ///
-/// Exit codes: 0 fine; 1 the evidence says no; 2 usage or unusable input; 3 environment (no TPM, no
+/// Exit codes: 0 fine; 1 verification failed; 2 usage or unusable input; 3 environment (no TPM, no
 /// permission, busy).
 #[derive(Parser)]
 #[command(version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = examples::IMASTAGE)]
 struct Cli {
     /// Print JSON instead of text.
     #[arg(long, global = true)]
     json: bool,
+    /// Log messages of this level and of more severe ones to standard error [default: what RUST_LOG
+    /// says, else warn].
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = output::log_level())]
+    log_level: Option<tracing::Level>,
     #[command(subcommand)]
     command: Command,
 }
@@ -64,7 +70,7 @@ fn main() -> ExitCode {
         }
         Err(error) => return Failure::input(error).report(&Output::new(false)),
     };
-    output::init_log();
+    output::init_log(cli.log_level);
     let out = Output::new(cli.json);
     let outcome = match cli.command {
         Command::Run(args) => commands::run::run(args, settings, &out),

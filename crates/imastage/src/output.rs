@@ -4,9 +4,12 @@ use std::{
     fmt::{self, Write as _},
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, IsTerminal, Write},
+    process::Command,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ima_log::Printable;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -133,10 +136,30 @@ impl Output {
     }
 }
 
-/// Sends the log to standard error; `RUST_LOG` chooses (default: warnings).
-pub fn init_log() {
+/// The level that was chosen with `--log-level`.
+static LOG_LEVEL: OnceLock<Level> = OnceLock::new();
+
+/// Parses the name of a level.
+pub fn log_level() -> impl TypedValueParser<Value = Level> {
+    let levels = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"]);
+    levels.try_map(|level| level.parse::<Level>())
+}
+
+/// Gives the level that was chosen to a process of ours that is about to be started.
+pub fn pass_log_level(command: &mut Command) {
+    if let Some(level) = LOG_LEVEL.get() {
+        command.env("RUST_LOG", level.as_str());
+    }
+}
+
+/// Sends the log to standard error. `level` decides what is logged; if it is absent, `RUST_LOG` does
+/// (default: warnings).
+pub fn init_log(level: Option<Level>) {
     use tracing_subscriber::{EnvFilter, field::MakeExt, fmt, fmt::format::debug_fn, prelude::*};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = match level {
+        Some(level) => EnvFilter::new(LOG_LEVEL.get_or_init(|| level).as_str()),
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")),
+    };
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // What a field says may come from anywhere, and a line break would begin an entry of the log.
     let fields = debug_fn(|writer, field, value| {

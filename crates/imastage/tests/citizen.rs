@@ -203,7 +203,43 @@ fn every_subcommand_has_its_page_and_its_completions() {
     let run = std::fs::read_to_string(dir.path().join("imastage-run.1")).unwrap();
     assert!(run.contains("\\-\\-every"), "{run}");
     assert!(dir.path().join("imastage.1").exists());
+    assert!(dir.path().join("imastage.toml.5").exists());
     assert!(!dir.path().join("imastage-generate.1").exists());
+}
+
+/// What is logged about an empty list, which is a warning, with an option, and `RUST_LOG` beside it.
+#[test]
+fn log_level_is_an_option_that_wins_over_rust_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = dir.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let logged = |options: &[&str], rust_log: Option<&str>, journal: bool| {
+        let (mut log, stderr) = UnixStream::pair().unwrap();
+        let mut command = command(&[&["show", empty.to_str().unwrap()], options].concat());
+        if let Some(level) = rust_log {
+            command.env("RUST_LOG", level);
+        }
+        if journal {
+            command.env("JOURNAL_STREAM", journal_stream(&stderr));
+        }
+        command.stdout(std::process::Stdio::null()).stderr(std::os::fd::OwnedFd::from(stderr));
+        let status = command.status().unwrap();
+        drop(command);
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        assert_eq!(status.code(), Some(if options.contains(&"loud") { 2 } else { 0 }), "{text}");
+        text
+    };
+    let warned = |text: String| text.contains("it is empty");
+    assert!(warned(logged(&[], None, false)));
+    assert!(!warned(logged(&[], Some("error"), false)));
+    assert!(!warned(logged(&["--log-level", "error"], None, false)));
+    assert!(!warned(logged(&["--log-level", "error"], Some("trace"), false)));
+    assert!(warned(logged(&["--log-level", "warn"], Some("error"), false)));
+    let text = logged(&["--json", "--log-level", "debug"], Some("error"), true);
+    assert!(text.lines().any(|line| line.starts_with("<4>") && line.contains("it is empty")));
+    assert_eq!(logged(&["--json", "--log-level", "error"], None, true), "");
+    assert!(logged(&["--log-level", "loud"], None, false).contains("possible values: error, warn"));
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! `imastage attest`: a quote by the running service and its records, written to files.
+
 use std::{io::Write, path::PathBuf};
 
 use ima_log::Bank;
@@ -15,6 +17,7 @@ use crate::{
 /// Writes into DIR what `imastage verify` and tpm2-tools read: quote.msg, quote.sig, ak.pub.pem,
 /// nonce (hex) and list (binary, from index K on). Only their owner may read them.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::ATTEST)]
 pub struct Args {
     /// The service's state directory [default: /var/lib/imastage as root, else
     /// ~/.local/state/imastage].

@@ -1,3 +1,5 @@
+//! `imastage check`: a list examined without a quote, its digests, signatures and boot_aggregate.
+
 mod templates;
 
 use std::{fmt::Write as _, ops::ControlFlow, path::PathBuf};
@@ -27,12 +29,7 @@ use crate::{
 /// wrong in `boot_aggregate`, what they are over in `aggregated`, `late` ones (boot_aggregate_late), and
 /// `called_boot_aggregate`: files of that name. Lists end at 1000 records.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  imastage check LIST                        every digest
-  imastage check --key ima_x509.der LIST     and every file's signature
-  imastage check --key K.pem --unsigned LIST and which files have none
-  imastage check --pcrs PCRS LIST            and boot_aggregate")]
+#[command(after_help = crate::examples::CHECK)]
 pub struct Args {
     /// Verify file signatures with this key: a public key or an X.509 certificate, PEM or DER; may be
     /// given more than once.

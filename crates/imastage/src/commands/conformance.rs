@@ -1,3 +1,5 @@
+//! `imastage conformance`: the tests of `imastage-conformance`, run on a directory.
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -26,6 +28,7 @@ use crate::{
 /// KTAP; each case that failed with what was expected. Deletes every record in the list. A sandbox
 /// is also brought to go down, as a machine is, and up again.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::CONFORMANCE)]
 pub struct Args {
     /// The directory, such as /sys/kernel/security/integrity/ima.
     dir: PathBuf,

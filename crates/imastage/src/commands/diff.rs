@@ -1,3 +1,5 @@
+//! `imastage diff`: compares two lists record by record.
+
 use std::path::PathBuf;
 
 use ima_log::{FieldKind, Record};
@@ -14,10 +16,7 @@ use crate::{
 /// The lists may be in different forms. Digests are compared where both show the same bank's;
 /// otherwise what they are computed from is, which says as much.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  imastage diff before after.ima.gz              two copies of a list
-  ssh HOST cat LIST | imastage diff kept -       a machine's list and what was kept of it")]
+#[command(after_help = crate::examples::DIFF)]
 pub struct Args {
     /// A measurement list (binary, ASCII, JSON lines or CEL, also in a gzip file), `-`, or a state
     /// directory.

@@ -1,3 +1,5 @@
+//! `imastage doctor`: examines a machine and prints what was found.
+
 use std::{fmt::Write as _, path::PathBuf};
 
 use ima_log::Printable;
@@ -18,6 +20,7 @@ use crate::{
 /// as long as it takes to read them. Exit code 1 if there is a problem; 3 if there is none but
 /// something could not be looked at.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::DOCTOR)]
 pub struct Args {
     /// Take --source, --state, --view and --tpm from the configuration of `imastage run`, where they
     /// are not given here.

@@ -1,3 +1,5 @@
+//! `imastage log`: records as the service gives them.
+
 use std::path::PathBuf;
 
 use crate::{
@@ -12,6 +14,7 @@ use crate::{
 /// Asks the service's socket, so it needs no right to read the state directory. With --from K, asks
 /// for no records before K.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::LOG)]
 pub struct Args {
     /// The service's state directory [default: /var/lib/imastage as root, else
     /// ~/.local/state/imastage].

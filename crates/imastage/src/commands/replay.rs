@@ -1,3 +1,5 @@
+//! `imastage replay`: the PCR values that a list leads to, compared with given ones.
+
 mod report;
 mod threads;
 
@@ -21,6 +23,7 @@ use crate::{
 /// With --pcrs, exit code 1 says that some PCR that records name does not have the value they lead
 /// to, or was never extended.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::REPLAY)]
 pub struct Args {
     /// PCR values to match: what tpm2_pcrread prints, its file (-F serialized -o), `BANK INDEX HEX`
     /// lines, evmctl's `PCR-NN: HEX` (then with --bank), or sysfs' value.

@@ -1,3 +1,5 @@
+//! The options that say which closed epochs are kept.
+
 use std::time::Duration;
 
 use imastage_store::Retention;

@@ -1,3 +1,5 @@
+//! `imastage run`: starts the service with its list, its view and its configuration.
+
 use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
@@ -36,6 +38,7 @@ use supervise::Supervisor;
 /// Runs until it is told to stop (Ctrl-C, SIGTERM). `imastage attest`, `verify --state` and `status`
 /// talk to it through the state directory.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::RUN)]
 pub struct Args {
     /// Read options from this file, too: its keys are named as the options. What the command line
     /// says, wins. SIGHUP reads it again.

@@ -1,3 +1,5 @@
+//! `imastage sandbox`: starts a sandbox, and sends requests to a running one.
+
 use std::{
     io::{self, Read},
     path::{Path, PathBuf},
@@ -21,6 +23,7 @@ use crate::{
 /// Runs until it is told to stop (Ctrl-C, SIGTERM). Measures what `sandbox measure` asks for, and as
 /// root every program that is executed.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::SANDBOX)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     /// Where to mount it: a directory, made if it is not there.
@@ -69,6 +72,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Action {
     /// Measure files; of directories, all files below.
+    #[command(after_help = crate::examples::SANDBOX_MEASURE)]
     Measure {
         #[command(flatten)]
         at: At,
@@ -81,6 +85,7 @@ enum Action {
         paths: Vec<PathBuf>,
     },
     /// Add violations: files that were changed while they were measured.
+    #[command(after_help = crate::examples::SANDBOX_VIOLATION)]
     Violation {
         #[command(flatten)]
         at: At,
@@ -89,6 +94,7 @@ enum Action {
         paths: Vec<PathBuf>,
     },
     /// Measure data that is no file (a record of template ima-buf).
+    #[command(after_help = crate::examples::SANDBOX_CRITICAL_DATA)]
     CriticalData {
         #[command(flatten)]
         at: At,
@@ -98,6 +104,7 @@ enum Action {
         file: Option<PathBuf>,
     },
     /// Add the records of a binary list, and extend the TPM with them.
+    #[command(after_help = crate::examples::SANDBOX_REPLAY)]
     Replay {
         #[command(flatten)]
         at: At,
@@ -108,6 +115,7 @@ enum Action {
         rate: Option<u64>,
     },
     /// Stop measuring, as a machine does that goes down: requests are refused from then on.
+    #[command(after_help = crate::examples::SANDBOX_SUSPEND)]
     Suspend {
         #[command(flatten)]
         at: At,
@@ -117,6 +125,7 @@ enum Action {
     },
     /// Go on with another kernel: records are carried over, the TPM goes on. It is one like this,
     /// unless an option says how it was built or what it finds.
+    #[command(after_help = crate::examples::SANDBOX_KEXEC)]
     Kexec {
         #[command(flatten)]
         at: At,
@@ -132,11 +141,13 @@ enum Action {
     },
     /// Reboot: an empty list, and the TPM is reset. Needs --tpm swtpm or none. Stop the services that
     /// drain it first, as a machine that shuts down does.
+    #[command(after_help = crate::examples::SANDBOX_REBOOT)]
     Reboot {
         #[command(flatten)]
         at: At,
     },
     /// Tell the state.
+    #[command(after_help = crate::examples::SANDBOX_STATUS)]
     Status {
         #[command(flatten)]
         at: At,

@@ -1,3 +1,5 @@
+//! `imastage show`: writes records in one of several forms.
+
 mod details;
 mod filter;
 
@@ -20,12 +22,7 @@ use crate::{
 ///
 /// On a terminal, what a name could do to it is escaped; a pipe or a file gets the bytes as they are.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  imastage show --path '*.ko' --as details LIST    kernel modules, in words
-  imastage show --violations --as json LIST        one JSON object a line
-  imastage show --bank sha256 LIST                 as the kernel's ascii_..._sha256
-  imastage show --from 1000 --count 10 LIST        records 1000 to 1009")]
+#[command(after_help = crate::examples::SHOW)]
 pub struct Args {
     #[command(flatten)]
     shape: Shape,

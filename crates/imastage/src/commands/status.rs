@@ -1,3 +1,5 @@
+//! `imastage status`: asks the service for its status and prints it.
+
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -26,6 +28,7 @@ use crate::{
 /// 3 if the service cannot drain or cannot compare at the moment, starts, does not answer, or does not
 /// run.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::STATUS)]
 pub struct Args {
     /// The service's state directory [default: /var/lib/imastage as root, else
     /// ~/.local/state/imastage].

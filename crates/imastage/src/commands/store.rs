@@ -1,3 +1,5 @@
+//! `imastage store`: checks, repairs, exports, packs and prunes the stored epochs.
+
 mod export;
 
 use std::{
@@ -20,6 +22,7 @@ use crate::{
 
 /// Look after the records that a service keeps.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::STORE)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -35,6 +38,7 @@ enum Command {
     ///
     /// Says of all damage where it is, what was expected and what can be done. Changes nothing, and may
     /// run beside the service. Exit code 1 if anything is damaged.
+    #[command(after_help = crate::examples::STORE_CHECK)]
     Check {
         /// Only this epoch [default: all].
         #[arg(long, value_name = "NUMBER")]
@@ -44,16 +48,20 @@ enum Command {
     ///
     /// Records that were stored are never changed; whatever is cut off or written over is copied first.
     /// Exit code 1 if something is left that only a backup can mend.
+    #[command(after_help = crate::examples::STORE_REPAIR)]
     Repair {
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
     },
     /// Write an epoch's records as plain files, named as the kernel names them.
+    #[command(after_help = crate::examples::STORE_EXPORT)]
     Export(export::Args),
     /// Compress closed epochs; they can be read as before, and by gunzip.
+    #[command(after_help = crate::examples::STORE_PACK)]
     Pack,
     /// Remove closed epochs, the oldest first. The one that is written to always stays.
+    #[command(after_help = crate::examples::STORE_PRUNE)]
     Prune(PruneArgs),
 }
 

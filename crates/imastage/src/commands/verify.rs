@@ -1,3 +1,5 @@
+//! `imastage verify`: appraises evidence from files or from the service.
+
 mod report;
 
 use std::{
@@ -37,6 +39,7 @@ use report::Answer;
 /// and the quote covers the list's own PCR (the one its first record names) in the banks required.
 /// boot_aggregate is compared if the quote covers the PCRs it is a digest of (--pcr 0-9).
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::VERIFY)]
 pub struct Args {
     /// The quote (TPMS_ATTEST, tpm2_quote -m; or TPM2B_ATTEST).
     #[arg(long, value_name = "MSG", requires_all = ["signature", "nonce", "list"])]

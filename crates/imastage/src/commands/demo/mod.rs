@@ -1,3 +1,5 @@
+//! `imastage demo`: drives the other commands through the life of a machine.
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -23,6 +25,7 @@ use program::{Answer, Program, Running};
 /// Show a whole attestation life on this machine: measure, drain, attest, crash, go on, and two bad
 /// days. Drives the other commands; ends by itself in under 30 s.
 #[derive(clap::Args)]
+#[command(after_help = crate::examples::DEMO)]
 pub struct Args {
     /// Measure at most N files from /usr.
     #[arg(long, value_name = "N", default_value_t = 12_000)]

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::exit::{Fail, Failure};
+use crate::{
+    exit::{Fail, Failure},
+    output::pass_log_level,
+};
 
 pub struct Program(PathBuf);
 
@@ -81,6 +84,7 @@ impl Program {
     fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(&self.0);
         command.arg("--json").args(args);
+        pass_log_level(&mut command);
         command
     }
 }

@@ -15,7 +15,10 @@ use imastage_sandbox::{
 use imastage_source::{DeleteMode, InProcess, Source};
 use imastage_tpm::Endpoint;
 
-use crate::exit::{Fail, Failure};
+use crate::{
+    exit::{Fail, Failure},
+    output::pass_log_level,
+};
 
 /// A sandbox, in a process of its own or in this one.
 pub struct Embedded {
@@ -96,7 +99,9 @@ impl Embedded {
 
 fn spawn(mount: &Path, tpm: &TpmChoice) -> Result<Child, Failure> {
     let program = std::env::current_exe().environment("own program")?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    pass_log_level(&mut command);
+    let mut child = command
         .arg("sandbox")
         .arg("--mount")
         .arg(mount)

@@ -18,7 +18,10 @@ use imastage_source::{Holders, STATE_ARGUMENT, SourceProcess};
 use rustix::thread::CapabilitySet;
 
 use super::{DeleteModeName, supervise::Event};
-use crate::exit::{Fail, Failure};
+use crate::{
+    exit::{Fail, Failure},
+    output::pass_log_level,
+};
 
 /// The process that has the list open (`imastage source-process`).
 pub struct ListProcess {
@@ -60,6 +63,7 @@ impl ListProcess {
             }
             _ => None,
         };
+        pass_log_level(&mut command);
         let child = command.spawn().environment("the process that reads the list")?;
         // Its ends of the sockets: if it ends, that is to be seen.
         drop(command);

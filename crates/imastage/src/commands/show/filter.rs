@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, ops::ControlFlow, os::unix::ffi::OsStrExt, path::Path};
 
-use globset::{Glob, GlobBuilder, GlobMatcher};
+use globset::{GlobBuilder, GlobSet};
 use ima_log::{Bank, FieldKind, Record};
 
 use crate::{exit::Failure, input::List};
@@ -10,10 +10,12 @@ use crate::{exit::Failure, input::List};
 /// Only records that fit all of these are shown.
 #[derive(clap::Args)]
 pub struct Filter {
-    /// Only records whose name matches: `*` and `?` stop at `/`, `**` does not. A pattern without `/` is
-    /// compared with what is behind a name's last `/`.
-    #[arg(long, value_name = "GLOB", value_parser = glob)]
-    path: Option<Glob>,
+    /// Only records whose name matches. `*` is any text without `/`, `?` one byte, `[a-z]` one of these,
+    /// `[!a-z]` none of these, `{a,b}` one or the other; `**` as a whole part between `/` is any number of
+    /// directories. A pattern without `/` is compared with the last part of a name. A directory, which
+    /// is a path without a wildcard or any pattern with `/` at its end, matches all below it.
+    #[arg(long, value_name = "GLOB", value_parser = Pattern::parse)]
+    path: Option<Pattern>,
     /// Only records with this template digest in any bank, or this file digest; in hex.
     #[arg(long, value_name = "HEX", value_parser = digest)]
     digest: Option<DigestBytes>,
@@ -34,6 +36,14 @@ pub struct Filter {
     count: Option<u64>,
 }
 
+/// A pattern for names.
+#[derive(Clone)]
+struct Pattern {
+    set: GlobSet,
+    /// Compared with the last part of a name only.
+    of_last_part: bool,
+}
+
 /// A digest of whatever algorithm.
 #[derive(Clone)]
 struct DigestBytes(Vec<u8>);
@@ -45,14 +55,13 @@ impl Filter {
         list: List,
         mut each: impl FnMut(u64, &Record<'_>) -> Result<(), Failure>,
     ) -> Result<bool, Failure> {
-        let path = self.path.as_ref().map(Glob::compile_matcher);
         let mut left = self.count.unwrap_or(u64::MAX);
         let mut any = false;
         if left == 0 {
             return Ok(any);
         }
         list.each(self.from, |index, record| {
-            if self.fits(record, path.as_ref()) {
+            if self.fits(record) {
                 each(index, record)?;
                 left -= 1;
                 any = true;
@@ -80,18 +89,14 @@ impl Filter {
         }
     }
 
-    fn fits(&self, record: &Record<'_>, path: Option<&GlobMatcher>) -> bool {
+    fn fits(&self, record: &Record<'_>) -> bool {
         self.pcr.is_none_or(|pcr| record.pcr() == pcr)
             && (!self.violations || record.is_violation())
             && self.template.as_ref().is_none_or(|name| record.template().name() == name)
-            && path.is_none_or(|path| {
-                let name =
-                    record.likely_name().map(|name| match path.glob().glob().contains('/') {
-                        true => name,
-                        false => name.rsplit(|byte| *byte == b'/').next().unwrap_or_default(),
-                    });
-                name.is_some_and(|name| path.is_match(Path::new(OsStr::from_bytes(name))))
-            })
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| record.likely_name().is_some_and(|name| path.matches(name)))
             && self.digest.as_ref().is_none_or(|digest| has_digest(record, &digest.0))
     }
 }
@@ -112,8 +117,26 @@ fn has_digest(record: &Record<'_>, digest: &[u8]) -> bool {
             .any(|bank| record.template_digest(bank).as_bytes() == digest)
 }
 
-fn glob(text: &str) -> Result<Glob, globset::Error> {
-    GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build()
+impl Pattern {
+    fn parse(text: &str) -> Result<Pattern, globset::Error> {
+        let glob = |text: &str| GlobBuilder::new(text).literal_separator(true).build();
+        let mut set = GlobSet::builder();
+        set.add(glob(text)?);
+        let of_last_part = !text.contains('/');
+        let is_plain = !text.contains(['*', '?', '[', '{']);
+        if text.ends_with('/') || (is_plain && !of_last_part) {
+            set.add(glob(&format!("{}/**", text.trim_end_matches('/')))?);
+        }
+        Ok(Pattern { set: set.build()?, of_last_part })
+    }
+
+    fn matches(&self, name: &[u8]) -> bool {
+        let name = match self.of_last_part {
+            true => name.rsplit(|byte| *byte == b'/').next().unwrap_or_default(),
+            false => name,
+        };
+        self.set.is_match(Path::new(OsStr::from_bytes(name)))
+    }
 }
 
 fn digest(text: &str) -> Result<DigestBytes, String> {
@@ -122,5 +145,47 @@ fn digest(text: &str) -> Result<DigestBytes, String> {
         Ok(bytes) if (16..=64).contains(&bytes.len()) => Ok(DigestBytes(bytes)),
         Ok(bytes) => Err(format!("a digest has 16 to 64 bytes, this has {}", bytes.len())),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_as_people_type_patterns() {
+        let cases: &[(&str, &[&str], &[&str])] = &[
+            ("busybox", &["/bin/busybox", "busybox"], &["/bin/busybox.sh", "/busybox/a"]),
+            ("*.ko", &["/lib/modules/6.1/a.ko", ".ko"], &["/lib/a.ko.xz", "/lib/a.ko/b"]),
+            ("?s", &["/bin/ls", "/usr/bin/ps"], &["/bin/lss", "/bin/s"]),
+            ("[a-c]*", &["/bin/cat", "/bin/b"], &["/bin/ls", "/abc/dd"]),
+            ("[!a-c]*", &["/bin/ls"], &["/bin/cat"]),
+            ("*.{so,ko}", &["/a/b.so", "/a/b.ko"], &["/a/b.o"]),
+            ("/usr/bin/*", &["/usr/bin/ls"], &["/usr/bin/a/b", "/usr/bin", "/x/usr/bin/ls"]),
+            ("/usr/*/ls", &["/usr/bin/ls"], &["/usr/ls", "/usr/a/b/ls"]),
+            ("/usr/?s", &["/usr/ls"], &["/usr//s"]),
+            ("/usr/[!a]s", &["/usr/ls"], &["/usr/as"]),
+            ("/usr/**", &["/usr/bin/ls", "/usr/a"], &["/usr", "/usrx/a", "/var/usr/a"]),
+            ("/usr/**/ls", &["/usr/ls", "/usr/bin/ls", "/usr/a/b/ls"], &["/ls", "/usr/als"]),
+            ("**/ls", &["/bin/ls", "ls", "/a/b/ls"], &["/bin/als", "/ls/a"]),
+            ("/usr/bin/ls", &["/usr/bin/ls"], &["/usr/bin/lsx", "/x/usr/bin/ls"]),
+            ("/usr/lib", &["/usr/lib", "/usr/lib/a", "/usr/lib/a/b"], &["/usr/lib64/a", "/usr"]),
+            ("/usr/lib/", &["/usr/lib/a", "/usr/lib/a/b"], &["/usr/lib64/a"]),
+            ("/usr/lib*/", &["/usr/lib/a", "/usr/lib64/a/b"], &["/usr/bin/a", "/usr/libx"]),
+            ("/", &["/a", "/a/b"], &["boot_aggregate"]),
+            ("boot_aggregate", &["boot_aggregate"], &["/x"]),
+            ("a\\*", &["/x/a*"], &["/x/ab"]),
+        ];
+        for (pattern, fitting, others) in cases {
+            let compiled = Pattern::parse(pattern).unwrap();
+            for name in *fitting {
+                assert!(compiled.matches(name.as_bytes()), "{pattern} and {name}");
+            }
+            for name in *others {
+                assert!(!compiled.matches(name.as_bytes()), "{pattern} and {name}");
+            }
+        }
+        assert!(Pattern::parse("*").unwrap().matches(b"/a/\xff"));
+        assert!(Pattern::parse("[").is_err() && Pattern::parse("/a/{b").is_err());
     }
 }

@@ -1,3 +1,5 @@
+//! `imastage store export`: writes an epoch as files with the names of the kernel.
+
 use std::{
     collections::BTreeMap,
     fs::{DirBuilder, File},
