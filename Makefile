@@ -7,7 +7,7 @@ CARGO_DEB_VERSION := 3.8.0
 .PHONY: help run test test-under-load soak lab lab-kernel fuzz lint bench deny-tool package deb test-deb test-unit deb-tool
 
 help:
-	@echo "make run    show a whole attestation life on this machine (under 30 s after the build)"
+	@echo "make run    an end-to-end attestation demo (under 30 s after the build)"
 	@echo "make test   run every test"
 	@echo "make test-under-load  every test, ten times, on a busy machine"
 	@echo "make soak   ten million records through the service: memory and cost stay flat"

@@ -30,7 +30,7 @@ pub struct Machine {
     list_is_held: bool,
 }
 
-/// Something that Linux 7.2 does and nobody would want. Off unless asked for.
+/// A known bug of Linux 7.2. Off unless asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hazard {
     /// The kernel's own way of keeping account of a writer: right for one file that the thread

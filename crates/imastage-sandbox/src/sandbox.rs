@@ -40,7 +40,7 @@ pub struct Config {
     pub critical_data: bool,
     /// Whether programs are measured as they are executed, if that is permitted.
     pub watch: bool,
-    /// What it does as Linux 7.2 does and nobody would want.
+    /// The known bugs of Linux 7.2 that it reproduces.
     pub hazards: Vec<Hazard>,
 }
 

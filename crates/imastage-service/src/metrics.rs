@@ -32,7 +32,7 @@ struct Counted {
 
 impl Metrics {
     /// Takes what a drain did, and whether it failed. Gives how long the list's files were held by
-    /// all drains: by half of them, by 99 of 100, at most, in microseconds.
+    /// all drains: p50, p99 and the longest, in microseconds.
     pub(crate) fn drained(&self, round: &Round, has_failed: bool) -> [u64; 3] {
         let mut counted = self.counted();
         if round.stored > 0 {
@@ -101,7 +101,7 @@ fn render(status: &Status, counted: &Counted, pulse: &Pulse) -> String {
     });
     let verdicts: Vec<_> =
         verdicts.iter().map(|(labels, value)| (labels.as_slice(), *value)).collect();
-    text.one("imastage_verdict", "1 for whether store and TPM agree, by its name.", &verdicts);
+    text.one("imastage_verdict", "Current verdict: 1 for the active state, else 0.", &verdicts);
     text.gauge(
         "imastage_problems",
         "Things that are wrong with what is stored.",

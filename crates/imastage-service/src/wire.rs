@@ -48,10 +48,9 @@ pub struct Activity {
     pub deleted: u64,
     /// Bytes deleted from the list (sha1 form).
     pub deleted_bytes: u64,
-    /// The time that a drain held the list's files, in microseconds: half of all drains held them
-    /// no longer.
+    /// The time that drains held the list's files, p50, in microseconds.
     pub hold_p50_us: u64,
-    /// 99 of 100 drains held them no longer.
+    /// p99.
     pub hold_p99_us: u64,
     /// The longest.
     pub longest_hold_us: u64,

@@ -187,7 +187,7 @@ fn what_cannot_be_read_is_neither_stored_nor_deleted() {
         service.drain().unwrap();
         scene.add(5);
         for (times, said) in [
-            (&scene.mischief.altered_reads, "its digest is"),
+            (&scene.mischief.altered_reads, "template digest mismatch"),
             (&scene.mischief.short_reads, "record 4 at byte"),
         ] {
             times.store(1, Ordering::Relaxed);

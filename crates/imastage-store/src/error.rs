@@ -27,7 +27,7 @@ pub enum StoreError {
         why: String,
     },
     /// Another process writes to it.
-    #[error("{}: in use by process {holder}; one service a state directory", path.display())]
+    #[error("{}: locked by process {holder}; only one service may use a state directory", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -69,7 +69,9 @@ pub enum StoreError {
         error: ParseErrorKind,
     },
     /// A record that was to be appended is not as it should be.
-    #[error("record {index} was not stored: its digest is {printed}, its data's {computed}")]
+    #[error(
+        "record {index} rejected: template digest mismatch: list has {printed}, computed {computed}"
+    )]
     WrongDigest {
         /// The index it would have had.
         index: u64,

@@ -156,10 +156,10 @@ impl ResponseCode {
             }
             Some(TpmRcBase::Retry | TpmRcBase::Testing) => "; it is busy, try again",
             Some(TpmRcBase::ObjectMemory | TpmRcBase::ObjectHandles) => {
-                "; its slots are full of keys that others use, or left there (tpm2_flushcontext -t)"
+                "; no free object slots: flush unused keys (tpm2_flushcontext -t)"
             }
             Some(TpmRcBase::SessionMemory | TpmRcBase::SessionHandles) => {
-                "; its slots are full of sessions that others use, or left there (tpm2_flushcontext -l)"
+                "; no free session slots: flush unused sessions (tpm2_flushcontext -l)"
             }
             Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth) => "; the hierarchy has a password",
             Some(TpmRcBase::Hierarchy) => "; the hierarchy is switched off",
@@ -187,8 +187,8 @@ impl fmt::Display for ResponseCode {
         }
         match self.0 >> 16 {
             0 => {}
-            ResponseCode::KERNEL => write!(f, ", the kernel in its place")?,
-            layer => write!(f, ", software layer {layer} in its place")?,
+            ResponseCode::KERNEL => write!(f, " (from the kernel's resource manager)")?,
+            layer => write!(f, " (from software layer {layer})")?,
         }
         write!(f, " ({:#x})", self.0)
     }
@@ -244,9 +244,9 @@ mod tests {
             (0x184, "TPM_RC_VALUE of handle[1] (0x184)"),
             (0x1d5, "TPM_RC_SIZE of parameter[1] (0x1d5)"),
             (0x902, "TPM_RC_OBJECT_MEMORY (0x902)"),
-            (0xb0143, "TPM_RC_COMMAND_CODE, the kernel in its place (0xb0143)"),
-            (0x5_0001, "an unknown code, software layer 5 in its place (0x50001)"),
-            (0xffff_fffe, "an unknown code, software layer 65535 in its place (0xfffffffe)"),
+            (0xb0143, "TPM_RC_COMMAND_CODE (from the kernel's resource manager) (0xb0143)"),
+            (0x5_0001, "an unknown code (from software layer 5) (0x50001)"),
+            (0xffff_fffe, "an unknown code (from software layer 65535) (0xfffffffe)"),
         ] {
             assert_eq!(ResponseCode(code).to_string(), text);
         }

@@ -5,7 +5,7 @@ pub const IMASTAGE: &str = "\
 Examples:
   # See on this machine what the program does
   imastage demo
-  # Find out whether this machine is fit for use
+  # Find out whether this machine is ready
   imastage doctor
   # Store the kernel's records and delete them from kernel memory, as root
   imastage run --source /sys/kernel/security/ima

@@ -178,7 +178,7 @@ fn linux_7_2_says_how_much_a_deletion_frees() {
     let report = answer.json();
     // The first batch was deleted before, and nothing is stored.
     assert_eq!(answer.code, 1);
-    says(finding(&report, "list.replay", "problem"), "found", "its beginning is missing");
+    says(finding(&report, "list.replay", "problem"), "found", "leading records are missing");
     says(finding(&report, "kernel.dialect", "ok"), "found", "7.2");
     says(finding(&report, "list.staged", "note"), "found", "a batch is staged");
     says(finding(&report, "list.banks", "ok"), "found", "sha1 sha256 sha384 sha512");
@@ -435,7 +435,7 @@ fn without_permission_it_says_which() {
         };
         assert_eq!(output.status.code(), Some(3), "{output:?}");
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        says(finding(&report, check, "unseen"), "fix", "run as root");
+        says(finding(&report, check, "unknown"), "fix", "run as root");
     };
     fs::set_permissions(machine.dir.path(), Permissions::from_mode(0o700)).unwrap();
     look("kernel.ima");

@@ -461,7 +461,7 @@ fn users_04_a_configuration_is_checked_and_nothing_is_changed() {
     let answer = imastage(&check);
     assert_eq!(answer.code, 3);
     let problems = answer.json()["problems"].to_string();
-    for why in ["another service (pid", "in use by another service", "there are files in it"] {
+    for why in ["another service (pid", "locked by another service", "there are files in it"] {
         assert!(problems.contains(why), "{why}: {problems}");
     }
     assert_eq!(running.stop(), 0);
@@ -498,7 +498,7 @@ fn users_20_an_error_is_told_once_and_says_what_is_wrong() {
     fs::create_dir(&full).unwrap();
     fs::write(format!("{full}/format"), "something else\n").unwrap();
     for (args, once) in [
-        (["run", "--source", "in-process", "--state", &state], "in use by process"),
+        (["run", "--source", "in-process", "--state", &state], "locked by process"),
         (["run", "--source", &mount, "--state", &full], "not a state directory"),
     ] {
         let answer = imastage(&[&args[..], &["--tpm", "none", "--delete-mode", "none"]].concat());

@@ -161,7 +161,7 @@ fn one_service_a_state_directory() {
     assert!(answer.stderr.contains("another service (pid "), "{}", answer.stderr);
     let answer = imastage(&["run", "--source", &mount, "--state", &state, "--delete-mode", "none"]);
     assert_eq!(answer.code, 3);
-    assert!(answer.stderr.contains("in use by process"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("locked by process"), "{}", answer.stderr);
     assert_eq!(service.stop(), 0);
     let answer = imastage(&["run", "--source", "/nonexistent", "--state", &state]);
     assert_eq!(answer.code, 3);

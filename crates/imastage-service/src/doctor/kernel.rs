@@ -4,7 +4,7 @@ use imastage_source::{DeleteMode, Dialect, SourceError};
 
 use super::{
     Finding,
-    Severity::{Note, Ok as Fine, Problem, Unseen, Warning},
+    Severity::{Note, Ok as Fine, Problem, Unknown, Warning},
     machine::{Config, Machine, Options},
 };
 
@@ -50,7 +50,7 @@ pub(super) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<
             return None;
         }
         Err(error) => {
-            let finding = Finding::new(check, Unseen, error.to_string())
+            let finding = Finding::new(check, Unknown, error.to_string())
                 .why("whether there is a list, and how records leave it, is in its files' modes")
                 .fix("run as root (the permission to enter that directory is missing)");
             findings.push(finding);

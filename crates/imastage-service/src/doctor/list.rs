@@ -14,7 +14,7 @@ use imastage_source::{Look, SourceError, open};
 
 use super::{
     Finding,
-    Severity::{Note, Ok as Fine, Problem, Unseen, Warning},
+    Severity::{Note, Ok as Fine, Problem, Unknown, Warning},
     bytes, count,
     machine::{Machine, entries},
     stored::Stored,
@@ -142,7 +142,7 @@ fn has_staged(dir: &Path) -> bool {
 }
 
 fn cannot_read(error: &Unreadable) -> Finding {
-    let finding = Finding::new("list.records", Unseen, error.to_string())
+    let finding = Finding::new("list.records", Unknown, error.to_string())
         .why("what is in the list, and whether it leads to PCR 10, is not known");
     match error {
         Unreadable::Source(SourceError::Busy { .. }) => finding.fix("try again later"),
@@ -219,9 +219,13 @@ fn contents(list: &List, findings: &mut Vec<Finding>) {
     let found = format!("the list has {}, {}", count(list.records, "record"), bytes(list.bytes));
     findings.push(Finding::new("list.records", Fine, found));
     if let Some(error) = &list.broken {
-        let finding = Finding::new("list.parse", Problem, format!("the list is no list: {error}"))
-            .why("records behind that place cannot be drained, shown or verified")
-            .fix("if this is a kernel's own list, report it with the list attached");
+        let finding = Finding::new(
+            "list.parse",
+            Problem,
+            format!("cannot parse the measurement list: {error}"),
+        )
+        .why("records behind that place cannot be drained, shown or verified")
+        .fix("if this is a kernel's own list, report it with the list attached");
         findings.push(finding);
     }
     if let Some(index) = list.altered {
@@ -383,7 +387,7 @@ fn diverged(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Findi
     let trimmed = trimmed.ok().flatten();
     if let Some(trimmed) = trimmed.filter(|trimmed| *trimmed > 0) {
         return finding(&format!(
-            "the list does not lead to the TPM: {trimmed} records are trimmed"
+            "the list does not replay to the TPM: {trimmed} records are trimmed"
         ))
         .why("the kernel counts what was trimmed, and what is stored here does not replace it")
         .fix(lost);
@@ -394,12 +398,12 @@ fn diverged(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Findi
             .fix(lost);
     }
     if in_some {
-        return finding("the list leads to the TPM in other banks, not in all")
+        return finding("the list replays to the TPM in other banks, not in all")
             .why("somebody extended that bank besides IMA, or the kernel extends it in its own way")
             .fix("quote a bank in which it does");
     }
     if !list.begins_with_aggregate {
-        return finding("the list does not lead to the TPM: its beginning is missing")
+        return finding("the list does not replay to the TPM: leading records are missing")
             .why(
                 "a list begins with boot_aggregate or boot_aggregate_late; somebody deleted records \
                  from this one",
@@ -407,7 +411,7 @@ fn diverged(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Findi
             .fix(lost);
     }
     let first = if list.began_late { "boot_aggregate_late" } else { "boot_aggregate" };
-    finding(&format!("the list does not lead to the TPM, though it begins with {first}"))
+    finding(&format!("the list does not replay to the TPM, though it begins with {first}"))
         .why(
             "a kexec forgot the records before it, a record was altered, or PCR 10 was extended \
              without a record",

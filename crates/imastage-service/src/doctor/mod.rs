@@ -64,7 +64,7 @@ pub enum Severity {
     /// The service cannot do its work, or evidence will be lost.
     Problem,
     /// It could not be looked at.
-    Unseen,
+    Unknown,
     /// It works, but not as well as it could.
     Warning,
     /// Good to know.
@@ -150,9 +150,9 @@ mod tests {
 
     #[test]
     fn the_worst_comes_first() {
-        let mut order = [Severity::Ok, Severity::Unseen, Severity::Problem, Severity::Note];
+        let mut order = [Severity::Ok, Severity::Unknown, Severity::Problem, Severity::Note];
         order.sort();
-        assert_eq!(order, [Severity::Problem, Severity::Unseen, Severity::Note, Severity::Ok]);
+        assert_eq!(order, [Severity::Problem, Severity::Unknown, Severity::Note, Severity::Ok]);
     }
 
     #[test]

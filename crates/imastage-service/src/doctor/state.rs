@@ -13,7 +13,7 @@ use crate::{Client, health::Level, wire::Status};
 
 use super::{
     Finding,
-    Severity::{Note, Ok as Fine, Problem, Unseen, Warning},
+    Severity::{Note, Ok as Fine, Problem, Unknown, Warning},
     bytes, count,
     list::List,
     machine::Machine,
@@ -27,7 +27,7 @@ pub(super) fn examine(state: &Path, findings: &mut Vec<Finding>) {
     let meta = match fs::metadata(place) {
         Ok(meta) => meta,
         Err(error) => {
-            let finding = Finding::new(check, Unseen, format!("{shown}: cannot look: {error}"))
+            let finding = Finding::new(check, Unknown, format!("{shown}: cannot look: {error}"))
                 .why("whether records can be kept there is not known")
                 .fix(format!("run as a user who may enter {}", place.display()));
             findings.push(finding);

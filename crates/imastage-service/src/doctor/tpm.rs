@@ -7,7 +7,7 @@ use imastage_tpm::{Endpoint, PcrSelection, Tpm};
 
 use super::{
     Finding,
-    Severity::{Note, Ok as Fine, Unseen, Warning},
+    Severity::{Note, Ok as Fine, Unknown, Warning},
     machine::{Machine, read_text},
 };
 
@@ -89,7 +89,7 @@ pub(super) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<
             Some(Pcrs::Tpm(endpoint.clone()))
         }
         Err(error) => {
-            let finding = Finding::new(check, Unseen, format!("the TPM does not answer: {error}"))
+            let finding = Finding::new(check, Unknown, format!("the TPM does not answer: {error}"))
                 .why("whether the list replays to PCR 10 cannot be told, nor can quotes be made")
                 .fix("run as root, or as a member of the group of /dev/tpmrm0 (mostly tss)");
             findings.push(finding);

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::{
     Finding,
-    Severity::{Ok as Fine, Problem, Unseen},
+    Severity::{Ok as Fine, Problem, Unknown},
     machine::Machine,
 };
 
@@ -28,7 +28,7 @@ pub(super) fn examine(machine: &Machine, view: &Path, findings: &mut Vec<Finding
         // There is no view yet.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            let finding = Finding::new(check, Unseen, format!("{shown}: cannot look: {error}"))
+            let finding = Finding::new(check, Unknown, format!("{shown}: cannot look: {error}"))
                 .why("whether agents that read the view are answered is not known")
                 .fix("run as root, or as a member of the view's group");
             findings.push(finding);

@@ -38,8 +38,8 @@ pub enum DrainError {
     Unreadable(ParseError),
     /// Equal records kept being added while the list's place in the store was looked for.
     #[error(
-        "the list has records that are equal to stored ones, and more are added all the time: \
-         which of them are stored already cannot be told yet; nothing was deleted"
+        "cannot tell which records are already stored: identical records keep arriving; \
+         nothing was deleted, the next drain tries again"
     )]
     NoPlace,
     /// The list's first records are not the last stored ones, as they were before.

@@ -358,7 +358,7 @@ fn more(count: u64, named: usize) -> String {
 fn digests_text(answer: &Answer, out: &Output) -> String {
     let mut text = format!("{} records, {} violations: ", answer.records, answer.violations);
     if answer.wrong == 0 {
-        text += &out.paint(Tone::Good, "every digest is the one of its data");
+        text += &out.paint(Tone::Good, "all template digests match");
         return text;
     }
     text += &out.paint(Tone::Bad, format!("{} wrong digests", answer.wrong));

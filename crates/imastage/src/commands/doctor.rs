@@ -57,7 +57,7 @@ const ADVICE: usize = 14;
 #[derive(Serialize)]
 struct Report<'a> {
     problems: usize,
-    unseen: usize,
+    unknown: usize,
     warnings: usize,
     findings: &'a [Finding],
 }
@@ -95,15 +95,15 @@ pub fn run(mut args: Args, out: &Output) -> Result<Outcome, Failure> {
         tpm,
     });
     let number = |severity| findings.iter().filter(|f| f.severity == severity).count();
-    let (problems, unseen) = (number(Severity::Problem), number(Severity::Unseen));
+    let (problems, unknown) = (number(Severity::Problem), number(Severity::Unknown));
     let warnings = number(Severity::Warning);
-    let report = Report { problems, unseen, warnings, findings: &findings };
+    let report = Report { problems, unknown, warnings, findings: &findings };
     out.answer(&report, text(&report, out))?;
-    match (problems, unseen) {
+    match (problems, unknown) {
         (0, 0) => Ok(Outcome::Fine),
         (0, _) => Err(Failure::environment(format!(
             "{} could not be looked at, as said above; is this root?",
-            things(unseen, "thing")
+            things(unknown, "thing")
         ))),
         _ => Ok(Outcome::EvidenceSaysNo),
     }
@@ -114,7 +114,7 @@ fn text(report: &Report<'_>, out: &Output) -> String {
     for finding in report.findings {
         let (word, tone) = match finding.severity {
             Severity::Problem => ("problem", Tone::Bad),
-            Severity::Unseen => ("unseen", Tone::Bad),
+            Severity::Unknown => ("unknown", Tone::Bad),
             Severity::Warning => ("warning", Tone::Strong),
             Severity::Note => ("note", Tone::Dim),
             Severity::Ok => ("ok", Tone::Good),
@@ -127,21 +127,24 @@ fn text(report: &Report<'_>, out: &Output) -> String {
             let _ = writeln!(text, "         why: {}", wrapped(&finding.why, ADVICE));
         }
         if !finding.fix.is_empty() {
-            let _ = writeln!(text, "         do:  {}", wrapped(&finding.fix, ADVICE));
+            let _ = writeln!(text, "         fix: {}", wrapped(&finding.fix, ADVICE));
         }
         for line in &finding.lines {
             let _ = writeln!(text, "              {}", Printable::new(line));
         }
     }
-    let verdict = match (report.problems, report.unseen, report.warnings) {
-        (0, 0, 0) => out.paint(Tone::Good, "fit for use"),
+    let verdict = match (report.problems, report.unknown, report.warnings) {
+        (0, 0, 0) => out.paint(Tone::Good, "ready"),
         (0, 0, warnings) => {
-            out.paint(Tone::Good, format!("fit for use; {}", things(warnings, "warning")))
+            out.paint(Tone::Good, format!("ready; {}", things(warnings, "warning")))
         }
-        (problems, unseen, warnings) => {
-            let unseen = if unseen == 0 { String::new() } else { format!(", {unseen} unseen") };
-            let text =
-                format!("{}{unseen}, {}", things(problems, "problem"), things(warnings, "warning"));
+        (problems, unknown, warnings) => {
+            let unknown = if unknown == 0 { String::new() } else { format!(", {unknown} unknown") };
+            let text = format!(
+                "{}{unknown}, {}",
+                things(problems, "problem"),
+                things(warnings, "warning")
+            );
             out.paint(Tone::Bad, text)
         }
     };

@@ -7,13 +7,13 @@ use imastage_store::Retention;
 /// Which closed epochs are kept. The one that is written to always is.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RetentionArgs {
-    /// Keep at most so many closed epochs; the oldest go first.
+    /// Keep at most N closed epochs; the oldest are removed first.
     #[arg(long, value_name = "N")]
     keep_epochs: Option<u64>,
-    /// Keep at most so many bytes of all epochs; K, M and G may follow.
+    /// Keep at most SIZE bytes of all epochs; K, M and G may follow the number.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_bytes: Option<u64>,
-    /// Keep epochs that were closed at most so long ago: a number and h, d or w (hours, days, weeks).
+    /// Keep epochs that were closed within AGE: a number and h, d or w (hours, days, weeks).
     #[arg(long, value_name = "AGE", value_parser = age)]
     max_age: Option<Duration>,
 }

@@ -73,7 +73,7 @@ pub struct Args {
     /// quadratic in its length, so keep it short.
     #[arg(long, value_name = "MS", default_value_t = Config::EVERY_MS, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     every: u64,
-    /// Drain as soon as so many records are in the list.
+    /// Drain as soon as RECORDS records are in the list.
     #[arg(long, value_name = "RECORDS", default_value_t = Config::DRAIN_AT, value_parser = clap::value_parser!(u64).range(1..))]
     drain_at: u64,
     /// Compress closed epochs when the service starts, which is when one is closed.

@@ -41,7 +41,7 @@ pub struct Args {
     /// and T:N are refused then.
     #[arg(long)]
     flush_htable: bool,
-    /// Detect no duplicates, as with CONFIG_IMA_DISABLE_HTABLE. Has --flush-htable ignored.
+    /// Detect no duplicates, as with CONFIG_IMA_DISABLE_HTABLE. Overrides --flush-htable.
     #[arg(long)]
     no_htable: bool,
     /// The banks that have files, such as sha1,sha256; a swtpm has these only. Without this, all
@@ -57,7 +57,7 @@ pub struct Args {
     /// Measure only what `sandbox measure` and its like ask for, not what is executed.
     #[arg(long)]
     no_watch: bool,
-    /// Something Linux 7.2 does and nobody would want: `lock-books` (the lock gets stuck or lost
+    /// Reproduce a known bug of Linux 7.2: `lock-books` (the lock gets stuck or lost
     /// unless a writer has one file open and closes it in the thread that opened it), `no-memory` (D
     /// says ENOMEM and deletes all the same). May be given several times.
     #[arg(long, value_name = "NAME")]
@@ -114,7 +114,7 @@ enum Action {
         #[arg(long, value_name = "N")]
         rate: Option<u64>,
     },
-    /// Stop measuring, as a machine does that goes down: requests are refused from then on.
+    /// Suspend measuring, as the kernel does at shutdown: requests are refused from then on.
     #[command(after_help = crate::examples::SANDBOX_SUSPEND)]
     Suspend {
         #[command(flatten)]
@@ -123,7 +123,7 @@ enum Action {
         #[arg(long)]
         dump: bool,
     },
-    /// Go on with another kernel: records are carried over, the TPM goes on. It is one like this,
+    /// Simulate kexec: records are carried over, the TPM keeps its state. The next kernel is like this one,
     /// unless an option says how it was built or what it finds.
     #[command(after_help = crate::examples::SANDBOX_KEXEC)]
     Kexec {

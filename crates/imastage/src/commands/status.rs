@@ -34,7 +34,7 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Ask the running service again and again, every so many seconds, until interrupted.
+    /// Ask the running service again and again, every SECONDS seconds, until interrupted.
     #[arg(
         long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = clap::value_parser!(u64).range(1..=3600)
@@ -133,8 +133,8 @@ fn text(status: &Status, out: &Output) -> String {
     if !activity.source.is_empty() {
         let _ = write!(
             text,
-            "\nsince start: {} drains, {} records stored, {} deleted ({} bytes), files held {} us \
-             (half), {} us (99 of 100), {} us (at most)",
+            "\nsince start: {} drains, {} records stored, {} deleted ({} bytes), files held p50 {} us, \
+             p99 {} us, max {} us",
             activity.drains,
             activity.stored,
             activity.deleted,

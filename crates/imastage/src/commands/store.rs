@@ -44,7 +44,7 @@ enum Command {
         #[arg(long, value_name = "NUMBER")]
         epoch: Option<u64>,
     },
-    /// Mend what can be mended safely; stop the service first.
+    /// Repair what can be repaired without losing records; stop the service first.
     ///
     /// Records that were stored are never changed; whatever is cut off or written over is copied first.
     /// Exit code 1 if something is left that only a backup can mend.

@@ -22,8 +22,8 @@ mod summary;
 
 use program::{Answer, Program, Running};
 
-/// Show a whole attestation life on this machine: measure, drain, attest, crash, go on, and two bad
-/// days. Drives the other commands; ends by itself in under 30 s.
+/// Demonstrate attestation end to end: measure, drain, attest, crash, resume, and two tampering
+/// scenarios. Drives the other commands; ends by itself in under 30 s.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::DEMO)]
 pub struct Args {

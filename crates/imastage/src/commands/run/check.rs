@@ -166,7 +166,7 @@ impl Plan {
         let service = Client::of_state(state).ok().and_then(|client| client.status().ok());
         if let Some(pid) = service.and_then(|status| status.pid) {
             self.fail(&Failure::environment(format!(
-                "{}: in use by another service (pid {pid}); one service a state directory",
+                "{}: locked by another service (pid {pid}); only one service may use a state directory",
                 state.display()
             )));
         }
