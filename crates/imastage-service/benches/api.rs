@@ -45,8 +45,11 @@ fn get(socket: &Path, path: &str) -> (usize, Duration) {
 fn main() {
     let dir = tempfile::tempdir().unwrap();
     let list = Arc::new(SharedList::new(Options::default()));
-    let config =
-        Config { every: Duration::from_secs(3600), ..Config::new(dir.path().join("state")) };
+    let config = Config {
+        every: Duration::from_secs(3600),
+        adopt: true,
+        ..Config::new(dir.path().join("state"))
+    };
     let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
     let service = Service::start(config, Box::new(source)).unwrap();
     add(&list);

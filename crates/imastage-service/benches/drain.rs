@@ -33,6 +33,7 @@ fn drain(mode: DeleteMode, records: u64, batch: u64) -> (Duration, Activity) {
     let config = Config {
         every: Duration::from_secs(3600),
         drain_at: u64::MAX,
+        adopt: true,
         ..Config::new(dir.path().join("state"))
     };
     let source = InProcess::new(Arc::clone(&list), mode);
@@ -54,17 +55,18 @@ fn drain(mode: DeleteMode, records: u64, batch: u64) -> (Duration, Activity) {
 /// case: a kernel takes longer to show its records.
 fn compare(batch: u64) {
     const ROUNDS: u64 = 200;
-    let services = [false, true].map(|diverges| {
+    let services = [false, true].map(|is_apart| {
         let dir = tempfile::tempdir().unwrap();
         let list = Arc::new(SharedList::new(Options::default()));
         let config = Config {
             every: Duration::from_secs(3600),
             drain_at: u64::MAX,
+            adopt: true,
             ..Config::new(dir.path().join("state"))
         };
         let source: Box<dyn Source> =
             Box::new(InProcess::new(Arc::clone(&list), DeleteMode::Stage));
-        let source = if diverges {
+        let source = if is_apart {
             let (ours, theirs) = UnixStream::pair().unwrap();
             thread::spawn(move || serve(theirs, Ok(source)));
             Box::new(SourceProcess::connect(ours).unwrap())

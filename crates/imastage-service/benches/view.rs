@@ -71,8 +71,11 @@ fn main() {
     for records in [1_000, 100_000, 1_000_000] {
         let dir = tempfile::tempdir().unwrap();
         let list = Arc::new(SharedList::new(Options::default()));
-        let config =
-            Config { every: Duration::from_secs(3600), ..Config::new(dir.path().join("state")) };
+        let config = Config {
+            every: Duration::from_secs(3600),
+            adopt: true,
+            ..Config::new(dir.path().join("state"))
+        };
         let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
         let service = Service::start(config, Box::new(source)).unwrap();
         let view = service.mount_view(&dir.path().join("view"), None).unwrap();

@@ -55,6 +55,7 @@ fn ten_million_records_cost_what_the_first_did() {
     let config = Config {
         every: Duration::from_secs(3600),
         drain_at: u64::MAX,
+        adopt: true,
         ..Config::new(dir.path().join("state"))
     };
     let source = InProcess::new(Arc::clone(&list), DeleteMode::Stage);
