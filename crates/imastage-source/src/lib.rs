@@ -32,7 +32,7 @@ use std::num::NonZeroU64;
 pub use error::{Request, SourceError};
 pub use holders::{Holder, Holders};
 pub use in_process::InProcess;
-pub use lock::{ListLock, STATE_ARGUMENT, parent, service_of, state_of_service_of};
+pub use lock::{ListLock, ListService, STATE_ARGUMENT, parent, service_of};
 pub use open::{DEFAULT_DIR, DeleteMode, Dialect, open};
 pub use process::{SourceProcess, serve};
 

@@ -22,11 +22,13 @@ pub struct ListLock {
     _file: File,
 }
 
-/// Another service.
+/// A service that deletes from a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Other {
-    pid: u32,
-    state: Option<PathBuf>,
+pub struct ListService {
+    /// Its process id.
+    pub pid: u32,
+    /// Its state directory, where that can be known.
+    pub state: Option<PathBuf>,
 }
 
 /// The argument of the process that holds the lock behind which its service's state directory stands.
@@ -52,11 +54,11 @@ impl ListLock {
                 Err(Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(count.io("lock", error.into())),
             }
-            let other = other(dir);
+            let other = service_of(dir);
             let patience = if other.is_some() { WHILE_IT_LIVES } else { WHILE_IT_DIES };
             if since.elapsed() > patience {
                 let (pid, state) = match other {
-                    Some(Other { pid, state }) => (Some(pid), state),
+                    Some(ListService { pid, state }) => (Some(pid), state),
                     None => (None, None),
                 };
                 return Err(SourceError::Served { path: dir.to_owned(), pid, state });
@@ -66,18 +68,8 @@ impl ListLock {
     }
 }
 
-/// The process id of the service that deletes from the list in `dir`, if there is one and it can be
-/// seen from here.
-pub fn service_of(dir: &Path) -> Option<u32> {
-    other(dir).map(|other| other.pid)
-}
-
-/// The state directory of [`service_of`], where that can be known.
-pub fn state_of_service_of(dir: &Path) -> Option<PathBuf> {
-    other(dir)?.state
-}
-
-fn other(dir: &Path) -> Option<Other> {
+/// The service that deletes from the list in `dir`, if there is one and it can be seen from here.
+pub fn service_of(dir: &Path) -> Option<ListService> {
     let count = fs::metadata(Files::new(dir).count_path()).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let holder = locks.lines().find_map(|line| holder(line, &count))?;
@@ -87,7 +79,7 @@ fn other(dir: &Path) -> Option<Other> {
     arguments.find(|argument| *argument == STATE_ARGUMENT.as_bytes());
     let state = arguments.next().filter(|state| !state.is_empty());
     let state = state.map(|state| PathBuf::from(std::ffi::OsStr::from_bytes(state)));
-    Some(Other { pid, state })
+    Some(ListService { pid, state })
 }
 
 /// The process id in a line of /proc/locks, if it tells of a lock of `file`:

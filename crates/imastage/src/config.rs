@@ -83,10 +83,7 @@ pub fn load(argv: Vec<OsString>) -> Result<(Cli, Settings), LoadError> {
 /// # Errors
 /// [`LoadError`].
 pub fn load_run(path: &Path) -> Result<Args, LoadError> {
-    let argv = ["imastage", RUN, "--config"].map(OsString::from).into_iter();
-    let mut argv: Vec<OsString> = argv.collect();
-    argv.push(path.into());
-    let matches = parse(argv)?;
+    let matches = parse(vec!["imastage".into(), RUN.into(), "--config".into(), path.into()])?;
     let run = matches.subcommand().map(|(_, run)| run).unwrap_or(&matches);
     Ok(Args::from_arg_matches(run)?)
 }

@@ -237,7 +237,10 @@ fn issue_10_a_service_that_is_killed_leaves_nothing_that_has_the_list() {
     for _ in 0..3 {
         let service = start(&machine, &["--view", &view]);
         let list = list_process(service.pid).unwrap();
-        assert_eq!(service_of(Path::new(&machine.mount())), Some(service.pid));
+        assert_eq!(
+            service_of(Path::new(&machine.mount())).map(|found| found.pid),
+            Some(service.pid)
+        );
         service.running.kill();
         wait_until("the list's process ends", || !Path::new(&format!("/proc/{list}")).exists());
         assert_eq!(service_of(Path::new(&machine.mount())), None);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use imastage_source::{Holder, Holders};
+use imastage_source::{Holder, Holders, ListService};
 
 use super::{
     Examination, Finding,
@@ -34,8 +34,8 @@ pub(super) fn examine(
     // It keeps the file of a list that it can only follow.
     let service = state::service(state).and_then(|status| status.pid);
     let on_list = imastage_source::service_of(&machine.source);
-    if let Some(pid) = on_list.filter(|pid| Some(*pid) != service) {
-        findings.push(other_service(machine, state, pid));
+    if let Some(other) = on_list.filter(|other| Some(other.pid) != service) {
+        findings.push(other_service(&other, state));
     }
     holders.0.retain(|holder| {
         // The service's list is open in a child of it.
@@ -51,9 +51,8 @@ pub(super) fn examine(
 }
 
 /// A service with another state directory has the list's lock.
-fn other_service(machine: &Machine, state: &Path, pid: u32) -> Finding {
-    let theirs = imastage_source::state_of_service_of(&machine.source);
-    let (where_, fix) = match &theirs {
+fn other_service(ListService { pid, state: theirs }: &ListService, state: &Path) -> Finding {
+    let (where_, fix) = match theirs {
         Some(theirs) => (
             format!("state directory {}", theirs.display()),
             format!(

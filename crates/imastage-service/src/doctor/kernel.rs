@@ -35,7 +35,7 @@ pub(super) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<
         Err(SourceError::DeadMount { .. }) => {
             let found = format!("{} is a FUSE mount whose server is gone", shown.display());
             let finding = Finding::new(check, Problem, found)
-                .why("there is no list to drain: a sandbox was killed, and what it had is gone with it")
+                .why("there is no list to drain: a sandbox was killed, and its list ended with it")
                 .fix("start the sandbox again, which takes the directory over, or unmount it:")
                 .lines([format!("umount -l {}", shown.display())]);
             findings.push(finding);

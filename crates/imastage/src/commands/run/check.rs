@@ -6,7 +6,7 @@ use std::{
 };
 
 use imastage_service::Client;
-use imastage_source::{DeleteMode, Dialect, Source, SourceError};
+use imastage_source::{DeleteMode, Dialect, ListService, Source, SourceError};
 use imastage_store::{Reader, StoreError};
 use imastage_tpm::{Endpoint, Tpm};
 use rustix::fs::Access;
@@ -129,8 +129,7 @@ impl Plan {
                 dir.display()
             )));
         }
-        if let Some(pid) = imastage_source::service_of(dir) {
-            let state = imastage_source::state_of_service_of(dir);
+        if let Some(ListService { pid, state }) = imastage_source::service_of(dir) {
             let error = SourceError::Served { path: dir.to_owned(), pid: Some(pid), state };
             self.fail(&refusal(error));
         }
