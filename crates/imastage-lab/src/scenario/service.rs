@@ -54,14 +54,25 @@ impl Service {
     /// Waits until all that is in the kernel's list is stored and replays to the TPM's PCR; gives the
     /// status then.
     pub fn consistent(&self, machine: &mut Machine) -> Result<Value, LabError> {
+        self.consistent_after(machine, 0)
+    }
+
+    /// As [`Service::consistent`], where the kernel's list lacks the first `forgotten` records of the
+    /// epoch.
+    pub fn consistent_after(
+        &self,
+        machine: &mut Machine,
+        forgotten: u64,
+    ) -> Result<Value, LabError> {
         let since = Instant::now();
         loop {
             let (code, status) = self.status(machine)?;
             let count = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
             let count = String::from_utf8_lossy(&count).trim().to_owned();
             let consistent = status["verdict"]["state"] == "consistent";
-            // After a kexec more is stored than the kernel knows of.
-            let all = status["records"].as_u64() >= count.parse().ok();
+            let all = count.parse::<u64>().is_ok_and(|count| {
+                status["records"].as_u64().is_some_and(|stored| stored >= forgotten + count)
+            });
             if consistent && all && code == 0 {
                 return Ok(status);
             }
