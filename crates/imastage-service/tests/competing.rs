@@ -159,6 +159,8 @@ fn compete(dialect: Dialect, steals: bool) {
     let config = Config {
         every: Duration::from_millis(1),
         tpm: sandbox.tpm_endpoint().cloned(),
+        // The first records may be stolen before any is stored.
+        adopt: true,
         ..Config::new(state.clone())
     };
     let source = imastage_source::open(&ima, None).unwrap();
