@@ -25,6 +25,9 @@ use common::{Machine, Running, imastage};
 /// How many measure at the same time.
 const MEASURING: usize = 2;
 
+/// Files that each of them measures at a time: few, because every restart reads all records again.
+const FILES: usize = 5;
+
 fn sandbox_status(mount: &str) -> Status {
     match ask(Path::new(mount), &Ask::Status, &mut |_| {}).unwrap() {
         Answer::Status(status) => status,
@@ -73,9 +76,9 @@ fn kill_and_compare(mode: &str, kills: usize) {
                     if done.load(Ordering::Relaxed) {
                         return;
                     }
-                    let paths = machine.files(&format!("{measuring}-{round}"), 20);
+                    let paths = machine.files(&format!("{measuring}-{round}"), FILES);
                     let answer = ask(Path::new(mount), &Ask::Measure { paths }, &mut |_| {});
-                    assert!(matches!(answer, Ok(Answer::Done(ref m)) if m.added == 20));
+                    assert!(matches!(answer, Ok(Answer::Done(ref m)) if m.added == FILES as u64));
                     thread::sleep(Duration::from_millis(2));
                 }
             });
