@@ -12,7 +12,8 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{Config, SOCKET, Service};
+use imastage_client::SOCKET;
+use imastage_service::{Config, Service};
 use imastage_source::{DeleteMode, InProcess};
 
 const RECORDS: u64 = 1_000_000;

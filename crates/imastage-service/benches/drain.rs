@@ -12,7 +12,8 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{Config, Service, wire::Activity};
+use imastage_client::wire::Activity;
+use imastage_service::{Config, Service};
 use imastage_source::{DeleteMode, InProcess, Source, SourceProcess, serve};
 
 /// Records with names as long as those of /usr.

@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use crate::{health::State, wire::Status};
+use imastage_client::{health::State, wire::Status};
 
 /// A command for `sh -c`.
 #[derive(Debug)]

@@ -1,6 +1,9 @@
 //! HTTP on a Unix socket. `docs/openapi.yaml` describes it.
 
 mod connections;
+mod error;
+mod metrics;
+mod peer;
 mod quote;
 mod records;
 mod work;
@@ -16,31 +19,24 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{
-        DefaultBodyLimit, FromRef, Query, State,
-        rejection::{JsonRejection, QueryRejection},
-    },
+    extract::{DefaultBodyLimit, FromRef, Query, State, rejection::QueryRejection},
     http::StatusCode,
-    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use ima_log::Extend;
+use imastage_client::{
+    SOCKET,
+    health::Health,
+    wire::{ExtendedWith, Pcr, Pcrs, Status},
+};
 use imastage_store::Reader;
 use serde::Deserialize;
 use tokio::{net::UnixListener, sync::watch};
 
-use crate::{
-    ServiceError,
-    health::{Health, now},
-    metrics,
-    service::Shared,
-    wire::{ExtendedWith, Pcr, Pcrs, Refusal, Status},
-};
+use crate::{clock::now, config::ServiceError, handle::Shared};
 use connections::Limits;
+use error::Error;
 use work::Work;
-
-/// The API's socket in the state directory.
-pub const SOCKET: &str = "api.sock";
 
 /// Requests are a nonce and a few names.
 const LONGEST_REQUEST: usize = 4 << 10;
@@ -206,41 +202,4 @@ async fn pcrs(
         Ok(Pcrs { epoch: reader.epoch().number, records, pcrs: pcrs.collect() })
     });
     replayed.await.map(Json)
-}
-
-struct Error {
-    status: StatusCode,
-    why: String,
-}
-
-impl Error {
-    fn new(status: StatusCode, why: impl ToString) -> Error {
-        Error { status, why: why.to_string() }
-    }
-
-    fn bad(why: impl ToString) -> Error {
-        Error::new(StatusCode::BAD_REQUEST, why)
-    }
-
-    fn internal(why: impl ToString) -> Error {
-        Error::new(StatusCode::INTERNAL_SERVER_ERROR, why)
-    }
-}
-
-impl From<QueryRejection> for Error {
-    fn from(rejection: QueryRejection) -> Error {
-        Error::new(rejection.status(), rejection.body_text())
-    }
-}
-
-impl From<JsonRejection> for Error {
-    fn from(rejection: JsonRejection) -> Error {
-        Error::new(rejection.status(), rejection.body_text())
-    }
-}
-
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        (self.status, Json(Refusal { error: self.why })).into_response()
-    }
 }

@@ -2,15 +2,16 @@
 
 use std::{collections::BTreeMap, io::Read, path::Path};
 
-use ima_log::{Bank, BankPcrs, Extend};
-use imastage_store::{Note, Reader, Recovery, Store, StoreError};
+use imastage_client::{
+    health::{Condition, Health, State},
+    wire::{BankStatus, Status, Verdict},
+};
+use imastage_store::{Reader, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::{
-    banks::Banks,
-    health::{Condition, Health, State, now},
-    pulse::Pulse,
-    wire::{BankStatus, Cause, Divergence, Status, Verdict},
+    clock::now,
+    opening::{damage, diverged},
 };
 
 /// Which process has the state directory: a service that runs or starts, or `imastage store repair`.
@@ -85,77 +86,4 @@ fn replayed_to(reader: &Reader) -> BTreeMap<String, BankStatus> {
         )
     };
     reader.running().iter().map(status).collect()
-}
-
-/// Says what an interrupted commit had left.
-pub(crate) fn report(recovery: &Recovery) {
-    let Recovery { commit_bytes, record_bytes, kept } = recovery;
-    if *commit_bytes + *record_bytes > 0 {
-        tracing::info!("cut off what a crash interrupted: {record_bytes} bytes of records");
-    }
-    if let Some(kept) = kept {
-        tracing::warn!(
-            "the last commit was torn or damaged; what it may have covered is kept in {}",
-            kept.display()
-        );
-    }
-}
-
-/// Replays what is stored in every bank of the TPM. Linear in the records.
-///
-/// # Errors
-/// [`StoreError`] if they cannot be read any more.
-pub(crate) fn replayed(state: &Path, banks: &[Bank], pulse: &Pulse) -> Result<Banks, StoreError> {
-    const BEAT: u64 = 4096;
-    let mut replays = Banks::new(banks);
-    if banks.is_empty() {
-        let reader = Reader::open(state)?;
-        return Ok(Banks::resume(Vec::new(), reader.len(), reader.pcr()));
-    }
-    let mut cursor = Reader::open(state)?.records(0)?;
-    while let Some(record) = cursor.next_record()? {
-        replays.push(&[record]);
-        if replays.records().is_multiple_of(BEAT) {
-            pulse.beat();
-        }
-    }
-    Ok(replays)
-}
-
-/// The PCRs that were written down with the last commit, of as many banks of the TPM as the store
-/// keeps: where records cannot be read any more.
-pub(crate) fn committed(store: &Store, banks: &[Bank]) -> Banks {
-    let kept = banks.iter().filter_map(|bank| {
-        let value = store.running(*bank)?;
-        Some(BankPcrs::resume(*bank, Extend::Own, [(store.pcr()?, value)]))
-    });
-    Banks::resume(kept.collect(), store.len(), store.pcr())
-}
-
-/// Reads everything that is stored again, and says in words what is damaged.
-pub(crate) fn damage(state: &Path) -> Result<Vec<String>, StoreError> {
-    let damage = imastage_store::check(state)?.damage;
-    Ok(damage.iter().map(ToString::to_string).collect())
-}
-
-/// Whether TPM and store diverged before, as was noted then: no later PCR of the epoch is reached,
-/// unless the evidence refutes the note. Gives the notes that say so, too.
-pub(crate) fn diverged(state: &Path) -> Result<(Verdict, Vec<Note>), StoreError> {
-    let mut notes = imastage_store::notes(state)?;
-    notes.retain(|note| cause(&note.kind).is_some());
-    let verdict = notes.first().and_then(|note| {
-        Some(Verdict::Diverged(Divergence {
-            after: note.after,
-            before: note.index,
-            cause: cause(&note.kind)?,
-            time: note.time,
-            text: note.text.clone(),
-        }))
-    });
-    Ok((verdict.unwrap_or_default(), notes))
-}
-
-/// The cause that a note tells, if it tells of a divergence.
-fn cause(kind: &str) -> Option<Cause> {
-    serde_json::from_value(kind.into()).ok()
 }

@@ -5,9 +5,10 @@ mod turns;
 
 use std::sync::Arc;
 
-use ima_log::{Bank, Digest};
+use ima_log::{Bank, Digest, PcrSet, PcrTarget};
 use imastage_tpm::{ClockInfo, Endpoint, PcrSelection, PcrValue, Quote, TpmError};
 
+use crate::drain::round::AskTpm;
 use link::{Connection, Link};
 use turns::{Caller, Turns};
 
@@ -175,6 +176,18 @@ fn selection(banks: &[Bank], pcrs: &[u32]) -> Result<Vec<PcrSelection>, TpmError
         selected |= 1 << pcr;
     }
     Ok(banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: selected }).collect())
+}
+
+impl AskTpm for Attester {
+    fn pcrs(&mut self, pcrs: PcrSet) -> Result<Vec<PcrTarget>, String> {
+        let pcrs: Vec<u32> = pcrs.iter().collect();
+        let values = self.read(&pcrs).map_err(|error| error.to_string())?;
+        Ok(values.into_iter().map(|(_, pcr, value)| PcrTarget { pcr, value }).collect())
+    }
+
+    fn reset_count(&mut self) -> Result<Option<u32>, String> {
+        self.clock_now().map(|clock| Some(clock.reset_count)).map_err(|error| error.to_string())
+    }
 }
 
 #[cfg(test)]

@@ -1,39 +1,29 @@
-//! The drain loop and the local API.
+//! The service: drains one list into one state directory and answers for what is stored.
 //!
-//! A [`Service`] drains one list into one state directory, for good, and answers for what it keeps
-//! on a Unix socket: its state, a quote over a verifier's nonce, records from any index on. See
-//! [`wire`] for what is said there, [`Client`] for asking.
+//! A [`Service`] runs the drain loop, serves the local API (types and client: `imastage-client`) and
+//! mounts the view (`imastage-view`).
 #![forbid(unsafe_code)]
 
 mod alert;
-mod align;
 mod api;
 mod at_rest;
 mod attester;
-mod banks;
-mod client;
+mod clock;
 mod closed;
-mod compare;
-pub mod doctor;
+mod config;
 mod drain;
-mod drain_loop;
 mod durations;
-mod epoch;
-pub mod health;
-mod last_compared;
+mod handle;
 mod metrics;
-mod place;
+mod opening;
 mod pulse;
 mod service;
 #[cfg(test)]
-mod survival;
-mod view;
-pub mod wire;
+mod tests;
+mod told;
 
-pub use api::SOCKET;
 pub use at_rest::{holder, status_at_rest, status_unanswered};
-pub use client::{Client, ClientError, MOST_RECORDS, RecordAnswer};
 pub use closed::ClosedEpochs;
-pub use drain::{DrainError, Round};
-pub use service::{Config, Prepared, Service, ServiceError};
-pub use view::{View, ViewError};
+pub use config::{Config, ServiceError};
+pub use drain::round::{DrainError, Round};
+pub use service::{Prepared, Service};

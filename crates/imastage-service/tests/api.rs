@@ -16,11 +16,12 @@ use std::{
 
 use ima_list::{Options, SharedList};
 use ima_log::{Bank, Extend, RecordBuf, Replay, cel, json};
-use imastage_service::{
-    Client, Config, Service,
+use imastage_client::{
+    Client,
     health::{Condition, Health, State},
     wire::{BankStatus, PcrStatus, Pcrs, Status, Verdict},
 };
+use imastage_service::{Config, Service};
 use imastage_source::{DeleteMode, InProcess};
 use tempfile::TempDir;
 
@@ -63,7 +64,7 @@ impl Scene {
     }
 
     fn socket(&self) -> PathBuf {
-        self.dir.path().join("state").join(imastage_service::SOCKET)
+        self.dir.path().join("state").join(imastage_client::SOCKET)
     }
 
     fn client(&self) -> Client {

@@ -15,14 +15,12 @@ use std::{
 
 use ima_log::{Bank, Format, Records};
 use ima_securityfs::Dialect;
+use imastage_client::wire::{Cause, Verdict};
 use imastage_sandbox::{
     Config as Kernel, Sandbox, TpmChoice,
     control::{Command as Ask, ask},
 };
-use imastage_service::{
-    Config, Service,
-    wire::{Cause, Verdict},
-};
+use imastage_service::{Config, Service};
 
 #[allow(dead_code)]
 mod common;

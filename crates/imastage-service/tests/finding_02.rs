@@ -57,7 +57,7 @@ impl Scene {
     }
 
     fn socket(&self) -> PathBuf {
-        self.dir.path().join("state").join(imastage_service::SOCKET)
+        self.dir.path().join("state").join(imastage_client::SOCKET)
     }
 
     fn send(&self, request: &str, body: &str) -> UnixStream {
@@ -216,7 +216,7 @@ fn a_quote_tells_the_pcrs_that_it_covers() {
     let ask = |body: &str| {
         let answer = scene.ask("POST /v1/quote", body);
         let json = answer.split_once("\r\n\r\n").unwrap().1;
-        let reply: imastage_service::wire::QuoteReply =
+        let reply: imastage_client::wire::QuoteReply =
             serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {answer}"));
         reply.pcrs.iter().map(|pcr| (pcr.bank.clone(), pcr.pcr)).collect::<Vec<_>>()
     };

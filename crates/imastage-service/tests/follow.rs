@@ -10,10 +10,11 @@ use std::{
 };
 
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{
-    Client, Config, Service,
+use imastage_client::{
+    Client,
     wire::{Cause, ExtendedWith, QuoteRequest, Verdict},
 };
+use imastage_service::{Config, Service};
 use tempfile::TempDir;
 
 #[allow(dead_code)]

@@ -9,11 +9,9 @@ use std::{
     time::Duration,
 };
 
+use imastage_client::health::{Level, State};
 use imastage_sandbox::control::Command as Ask;
-use imastage_service::{
-    Config, Service,
-    health::{Level, State},
-};
+use imastage_service::{Config, Service};
 use imastage_store::{Note, Store};
 
 #[allow(dead_code)]
@@ -121,7 +119,7 @@ fn users_02_a_note_that_the_evidence_refutes_is_withdrawn() {
     drop(store);
     let told = imastage_service::status_at_rest(&machine.state()).unwrap();
     assert_eq!(told.health.state, State::Diverged);
-    assert!(told.health.reason.contains("2026-11-25 17:23:54 UTC"), "{}", told.health.reason);
+    assert!(told.health.reason.contains("2026-11-25T17:23:54Z"), "{}", told.health.reason);
     machine.measure(2);
     let service = machine.service();
     service.drain().unwrap();

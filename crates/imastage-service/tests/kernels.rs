@@ -9,14 +9,12 @@ use std::{
 
 use ima_log::{Bank, Format, Records};
 use ima_securityfs::Dialect;
+use imastage_client::wire::{Cause, Divergence, Status, Verdict};
 use imastage_sandbox::{
     Hazard, Kexec,
     control::{Answer, Command as Ask},
 };
-use imastage_service::{
-    ClosedEpochs, Service,
-    wire::{Cause, Divergence, Status, Verdict},
-};
+use imastage_service::{ClosedEpochs, Service};
 use imastage_source::DeleteMode;
 use imastage_store::Retention;
 

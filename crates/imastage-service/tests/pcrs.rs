@@ -4,11 +4,11 @@
 use std::{fs, path::PathBuf};
 
 use ima_log::Bank;
-use imastage_sandbox::{Kernel, Kexec, control::Command as Ask};
-use imastage_service::{
+use imastage_client::{
     health::{Level, State},
     wire::{ExtendedWith, Verdict},
 };
+use imastage_sandbox::{Kernel, Kexec, control::Command as Ask};
 
 #[allow(dead_code)]
 mod common;

@@ -16,10 +16,11 @@ use std::{
 
 use ima_list::{Options, Part, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{
-    Client, ClientError, Config, Service,
+use imastage_client::{
+    Client, ClientError,
     wire::{QuoteRequest, Verdict},
 };
+use imastage_service::{Config, Service};
 use imastage_source::{
     Batch, DeleteMode, Dialect, Holders, InProcess, Look, Request, Sink, Source, SourceError,
 };
@@ -375,7 +376,7 @@ fn garbage_on_the_socket_hurts_nobody() {
     };
     let scene = Scene::new();
     let service = scene.start(DeleteMode::Stage);
-    let socket = scene.state().join(imastage_service::SOCKET);
+    let socket = scene.state().join(imastage_client::SOCKET);
     let huge = [b"POST /v1/quote HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000000\r\n\r\n".to_vec(), vec![b' '; 100_000]].concat();
     for garbage in [
         b"\x00\xff\xfe".to_vec(),

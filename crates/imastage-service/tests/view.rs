@@ -16,10 +16,11 @@ use std::{
 
 use ima_list::{Options, Part, SharedList};
 use ima_log::{Bank, RecordBuf};
-use imastage_service::{Config, Service, View};
+use imastage_service::{Config, Service};
 use imastage_source::{
     Batch, DeleteMode, Dialect, Holders, InProcess, Look, Request, Sink, Source, SourceError,
 };
+use imastage_view::View;
 use tempfile::TempDir;
 
 #[allow(dead_code)]
@@ -266,7 +267,7 @@ fn finding_05_a_view_that_somebody_unmounted_is_noticed() {
     let Some(mut scene) = Scene::new() else { return };
     let failed = |scene: &Scene| {
         use std::{io::Write, os::unix::net::UnixStream};
-        let socket = scene.dir.path().join("state").join(imastage_service::SOCKET);
+        let socket = scene.dir.path().join("state").join(imastage_client::SOCKET);
         let mut stream = UnixStream::connect(socket).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();

@@ -15,7 +15,7 @@ use clap::{
 };
 use toml::de::{DeTable, DeValue};
 
-use crate::{Cli, commands::run::Args};
+use crate::{Cli, commands::run::args::Args};
 
 /// Why a command line, or the file that it names, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -277,7 +277,7 @@ fn parse_alone(argument: &str) -> Result<ArgMatches, clap::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Command as Chosen, commands::run::RELOADED};
+    use crate::{Command as Chosen, commands::run::args::RELOADED};
 
     fn load_text(text: &str, arguments: &[&str]) -> Result<(Cli, Settings), String> {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,10 +1,8 @@
 //! How a command ends.
 
-use std::{fmt, io, process::ExitCode};
+use std::{fmt, io};
 
 use imastage_store::StoreError;
-
-use crate::output::Output;
 
 /// A command that did what it was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,19 +68,10 @@ impl Failure {
         Failure::new(Kind::Environment, anyhow::anyhow!("{why}"))
     }
 
-    /// Prints what went wrong and gives the exit code. A reader that closed our output early has
-    /// what it wanted: that is no failure.
-    pub fn report(&self, out: &Output) -> ExitCode {
-        let closed = self.error.chain().any(|cause| {
-            cause
-                .downcast_ref::<io::Error>()
-                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-        });
-        if closed {
-            return ExitCode::SUCCESS;
-        }
-        out.error(&self.text());
-        ExitCode::from(self.code())
+    /// Whether a reader closed the output early: it has what it wanted, which is no failure.
+    pub fn is_closed_output(&self) -> bool {
+        let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        self.error.chain().any(|cause| cause.downcast_ref().is_some_and(is_closed))
     }
 
     /// What went wrong: what was being done, then why. Some errors say why themselves.

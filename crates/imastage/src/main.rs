@@ -68,7 +68,7 @@ fn main() -> ExitCode {
             let _ = error.print();
             return ExitCode::from(code);
         }
-        Err(error) => return Failure::input(error).report(&Output::new(false)),
+        Err(error) => return report(&Failure::input(error), &Output::new(false)),
     };
     output::init_log(cli.log_level);
     let out = Output::new(cli.json);
@@ -93,6 +93,15 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::EvidenceSaysNo) => ExitCode::from(1),
-        Err(failure) => failure.report(&out),
+        Err(failure) => report(&failure, &out),
     }
+}
+
+/// Prints what went wrong, and gives the exit code.
+fn report(failure: &Failure, out: &Output) -> ExitCode {
+    if failure.is_closed_output() {
+        return ExitCode::SUCCESS;
+    }
+    out.error(&failure.text());
+    ExitCode::from(failure.code())
 }

@@ -9,11 +9,11 @@ use std::{
 };
 
 use ima_log::{Bank, ListReplay, PcrTarget};
+use imastage_client::Client;
 use imastage_sandbox::{
     control::{Answer, Command as Ask, Status, ask},
     tpm_of,
 };
-use imastage_service::Client;
 use imastage_store::Reader;
 use imastage_tpm::{PcrSelection, Tpm};
 
@@ -149,7 +149,7 @@ fn kill_and_compare(mode: &str, kills: usize) {
 /// measures too, so ask in this process.
 fn drain(state: &str) {
     let client = Client::of_state(Path::new(state)).unwrap();
-    let request = imastage_service::wire::QuoteRequest { nonce: "00".into(), ..Default::default() };
+    let request = imastage_client::wire::QuoteRequest { nonce: "00".into(), ..Default::default() };
     client.quote(&request).unwrap();
 }
 

@@ -8,8 +8,8 @@ use std::{
     thread,
 };
 
+use imastage_client::{Client, SOCKET, wire::QuoteReply};
 use imastage_sandbox::control::{Answer, Command as Ask, RUN_LINK, ask};
-use imastage_service::{Client, SOCKET, wire::QuoteReply};
 use tempfile::TempDir;
 
 #[allow(dead_code)]
@@ -132,13 +132,13 @@ fn finding_10_more_records_than_a_service_says_are_not_taken() {
         let mut records = 0;
         let result = Client::of_state(state.path()).unwrap().records(0, 3, &mut |_| {
             records += 1;
-            Ok::<(), imastage_service::ClientError>(())
+            Ok::<(), imastage_client::ClientError>(())
         });
         assert!(result.unwrap_err().to_string().contains(why));
     }
     // The answer need not be asked for that nobody can have.
     let client = Client::of_state(never_ends.path()).unwrap();
-    let none = &mut |_: &[u8]| Ok::<(), imastage_service::ClientError>(());
+    let none = &mut |_: &[u8]| Ok::<(), imastage_client::ClientError>(());
     let error = client.records(0, u64::MAX, none).unwrap_err().to_string();
     assert!(error.contains("which nobody has"), "{error}");
 }

@@ -23,7 +23,7 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 
-use super::work::Peer;
+use super::peer::Peer;
 
 /// Connections that are served at once.
 pub(super) const MOST_CONNECTIONS: usize = 64;

@@ -10,15 +10,9 @@ use axum::{
 use ima_log::Bank;
 use imastage_tpm::{PcrSelection, TpmError};
 
-use super::{
-    Error,
-    work::{Peer, Work},
-};
-use crate::{
-    attester::Attester,
-    service::Shared,
-    wire::{PcrValue, QuoteReply, QuoteRequest},
-};
+use super::{error::Error, peer::Peer, work::Work};
+use crate::{attester::Attester, handle::Shared};
+use imastage_client::wire::{PcrValue, QuoteReply, QuoteRequest};
 
 /// How long a request's body may take.
 const LONGEST_BODY: Duration = Duration::from_secs(10);

@@ -19,11 +19,9 @@ use serde::{Deserialize, Deserializer, de};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Error, work::Work};
-use crate::{
-    service::Shared,
-    wire::{EPOCH_HEADER, FROM_HEADER, Form, TO_HEADER},
-};
+use super::{error::Error, work::Work};
+use crate::handle::Shared;
+use imastage_client::wire::{EPOCH_HEADER, FROM_HEADER, Form, TO_HEADER};
 
 /// The most records in one answer. Who wants more asks again from where it ended.
 const MOST_RECORDS: u64 = 1_000_000;

@@ -1,33 +1,25 @@
 //! What requests cost, and the bounds of it: work is begun only for a connection that is there, and
 //! no more of a kind at once than is of use.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration, time::Instant};
+use std::{sync::Arc, time::Duration, time::Instant};
 
 use axum::http::StatusCode;
 use imastage_tpm::PcrValue;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::Error;
-use crate::{attester::Attester, service::Shared};
+use super::{connections::MOST_CONNECTIONS, error::Error, peer::Peer};
+use crate::{attester::Attester, handle::Shared};
 
 /// Pieces of stored records that are read at once. Each is short, and there are few processors.
 const MOST_READS: usize = 8;
 
 /// Drains that are waited for at once. One drain answers all of them.
-const MOST_DRAINS: usize = super::connections::MOST_CONNECTIONS;
+const MOST_DRAINS: usize = MOST_CONNECTIONS;
 
 /// The threads that block: one for a quote, one for the PCRs, the others read.
 pub(super) const MOST_THREADS: usize = MOST_READS + 2;
 
 const STOPPING: &str = "the service is stopping";
-
-/// Who asks.
-#[derive(Clone)]
-pub(super) struct Peer {
-    /// The connection; a copy, since the server has it.
-    pub(super) socket: Arc<OwnedFd>,
-}
 
 /// How much of each kind may be under way. A request waits for its place before anything is begun,
 /// so what waits ends with its connection; what was begun keeps its place until it is done.
@@ -140,16 +132,6 @@ impl Work {
             Err(format!("it has not told its PCRs for {seconds} s: it hangs, or has much to do"))
         };
         tokio::time::timeout(patience, answer).await.unwrap_or_else(too_long)
-    }
-}
-
-impl Peer {
-    /// Whether the client closed the connection, also if it sent more than has been read.
-    fn is_gone(&self) -> bool {
-        let mut socket = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // If it cannot be asked, it is there.
-        rustix::event::poll(&mut socket, Some(&now)).is_ok_and(|events| events > 0)
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ima_log::ParseError;
+use ima_log::{Bank, Format, ParseError, PcrSet, PcrTarget, Record, Records};
 use imastage_source::SourceError;
-use imastage_store::StoreError;
+use imastage_store::{Store, StoreError};
 
 /// What one drain did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,4 +75,32 @@ pub enum DrainError {
         /// The reset counter now.
         now: u32,
     },
+}
+
+/// What a drain asks a TPM.
+pub trait AskTpm: Send {
+    /// These PCRs in all banks, all of one moment.
+    ///
+    /// # Errors
+    /// Why the TPM did not answer, in words.
+    fn pcrs(&mut self, pcrs: PcrSet) -> Result<Vec<PcrTarget>, String>;
+
+    /// How often it was reset (TPMS_CLOCK_INFO.resetCount); `None` if it does not count.
+    ///
+    /// # Errors
+    /// Why the TPM did not answer, in words.
+    fn reset_count(&mut self) -> Result<Option<u32>, String>;
+}
+
+/// Parses a whole list. The store checks the digests.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, DrainError> {
+    Records::new(bytes, Format::native(Bank::Sha1))
+        .collect::<Result<_, _>>()
+        .map_err(DrainError::Unreadable)
+}
+
+/// Appends `records` and makes them durable.
+pub(crate) fn keep(store: &mut Store, records: &[Record<'_>]) -> Result<(), StoreError> {
+    records.iter().try_for_each(|record| store.append(record).map(drop))?;
+    store.commit()
 }

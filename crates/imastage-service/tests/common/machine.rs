@@ -7,15 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use imastage_client::{
+    health::{Level, State},
+    wire::{Status, Verdict},
+};
 use imastage_sandbox::{
     Config as Kernel, Sandbox, TpmChoice,
     control::{Answer, Command as Ask, ask},
 };
-use imastage_service::{
-    Config, Service,
-    health::{Level, State},
-    wire::{Status, Verdict},
-};
+use imastage_service::{Config, Service};
 use imastage_source::DeleteMode;
 use imastage_store::Note;
 use tempfile::TempDir;

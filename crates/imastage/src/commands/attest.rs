@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf};
 
 use ima_log::Bank;
-use imastage_service::{Client, ClientError, wire::QuoteRequest};
+use imastage_client::{Client, ClientError, wire::QuoteRequest};
 
 use crate::{
     commands::{evidence_files::is_short_nonce, fresh_nonce, state_dir},

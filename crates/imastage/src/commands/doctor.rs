@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use ima_log::Printable;
-use imastage_service::doctor::{Examination, Finding, Severity, examine};
+use imastage_doctor::{Examination, Finding, Severity, examine};
 use imastage_tpm::Endpoint;
 use serde::Serialize;
 

@@ -7,122 +7,32 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
 use imastage_sandbox::TpmChoice;
-use imastage_service::{ClosedEpochs, Config, Service, ViewError};
+use imastage_service::{ClosedEpochs, Config, Service};
 use imastage_source::{DEFAULT_DIR, DeleteMode, Dialect, Source, SourceError};
 use imastage_tpm::Endpoint;
+use imastage_view::ViewError;
 
 use crate::{
-    commands::{
-        EMBEDDED, MACHINE, default_state_dir, retention::RetentionArgs, status::health_text,
-    },
+    commands::{EMBEDDED, MACHINE, default_state_dir, status::health_text},
     config::Settings,
     exit::{Fail, Failure, Outcome},
     output::Output,
 };
 
+pub mod args;
 mod check;
 mod embedded;
+mod event;
 mod process;
 mod supervise;
 
+pub use args::{Args, DeleteModeName};
 use embedded::Embedded;
 pub use embedded::fuse_is_there;
-use process::ListProcess;
 pub use process::close_inherited;
+use process::ListProcess;
 use supervise::Supervisor;
-
-/// Drain a measurement list into a state directory, for good, and answer for it.
-///
-/// Runs until it is told to stop (Ctrl-C, SIGTERM). `imastage attest`, `verify --state` and `status`
-/// talk to it through the state directory.
-#[derive(clap::Args)]
-#[command(after_help = crate::examples::RUN)]
-pub struct Args {
-    /// Read options from this file, too: its keys are named as the options. What the command line
-    /// says, wins. SIGHUP reads it again.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its
-    /// own, or where FUSE cannot be had, in this one), or `in-process`. How the directory's kernel
-    /// lets go of records is found out by looking; if it does not, the list is followed. [default:
-    /// embedded, where the machine has no list of its own]
-    #[arg(long, value_name = "DIR")]
-    source: Option<PathBuf>,
-    /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage; of a
-    /// list that is not this machine's: imastage-embedded beside it].
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
-    /// How to delete records, where the kernel supports both ways (Linux 7.2) [default: stage]. With
-    /// `none` no record is deleted, whatever the kernel supports, and no privilege is needed.
-    #[arg(long, value_name = "MODE")]
-    delete_mode: Option<DeleteModeName>,
-    /// Say what would be done, and what would be in the way, and do nothing.
-    #[arg(long)]
-    check: bool,
-    /// Delete from this list although records before its first one are not in the state directory:
-    /// somebody else deleted and keeps them, or nobody does.
-    #[arg(long)]
-    adopt: bool,
-    /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
-    /// the sandbox's own, or /dev/tpmrm0].
-    #[arg(long, value_name = "TPM")]
-    tpm: Option<String>,
-    /// The longest time between two drains, in milliseconds. Reading the kernel's list takes time
-    /// quadratic in its length, so keep it short.
-    #[arg(long, value_name = "MS", default_value_t = Config::EVERY_MS, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
-    every: u64,
-    /// Drain as soon as RECORDS records are in the list.
-    #[arg(long, value_name = "RECORDS", default_value_t = Config::DRAIN_AT, value_parser = clap::value_parser!(u64).range(1..))]
-    drain_at: u64,
-    /// Compress closed epochs when the service starts, which is when one is closed.
-    #[arg(long)]
-    pack: bool,
-    #[command(flatten)]
-    kept: RetentionArgs,
-    /// Run this command (with `sh -c`) whenever something begins or ends to be wrong. It finds the
-    /// worst of it in $IMASTAGE_STATE (ok, damaged, altered, diverged, not-extended, cannot-drain, busy,
-    /// cannot-compare, ...), the verdict in $IMASTAGE_VERDICT and all of `imastage --json status` in
-    /// $IMASTAGE_STATUS.
-    #[arg(long, value_name = "COMMAND")]
-    alert: Option<String>,
-    /// Show what is stored as files in this directory, named as the kernel's, as if nothing had ever
-    /// been deleted: for agents that read the list themselves.
-    #[arg(long, value_name = "DIR")]
-    view: Option<PathBuf>,
-    /// Who may read the view besides root: a group's name or number [default: our own group].
-    #[arg(long, value_name = "GROUP", requires = "view", value_parser = group)]
-    view_group: Option<u32>,
-    /// Who may ask the service besides its owner, through the socket in the state directory: a
-    /// group's name or number.
-    #[arg(long, value_name = "GROUP", value_parser = group)]
-    group: Option<u32>,
-}
-
-/// As [`DeleteMode`].
-#[derive(Clone, Copy, ValueEnum)]
-pub enum DeleteModeName {
-    /// Stage all, store, delete what was staged.
-    Stage,
-    /// Read, store, delete the first N.
-    FirstN,
-    /// Read and store; delete nothing, and open nothing for writing.
-    None,
-}
-
-impl From<DeleteModeName> for DeleteMode {
-    fn from(name: DeleteModeName) -> DeleteMode {
-        match name {
-            DeleteModeName::Stage => DeleteMode::Stage,
-            DeleteModeName::FirstN => DeleteMode::FirstN,
-            DeleteModeName::None => DeleteMode::None,
-        }
-    }
-}
-
-/// The keys of the configuration whose change takes effect at once.
-pub const RELOADED: &[&str] = &["alert", "drain-at", "every"];
 
 impl Args {
     fn config(&self, state: PathBuf, tpm: Option<Endpoint>) -> Config {
@@ -316,28 +226,11 @@ fn greeting(list: &List, source: &str, dialect: &str) -> String {
     }
 }
 
-/// Which exit code it is if a list cannot be had.
-fn refusal(error: SourceError) -> Failure {
-    match error {
-        SourceError::NoDeleteMode { .. } => Failure::input(error),
-        _ => Failure::environment(error),
-    }
-}
-
 /// A list that is busy will be free again; one that may never be held is no use waiting for.
 fn require_permission(source: &mut dyn Source) -> Result<(), Failure> {
     match source.try_open() {
         Ok(()) | Err(SourceError::Busy { .. }) => Ok(()),
         Err(error) => Err(Failure::environment(error)),
-    }
-}
-
-/// The number of a group that is given by name or number.
-fn group(text: &str) -> Result<u32, String> {
-    match nix::unistd::Group::from_name(text) {
-        Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) => text.parse().map_err(|_| "there is no such group".to_owned()),
-        Err(error) => Err(error.to_string()),
     }
 }
 

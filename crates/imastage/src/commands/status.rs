@@ -8,12 +8,13 @@ use std::{
 };
 
 use ima_log::{IMA_PCR, Printable};
-use imastage_service::{
+use imastage_client::{
     Client, ClientError,
-    health::{Health, Level, State, utc},
-    holder, status_at_rest, status_unanswered,
+    health::{Health, Level, State},
+    text::utc,
     wire::{BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
 };
+use imastage_service::{holder, status_at_rest, status_unanswered};
 
 use crate::{
     commands::state_dir,

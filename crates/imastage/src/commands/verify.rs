@@ -10,7 +10,7 @@ use std::{
 };
 
 use ima_log::{Bank, Decoder, Format, PcrSet};
-use imastage_service::{
+use imastage_client::{
     Client,
     wire::{PcrValue, QuoteRequest},
 };

@@ -3,7 +3,7 @@
 use std::{path::Path, thread, time::Duration};
 
 use ima_log::{Bank, Decoder, Format, Record};
-use imastage_service::{Client, ClientError, MOST_RECORDS, RecordAnswer};
+use imastage_client::{Client, ClientError, MOST_RECORDS, RecordAnswer};
 
 use crate::exit::{Fail, Failure};
 

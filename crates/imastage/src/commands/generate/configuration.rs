@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use super::{page, texts};
-use crate::{commands::run::RELOADED, config};
+use crate::{commands::run::args::RELOADED, config};
 
 /// A configuration for a machine with agents; its lines are those of the packaged file.
 const EXAMPLE: &str = r#"source = "/sys/kernel/security/ima"

@@ -5,14 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use imastage_service::Client;
+use imastage_client::Client;
 use imastage_source::{DeleteMode, Dialect, ListService, Source, SourceError};
 use imastage_store::{Reader, StoreError};
 use imastage_tpm::{Endpoint, Tpm};
 use rustix::fs::Access;
 use serde::Serialize;
 
-use super::{Args, List, fuse_is_there, process, refusal, tpm_of};
+use super::{
+    Args, List, fuse_is_there,
+    process::{self, refusal},
+    tpm_of,
+};
 use crate::{
     exit::{Failure, Outcome},
     output::Output,

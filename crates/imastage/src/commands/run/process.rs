@@ -14,10 +14,10 @@ use std::{
 };
 
 use clap::ValueEnum;
-use imastage_source::{Holders, STATE_ARGUMENT, SourceProcess};
+use imastage_source::{Holders, STATE_ARGUMENT, SourceError, SourceProcess};
 use rustix::thread::CapabilitySet;
 
-use super::{DeleteModeName, supervise::Event};
+use super::{args::DeleteModeName, event::Event};
 use crate::{
     exit::{Fail, Failure},
     output::pass_log_level,
@@ -67,7 +67,7 @@ impl ListProcess {
         let child = command.spawn().environment("the process that reads the list")?;
         // Its ends of the sockets: if it ends, that is to be seen.
         drop(command);
-        let source = SourceProcess::connect(ours).map_err(super::refusal)?;
+        let source = SourceProcess::connect(ours).map_err(refusal)?;
         Ok((ListProcess { child, view: device }, source))
     }
 
@@ -147,4 +147,12 @@ pub fn drop_admin() -> Result<(), Failure> {
     }
     // What is not permitted is not ambient, either.
     rustix::thread::set_capabilities(None, sets).environment("capabilities")
+}
+
+/// The exit code if a list cannot be opened.
+pub(super) fn refusal(error: SourceError) -> Failure {
+    match error {
+        SourceError::NoDeleteMode { .. } => Failure::input(error),
+        _ => Failure::environment(error),
+    }
 }

@@ -15,7 +15,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::RELOADED;
+use super::{args::RELOADED, event::Event};
 use crate::{
     Command,
     commands::status::health_text,
@@ -23,14 +23,6 @@ use crate::{
     exit::{Fail, Failure},
     output::Output,
 };
-
-/// What a service hears while it runs.
-pub enum Event {
-    /// SIGHUP, SIGINT or SIGTERM.
-    Signal(i32),
-    /// The process that has the list open is gone, and how it ended.
-    ListLost(String),
-}
 
 /// SIGHUP, SIGINT and SIGTERM, caught from the moment this is made.
 pub struct Supervisor {

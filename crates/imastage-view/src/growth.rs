@@ -1,0 +1,133 @@
+//! How the view's files come to be longer: drain, look, tell the kernel, answer who waited.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use fuser::{Generation, Notifier};
+
+use crate::origin::Origin;
+use crate::{
+    directory::{OpenFiles, Tree, Waiting},
+    listing::Listing,
+};
+
+/// Works off what waits for a drain: one drain for all who asked before it began.
+pub(crate) struct Growth {
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) listing: Arc<Listing>,
+    pub(crate) open: Arc<OpenFiles>,
+    pub(crate) origin: Arc<dyn Origin>,
+    pub(crate) mount: PathBuf,
+    pub(crate) notifier: Notifier,
+    /// Whether the view is being ended by us.
+    pub(crate) is_ending: Arc<AtomicBool>,
+    /// Why the list could not be drained or looked at, as it was last logged.
+    pub(crate) said: Option<String>,
+}
+
+/// As long as readers wait for a drain at most: longer than one takes, and than others are waited
+/// for. It is there for what cannot be foreseen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// As long as they wait when the last drain failed: what is stored is better than nothing.
+const BRIEF: Duration = Duration::from_millis(250);
+/// Answers need not be cached.
+const TTL: Duration = Duration::ZERO;
+/// The unit in which the kernel caches files, or a divisor of it.
+const PAGE: u64 = 4096;
+
+impl Growth {
+    /// Goes on until the view has ended.
+    pub(crate) fn run(mut self, inbox: &mpsc::Receiver<Waiting>) {
+        while let Ok(first) = inbox.recv() {
+            let waiting: Vec<Waiting> = std::iter::once(first).chain(inbox.try_iter()).collect();
+            if !waiting.iter().all(|request| matches!(request, Waiting::Entry(..))) {
+                self.catch_up();
+            }
+            for request in waiting {
+                self.answer(request);
+            }
+        }
+        if !self.is_ending.load(Ordering::SeqCst) {
+            tracing::error!(
+                "{}: the view has ended: somebody unmounted it; restart the service to have it again",
+                self.mount.display()
+            );
+            self.origin.set_view_failed(true);
+        }
+    }
+
+    fn catch_up(&mut self) {
+        let patience = if self.said.is_none() { PATIENCE } else { BRIEF };
+        let drained = self.origin.drain_within(patience);
+        let grown = self.listing.grow().map_err(|error| error.to_string());
+        if let Ok(new_epoch) = grown {
+            self.tell_kernel(new_epoch);
+        }
+        match drained.and(grown) {
+            Ok(_) => self.said = None,
+            Err(why) if self.said.as_ref() == Some(&why) => {}
+            Err(why) => {
+                tracing::error!("the view shows what is stored, which may not be all: {why}");
+                self.said = Some(why);
+            }
+        }
+    }
+
+    /// Of what it has cached of a file, the last page is wrong now: there is nothing behind the old
+    /// end. So it is told to read that anew, and what it reads has the new records already. Then it
+    /// is told the new size, by storing the file's last byte: after being told to forget something,
+    /// it does not believe the answer to a question that it asked before. Reads that are under way
+    /// are waited for; another thread answers them.
+    fn tell_kernel(&self, new_epoch: bool) {
+        let (told, end) = (self.tree.told(), self.listing.end());
+        if told == end && !new_epoch {
+            return;
+        }
+        for (inode, shown) in self.tree.lists() {
+            let old_end = if new_epoch { 0 } else { told.offset(shown) };
+            let page = old_end - old_end % PAGE;
+            // A length of 0: all that is behind.
+            let forgot = self.notifier.inval_inode(inode, i64::try_from(page).unwrap_or(0), 0);
+            let last = [end.last_byte(shown)];
+            let result = forgot.and_then(|()| match end.offset(shown).checked_sub(1) {
+                Some(at) => self.notifier.store(inode, at, &last),
+                None => Ok(()),
+            });
+            if let Err(error) = result {
+                tracing::warn!(%error, "the kernel does not take that a file of the view grew");
+            }
+        }
+        self.tree.tell(end);
+    }
+
+    fn answer(&self, request: Waiting) {
+        match request {
+            Waiting::Entry(inode, reply) => match self.tree.attr(inode) {
+                Some(attr) => reply.entry(&TTL, &attr, Generation(0)),
+                None => reply.error(fuser::Errno::ENOENT),
+            },
+            Waiting::Attr(inode, handle, reply) => match self.tree.attr(inode) {
+                Some(attr) => {
+                    if let Some(handle) = handle {
+                        self.open.told_size(handle, attr.size);
+                    }
+                    reply.attr(&TTL, &attr);
+                }
+                None => reply.error(fuser::Errno::ENOENT),
+            },
+            Waiting::Number(file, handle, size, reply) => {
+                let text = self.tree.number(file);
+                // Kept first: whoever has the answer may read on at once.
+                self.open.told_number(handle, text.clone());
+                reply.data(&text.as_bytes()[..text.len().min(size as usize)]);
+            }
+        }
+    }
+}
