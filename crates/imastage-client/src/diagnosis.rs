@@ -5,7 +5,7 @@ use ima_log::IMA_PCR;
 use crate::{
     health::{Condition, Health, State},
     text::{names, utc},
-    wire::{Cause, Divergence, ExtendedWith, PcrStatus, Status, Verdict},
+    wire::{Cause, Checking, Divergence, ExtendedWith, PcrStatus, Status, Verdict},
 };
 
 impl Health {
@@ -39,6 +39,12 @@ impl Health {
         }
         if let Some(error) = &activity.view_error {
             found.push((State::ViewFailing, format!("the view does not work: {error}")));
+        }
+        if let Some(Checking { read, of }) = activity.checking {
+            let text = format!(
+                "stored records are being read again: {read} of {of}; records are drained meanwhile"
+            );
+            found.push((State::Checking, text));
         }
         let is_new = activity.drained.is_none() && activity.last_error.is_none();
         match status.pid {
@@ -144,7 +150,7 @@ mod tests {
     fn what_is_wrong_is_never_ok() {
         assert_eq!(Health::of(&status(), 1).level(), Level::Fine);
         type Harm = fn(&mut Status);
-        let cases: [(State, Level, Harm); 9] = [
+        let cases: [(State, Level, Harm); 10] = [
             (State::Damaged, Level::Evidence, |s| s.problems = vec!["x".into()]),
             (State::Damaged, Level::Evidence, |s| s.verdict = Verdict::Damaged { why: "x".into() }),
             (State::Altered, Level::Evidence, |s| {
@@ -161,6 +167,9 @@ mod tests {
             }),
             (State::ViewFailing, Level::Environment, |s| {
                 s.since_start.view_error = Some("x".into())
+            }),
+            (State::Checking, Level::Environment, |s| {
+                s.since_start.checking = Some(Checking { read: 1, of: 2 })
             }),
             (State::Starting, Level::Environment, |s| s.since_start.drained = None),
             (State::NotRunning, Level::Environment, |s| s.pid = None),

@@ -31,6 +31,8 @@ pub enum State {
     ViewFailing,
     /// A service runs, or holds the state directory, and does not answer.
     NoAnswer,
+    /// A service reads the records that were stored before it started.
+    Checking,
     /// A service starts.
     Starting,
     /// No service runs.
@@ -75,7 +77,7 @@ pub struct Health {
 
 impl State {
     /// All there are, the worst first.
-    pub const ALL: [State; 14] = [
+    pub const ALL: [State; 15] = [
         State::Damaged,
         State::Altered,
         State::Diverged,
@@ -87,6 +89,7 @@ impl State {
         State::CannotCompare,
         State::ViewFailing,
         State::NoAnswer,
+        State::Checking,
         State::Starting,
         State::NotRunning,
         State::Ok,
@@ -106,6 +109,7 @@ impl State {
             State::CannotCompare => "cannot-compare",
             State::ViewFailing => "view-failing",
             State::NoAnswer => "no-answer",
+            State::Checking => "checking",
             State::Starting => "starting",
             State::NotRunning => "not-running",
             State::Ok => "ok",
@@ -151,7 +155,7 @@ impl Health {
         let is_due = |condition: &&Condition| match condition.state {
             State::Busy => now.saturating_sub(condition.since) >= PATIENCE_WITH_READERS,
             // The start of a service is not alerted.
-            State::Starting => false,
+            State::Checking | State::Starting => false,
             _ => true,
         };
         self.conditions.iter().filter(is_due).collect()

@@ -34,6 +34,15 @@ pub struct Status {
     pub since_start: Activity,
 }
 
+/// How far stored records were read since the service started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checking {
+    /// Records read.
+    pub read: u64,
+    /// Records stored when the service started.
+    pub of: u64,
+}
+
 /// What the service did since it was started.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Activity {
@@ -41,6 +50,10 @@ pub struct Activity {
     pub source: String,
     /// The dialect that was found there: `7.2`, `v4`, `trim`, or `follow` where nothing is freed.
     pub dialect: String,
+    /// The check of records stored before the service started, while it is made. The verdict is
+    /// `unchecked` until it is complete.
+    #[serde(default)]
+    pub checking: Option<Checking>,
     /// Drains that found records.
     pub drains: u64,
     /// Records stored.

@@ -27,6 +27,9 @@ pub struct Config {
     pub group: Option<u32>,
     /// Delete from a list whose beginning is neither in this store nor the epoch's first record.
     pub adopt: bool,
+    /// The most stored records that are read before the service is ready. Of a longer epoch, what
+    /// earlier services proved is resumed, and all records are read while the service runs.
+    pub read_first: u64,
 }
 
 impl Config {
@@ -41,11 +44,15 @@ impl Config {
             tpm: None,
             group: None,
             adopt: false,
+            read_first: Config::READ_FIRST,
         }
     }
 
     /// The default of [`Config::every`], in milliseconds.
     pub const EVERY_MS: u64 = 500;
+
+    /// The default of [`Config::read_first`]: as many are read in a tenth of a second.
+    pub const READ_FIRST: u64 = 1 << 16;
 
     /// The default of [`Config::drain_at`].
     pub const DRAIN_AT: u64 = 1000;

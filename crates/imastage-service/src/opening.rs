@@ -2,11 +2,17 @@
 
 use std::path::Path;
 
-use ima_log::{Bank, BankPcrs, Extend};
+use ima_log::{Bank, BankPcrs, Extend, ListReplay};
 use imastage_client::wire::{Cause, Divergence, Verdict};
 use imastage_store::{EpochId, Note, Reader, Recovery, Store, StoreError};
 
-use crate::{attester::Attester, drain::banks::Banks, pulse::Pulse};
+use crate::{
+    attester::Attester,
+    drain::{
+        banks::{Banks, RECENT},
+        last_compared::LastCompared,
+    },
+};
 
 /// Says what an interrupted commit had left.
 pub(crate) fn report(recovery: &Recovery) {
@@ -22,25 +28,60 @@ pub(crate) fn report(recovery: &Recovery) {
     }
 }
 
-/// Replays what is stored in every bank of the TPM. Linear in the records.
+/// Replays what is stored in every bank of the TPM: linear in the records behind the anchor. Says in
+/// `progress` how many of how many records were read.
 ///
 /// # Errors
 /// [`StoreError`] if they cannot be read any more.
-pub(crate) fn replayed(state: &Path, banks: &[Bank], pulse: &Pulse) -> Result<Banks, StoreError> {
-    const BEAT: u64 = 4096;
-    let mut replays = Banks::new(banks);
+pub(crate) fn replayed(
+    state: &Path,
+    banks: &[Bank],
+    anchor: Option<ListReplay>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Banks, StoreError> {
+    /// Records between two calls of `progress`.
+    const STEP: u64 = 4096;
+    let reader = Reader::open(state)?;
     if banks.is_empty() {
-        let reader = Reader::open(state)?;
         return Ok(Banks::resume(Vec::new(), reader.len(), reader.pcr()));
     }
-    let mut cursor = Reader::open(state)?.records(0)?;
-    while let Some(record) = cursor.next_record()? {
-        replays.push(&[record]);
-        if replays.records().is_multiple_of(BEAT) {
-            pulse.beat();
+    let first = reader.records(0)?.next_record()?.is_some_and(|record| record.says_no_tpm());
+    let mut replay = anchor.unwrap_or_else(|| ListReplay::new(banks.iter().copied()));
+    let mut cursor = reader.records(replay.records())?;
+    // Remembering each record's values costs more than computing them.
+    let recent = reader.len().saturating_sub(RECENT as u64);
+    while replay.records() < recent
+        && let Some(record) = cursor.next_record()?
+    {
+        replay.push(&record);
+        if replay.records().is_multiple_of(STEP) {
+            progress(replay.records(), reader.len());
         }
     }
-    Ok(replays)
+    let mut banks = Banks::of(replay).beginning_without_tpm(first);
+    while let Some(record) = cursor.next_record()? {
+        banks.push(&[record]);
+    }
+    Ok(banks)
+}
+
+/// Where the replay of an epoch is resumed; `None` if all of it is to be read first, because it is short
+/// or nothing proven is known.
+///
+/// # Errors
+/// [`StoreError`] if what is stored cannot be read.
+pub(crate) fn anchored(
+    state: &Path,
+    banks: &[Bank],
+    known: &LastCompared,
+    read_first: u64,
+) -> Result<Option<ListReplay>, StoreError> {
+    let Some(anchor) = &known.anchor else { return Ok(None) };
+    let reader = Reader::open(state)?;
+    if reader.len() <= read_first || banks.is_empty() {
+        return Ok(None);
+    }
+    anchor.resume(&reader, banks)
 }
 
 /// The PCRs that were written down with the last commit, of as many banks of the TPM as the store

@@ -10,7 +10,7 @@ use std::{
 
 use imastage_client::{
     health::Health,
-    wire::{Activity, Status, Verdict},
+    wire::{Activity, Checking, Status, Verdict},
 };
 use imastage_source::Source;
 use imastage_store::Store;
@@ -64,7 +64,20 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::start`].
-    pub fn prepare(config: Config, mut source: Box<dyn Source>) -> Result<Prepared, ServiceError> {
+    pub fn prepare(config: Config, source: Box<dyn Source>) -> Result<Prepared, ServiceError> {
+        Service::prepare_with(config, source, &mut |_, _| {})
+    }
+
+    /// As [`Service::prepare`]; says in `progress` how many of how many stored records were read, if
+    /// that takes long: the first time that an epoch with many is opened.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn prepare_with(
+        config: Config,
+        mut source: Box<dyn Source>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Prepared, ServiceError> {
         let mut store = Store::open(&config.state)?;
         opening::report(store.recovery());
         let attester = config.tpm.as_ref().map(Attester::connect).transpose()?;
@@ -76,27 +89,46 @@ impl Service {
             source.as_mut(),
         )?;
         let known = LastCompared::load(&config.state, epoch, store.len());
-        let last_compared = known.unwrap_or(LastCompared { epoch, consistent: 0 });
-        let damage = opening::damage(&config.state)?;
+        let last_compared = known.unwrap_or(LastCompared { epoch, ..LastCompared::default() });
         let (diverged, notes) = opening::diverged(&config.state)?;
         let pulse = Pulse::default();
         let kept = attester.as_ref().map(Attester::banks).unwrap_or_default();
-        let comparison = match damage.first() {
-            None => {
-                let banks = opening::replayed(&config.state, kept, &pulse)?;
-                Comparison::new(banks, diverged, last_compared.consistent)
-            }
-            Some(why) => {
-                let verdict = Verdict::Damaged { why: why.clone() };
-                Comparison::new(opening::committed(&store, kept), verdict, last_compared.consistent)
+        let consistent = last_compared.consistent;
+        // What cannot be read or does not fit is found by reading everything.
+        let anchor = opening::anchored(&config.state, kept, &last_compared, config.read_first)
+            .unwrap_or_default();
+        let resumed = anchor.map(|anchor| {
+            opening::replayed(&config.state, kept, Some(anchor), &mut |_, _| pulse.beat())
+        });
+        let (comparison, damage) = match resumed {
+            Some(Ok(banks)) => (Comparison::resumed(banks, diverged, consistent), Vec::new()),
+            Some(Err(_)) | None => {
+                let damage = opening::damage(&config.state)?;
+                let comparison = match damage.first() {
+                    None => {
+                        let mut progress = |read, of| {
+                            pulse.beat();
+                            progress(read, of);
+                        };
+                        let banks = opening::replayed(&config.state, kept, None, &mut progress)?;
+                        Comparison::new(banks, diverged, consistent)
+                    }
+                    Some(why) => {
+                        let verdict = Verdict::Damaged { why: why.clone() };
+                        Comparison::new(opening::committed(&store, kept), verdict, consistent)
+                    }
+                };
+                (comparison, damage)
             }
         };
+        let checking = comparison.is_resumed().then(|| Checking { of: store.len(), read: 0 });
         let mut status = Status {
             problems: damage,
             pid: Some(std::process::id()),
             since_start: Activity {
                 source: source.name(),
                 dialect: source.dialect().to_string(),
+                checking,
                 ..Activity::default()
             },
             ..Status::default()
@@ -199,6 +231,11 @@ impl Service {
 }
 
 impl Prepared {
+    /// The state as it is now.
+    pub fn status(&self) -> Status {
+        self.service.status()
+    }
+
     /// As [`Service::mount_view`].
     ///
     /// # Errors

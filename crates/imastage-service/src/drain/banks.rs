@@ -13,21 +13,24 @@ pub struct Banks {
 }
 
 /// More records than can be between list and PCR at one moment.
-const RECENT: usize = 64;
+pub const RECENT: usize = 64;
 
 impl Banks {
-    /// PCRs as a TPM reset leaves them.
-    pub fn new(banks: &[Bank]) -> Banks {
-        Banks::of(ListReplay::new(banks.iter().copied()))
-    }
-
     /// PCRs after `records` records, the first of which named `pcr`.
     pub fn resume(states: Vec<BankPcrs>, records: u64, pcr: Option<u32>) -> Banks {
         Banks::of(ListReplay::resume(states, records, pcr))
     }
 
-    fn of(replay: ListReplay) -> Banks {
+    /// From a replay that goes on with the list's last [`RECENT`] records or more.
+    pub fn of(replay: ListReplay) -> Banks {
         Banks { replay: replay.remember(RECENT), targets: Vec::new(), began_without_tpm: false }
+    }
+
+    /// Says whether the list's first record, which was replayed already, tells that its kernel found no
+    /// TPM.
+    #[must_use]
+    pub fn beginning_without_tpm(self, began_without_tpm: bool) -> Banks {
+        Banks { began_without_tpm, ..self }
     }
 
     /// The replay.
@@ -153,7 +156,7 @@ mod tests {
         let list: Vec<RecordBuf> =
             (0..4u8).map(|n| RecordBuf::ima_ng(11, &Bank::Sha256.hash(&[]), &[b'a' + n])).collect();
         let mut tpm = BankPcrs::new(Bank::Sha256, Extend::Own);
-        let mut banks = Banks::new(&[Bank::Sha256]);
+        let mut banks = Banks::of(ListReplay::new([Bank::Sha256]));
         banks.push(&list.iter().map(RecordBuf::record).collect::<Vec<_>>());
         assert_eq!((banks.pcr(), banks.compared().iter().collect::<Vec<_>>()), (11, vec![11]));
         banks.look_for(vec![target(11, tpm.value(11))]);
@@ -171,7 +174,7 @@ mod tests {
             [(10, b"a"), (11, b"b"), (10, b"c")].map(|(pcr, n)| RecordBuf::ima_ng(pcr, &file, n));
         let mut tpm = BankPcrs::new(Bank::Sha256, Extend::Own);
         list.iter().for_each(|record| tpm.extend(&record.record()));
-        let mut banks = Banks::new(&[Bank::Sha256]);
+        let mut banks = Banks::of(ListReplay::new([Bank::Sha256]));
         banks.push(&list.iter().map(RecordBuf::record).collect::<Vec<_>>());
         let right = [10, 11].map(|pcr| target(pcr, tpm.value(pcr)));
         banks.look_for(right.to_vec());
@@ -186,7 +189,7 @@ mod tests {
 
     #[test]
     fn before_the_first_record_nothing_is_ruled_out() {
-        let mut banks = Banks::new(&[Bank::Sha256]);
+        let mut banks = Banks::of(ListReplay::new([Bank::Sha256]));
         banks.look_for(vec![target(10, Digest::zero(Bank::Sha256))]);
         assert_eq!(banks.agreed(), Some(0));
         banks.settle(0);

@@ -23,6 +23,8 @@ pub struct Comparison {
     /// Where the kernel's own count tells that others deleted records, and how many.
     gap: Option<(u64, u64)>,
     is_asked: bool,
+    /// Records before an anchor were not read since the service started.
+    is_resumed: bool,
 }
 
 /// What the end of a drain has shown.
@@ -60,7 +62,24 @@ impl Comparison {
             rebooted: None,
             gap: None,
             is_asked: false,
+            is_resumed: false,
         }
+    }
+
+    /// As [`Comparison::new`], but `banks` resumed from an anchor: until the records before it are
+    /// read, nothing that depends on them is reported.
+    pub fn resumed(banks: Banks, verdict: Verdict, consistent: u64) -> Comparison {
+        Comparison { is_resumed: true, ..Comparison::new(banks, verdict, consistent) }
+    }
+
+    /// Whether stored records were not read since the service started.
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// Says that all stored records were read, and are whole.
+    pub fn verified(&mut self) {
+        self.is_resumed = false;
     }
 
     /// Whether TPM and store agree.

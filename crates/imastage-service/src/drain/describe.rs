@@ -1,14 +1,20 @@
 //! What a service's status says of the store and the comparison with the TPM.
 
 use ima_log::{Bank, IMA_PCR, PcrTarget};
-use imastage_client::wire::{self, BankStatus, ExtendedWith, PcrStatus, Status};
+use imastage_client::wire::{self, BankStatus, ExtendedWith, PcrStatus, Status, Verdict};
 
 use crate::drain::drainer::Drainer;
 
 /// Brings the part of the state that the drainer knows up to date.
 pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
     let (store, comparison) = (drainer.store(), drainer.comparison());
-    status.verdict = comparison.verdict().clone();
+    status.verdict = match comparison.verdict() {
+        // What is stored has to be read before anything is said of it.
+        Verdict::Consistent { .. } | Verdict::Lagging { .. } if comparison.is_resumed() => {
+            Verdict::Unchecked
+        }
+        verdict => verdict.clone(),
+    };
     status.epoch = store.epoch().map_or(0, |epoch| epoch.number);
     status.records = store.len();
     status.bytes = store.bytes();

@@ -8,6 +8,8 @@ use std::{io, path::Path};
 use imastage_store::{COMPARED, SideFile};
 use serde::{Deserialize, Serialize};
 
+use crate::drain::anchor::Anchor;
+
 /// Kept in a file of the state directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastCompared {
@@ -17,10 +19,13 @@ pub struct LastCompared {
     /// than the verdict's.
     #[serde(rename = "in_step")]
     pub consistent: u64,
+    /// Where to resume the replay of what is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<Anchor>,
 }
 
-/// A few words and numbers.
-const LONGEST: usize = 4096;
+/// At most five banks, a few ways each, and the PCRs that records name.
+const LONGEST: usize = 256 << 10;
 
 impl LastCompared {
     /// What is remembered about an epoch that has `records` records.
@@ -50,9 +55,9 @@ mod tests {
     fn only_what_can_be_true_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(LastCompared::load(dir.path(), 1, 10), None);
-        let memory = LastCompared { epoch: 1, consistent: 7 };
+        let memory = LastCompared { epoch: 1, consistent: 7, anchor: None };
         memory.save(dir.path()).unwrap();
-        assert_eq!(LastCompared::load(dir.path(), 1, 10), Some(memory));
+        assert_eq!(LastCompared::load(dir.path(), 1, 10), Some(memory.clone()));
         assert_eq!(LastCompared::load(dir.path(), 2, 10), None);
         // More than is stored: the store was cut since.
         assert_eq!(LastCompared::load(dir.path(), 1, 6), None);
@@ -68,7 +73,7 @@ mod tests {
         std::os::unix::fs::symlink(&victim, dir.path().join("compared.new")).unwrap();
         fs::write(&path, "{}").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let memory = LastCompared { epoch: 1, consistent: 7 };
+        let memory = LastCompared { epoch: 1, consistent: 7, anchor: None };
         memory.save(dir.path()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::remove_file(&path).unwrap();

@@ -4,6 +4,7 @@
 //! the list's records are stored already, [`compare`] and [`banks`] compare what is stored with the TPM.
 
 pub(crate) mod align;
+pub(crate) mod anchor;
 pub(crate) mod banks;
 pub(crate) mod compare;
 pub(crate) mod describe;

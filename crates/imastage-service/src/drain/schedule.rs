@@ -22,6 +22,7 @@ use crate::{
     clock,
     config::Config,
     drain::{
+        anchor::Anchors,
         compare::Comparison,
         describe::{describe, holder},
         drainer::Drainer,
@@ -44,6 +45,7 @@ pub(crate) struct DrainLoop {
     every: Duration,
     drain_at: u64,
     last_compared: LastCompared,
+    anchors: Anchors,
     alert: Option<Alert>,
     /// What was logged and alerted last.
     told: Told,
@@ -65,16 +67,22 @@ impl DrainLoop {
     ) -> DrainLoop {
         let Config { every, drain_at, .. } = *config;
         let alert = config.alert.clone().map(Alert::new);
-        let is_damaged = drainer.comparison().is_damaged();
+        let comparison = drainer.comparison();
+        let check_at = match (comparison.is_resumed(), comparison.is_damaged()) {
+            (true, _) => Some(Instant::now()),
+            (false, true) => Some(Instant::now() + CHECK_AGAIN),
+            (false, false) => None,
+        };
         DrainLoop {
             shared,
             drainer,
             every,
             drain_at,
+            anchors: Anchors::new(last_compared.anchor.clone()),
             last_compared,
             alert,
             told: Told::default(),
-            check_at: is_damaged.then(|| Instant::now() + CHECK_AGAIN),
+            check_at,
             pause: None,
             drained: None,
         }
@@ -126,7 +134,8 @@ impl DrainLoop {
         }
     }
 
-    /// A store that is damaged may be restored while the service runs.
+    /// A store that is damaged may be restored while the service runs; one whose replay was resumed is
+    /// read while the service runs.
     fn check_if_due(&mut self) {
         if self.check_at.is_none_or(|at| at > Instant::now()) {
             return;
@@ -152,17 +161,33 @@ impl DrainLoop {
         /// Of the time, as little as this goes into reading the store again.
         const PART: u32 = 20;
         let first = damage.first().cloned();
-        self.shared.status().problems = damage;
+        {
+            let mut status = self.shared.status();
+            status.problems = damage;
+            status.since_start.checking = None;
+        }
         match first {
             Some(why) => {
                 self.drainer.damaged(why);
                 self.check_at = Some(Instant::now() + CHECK_AGAIN.max(took * PART));
             }
-            None if self.drainer.comparison().is_damaged() => {
-                tracing::info!("the store is whole again; it is replayed");
+            None if self.drainer.comparison().is_resumed()
+                && !self.drainer.comparison().is_damaged()
+                && !self.drainer.comparison().diverges() =>
+            {
+                tracing::info!("all stored records were read: no damage was found");
+                self.drainer.verified();
+            }
+            None if self.drainer.comparison().is_damaged()
+                || self.drainer.comparison().is_resumed() =>
+            {
+                tracing::info!("the store is whole; it is replayed");
                 let banks = self.shared.attester.as_ref().map(Attester::banks);
                 let (state, pulse) = (&self.shared.state, &self.shared.pulse);
-                let replayed = opening::replayed(state, banks.unwrap_or_default(), pulse);
+                let replayed =
+                    opening::replayed(state, banks.unwrap_or_default(), None, &mut |_, _| {
+                        pulse.beat()
+                    });
                 let verdict = opening::diverged(&self.shared.state).map(|(verdict, _)| verdict);
                 match (replayed, verdict) {
                     (Ok(banks), Ok(verdict)) => {
@@ -335,9 +360,14 @@ impl DrainLoop {
             alert.tell(self.told.worst(), &status);
         }
         drop(status);
-        let consistent = self.drainer.comparison().consistent();
+        let comparison = self.drainer.comparison();
+        let consistent = comparison.consistent();
         if consistent != self.last_compared.consistent {
+            if matches!(comparison.verdict(), Verdict::Consistent { .. }) {
+                self.anchors.advance(comparison.replay(), consistent);
+            }
             self.last_compared.consistent = consistent;
+            self.last_compared.anchor = self.anchors.proven().cloned();
             // A hint: a disk that does not take it has worse to tell.
             let _ = self.last_compared.save(&self.shared.state);
         }

@@ -211,7 +211,7 @@ fn drainer(world: &World, state: &Path, mode: DeleteMode) -> Drainer {
     if store.epoch().is_none() {
         store.begin_epoch(EpochId::default(), &BANKS).unwrap();
     }
-    let mut banks = Banks::new(&BANKS);
+    let mut banks = Banks::of(ima_log::ListReplay::new(BANKS));
     let mut cursor = Reader::open(state).unwrap().records(0).unwrap();
     while let Some(record) = cursor.next_record().unwrap() {
         banks.push(&[record]);

@@ -30,8 +30,8 @@ mod supervise;
 pub use args::{Args, DeleteModeName};
 use embedded::Embedded;
 pub use embedded::fuse_is_there;
-pub use process::close_inherited;
 use process::ListProcess;
+pub use process::close_inherited;
 use supervise::Supervisor;
 
 impl Args {
@@ -179,7 +179,8 @@ pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Fail
     };
     let mut source = source;
     require_permission(source.as_mut())?;
-    let prepared = Service::prepare(args.config(state.clone(), tpm), source);
+    let config = args.config(state.clone(), tpm);
+    let prepared = Service::prepare_with(config, source, &mut supervise::reading_progress());
     let prepared = prepared.environment("service")?;
     let view = match (args.view.as_deref(), view_device) {
         (Some(dir), Some(device)) => Some(prepared.serve_view(device, dir, args.view_group)),

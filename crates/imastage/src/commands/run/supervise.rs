@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use imastage_service::Service;
@@ -116,6 +116,24 @@ impl Supervisor {
         }
         tell(&[NotifyState::Stopping, NotifyState::Status("draining once more")]);
         Ok(lost)
+    }
+}
+
+/// Logs how far stored records were read, and has the service manager wait: its start-up limit is for
+/// services that hang.
+pub fn reading_progress() -> impl FnMut(u64, u64) {
+    const PAUSE: Duration = Duration::from_secs(2);
+    /// Longer than a pause by far, in microseconds.
+    const EXTENSION: u32 = 60_000_000;
+    let mut last = Instant::now();
+    move |read, of| {
+        if last.elapsed() < PAUSE {
+            return;
+        }
+        last = Instant::now();
+        let text = format!("reading stored records: {read} of {of}");
+        tracing::info!("{text}");
+        tell(&[NotifyState::ExtendTimeoutUsec(EXTENSION), NotifyState::Status(&text)]);
     }
 }
 
