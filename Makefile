@@ -4,10 +4,11 @@ CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DEB_VERSION := 3.8.0
 
-.PHONY: help run test test-under-load soak lab lab-kernel fuzz lint bench deny-tool package deb test-deb test-unit deb-tool
+.PHONY: help run check test test-under-load soak lab lab-kernel fuzz lint bench deny-tool package deb test-deb test-unit deb-tool
 
 help:
 	@echo "make run    an end-to-end attestation demo (under 30 s after the build)"
+	@echo "make check  format, lints and unit tests: under a minute once built"
 	@echo "make test   run every test"
 	@echo "make test-under-load  every test, ten times, on a busy machine"
 	@echo "make soak   ten million records through the service: memory and cost stay flat"
@@ -23,6 +24,11 @@ run:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
 	$(CARGO) build --release --locked -p imastage
 	target/release/imastage demo
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --workspace --lib --bins --locked
 
 test:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools \
