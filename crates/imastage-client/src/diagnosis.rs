@@ -1,11 +1,11 @@
 //! From what a service did and found to what is wrong, in words.
 
-use ima_log::IMA_PCR;
+use ima_log::{Extend, IMA_PCR};
 
 use crate::{
     health::{Condition, Health, State},
     text::{names, utc},
-    wire::{Cause, Checking, Divergence, ExtendedWith, PcrStatus, Status, Verdict},
+    wire::{Cause, Checking, Divergence, PcrStatus, Status, Verdict},
 };
 
 impl Health {
@@ -120,7 +120,7 @@ fn proven(status: &Status) -> String {
             let pcrs = [own].into_iter().chain(pcrs.map(|pcr| pcr.pcr));
             let banks = status.banks.iter().filter(|(_, bank)| bank.tpm.is_some());
             let banks = banks.map(|(name, bank)| match bank.extended_with {
-                Some(ExtendedWith::Padded | ExtendedWith::PaddedViolations) => {
+                Some(Extend::Sha1Padded | Extend::Sha1PaddedViolations) => {
                     format!("{name} (padded SHA-1)")
                 }
                 _ => name.clone(),

@@ -214,8 +214,10 @@ pub struct BankStatus {
     pub replayed: String,
     /// As the TPM has it now; `None` if no service runs, or there is no TPM.
     pub tpm: Option<String>,
-    /// What the kernel extends it with; `None` as long as that is not known.
-    pub extended_with: Option<ExtendedWith>,
+    /// What the kernel extends it with: `own`, `sha1-padded` or `sha1-padded-violations`; `None` until
+    /// that is known.
+    #[serde(default, with = "extend_name::option")]
+    pub extended_with: Option<Extend>,
     /// Every PCR that records name, the list's own first.
     #[serde(default)]
     pub pcrs: Vec<PcrStatus>,
@@ -247,28 +249,6 @@ impl Status {
         }
         if let Some(status) = bank.pcrs.iter_mut().find(|status| status.pcr == pcr) {
             status.tpm = Some(value);
-        }
-    }
-}
-
-/// What a bank is extended with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExtendedWith {
-    /// Template digests of its own hash.
-    Own,
-    /// SHA-1 template digests, padded with zeros.
-    Padded,
-    /// These, and for violations as many ones as SHA-1 has bytes, padded, too: Linux before 5.8.
-    PaddedViolations,
-}
-
-impl From<Extend> for ExtendedWith {
-    fn from(extend: Extend) -> ExtendedWith {
-        match extend {
-            Extend::Own => ExtendedWith::Own,
-            Extend::Sha1Padded => ExtendedWith::Padded,
-            Extend::Sha1PaddedViolations => ExtendedWith::PaddedViolations,
         }
     }
 }
@@ -368,8 +348,9 @@ pub struct Pcrs {
 pub struct Pcr {
     /// The bank.
     pub bank: String,
-    /// What it is taken to be extended with.
-    pub extended_with: ExtendedWith,
+    /// What it is taken to be extended with: `own`, `sha1-padded` or `sha1-padded-violations`.
+    #[serde(with = "extend_name")]
+    pub extended_with: Extend,
     /// Its value, hex.
     pub value: String,
 }
@@ -379,4 +360,44 @@ pub struct Pcr {
 pub struct Refusal {
     /// Why, in words.
     pub error: String,
+}
+
+/// The way a bank is extended, by its name.
+mod extend_name {
+    use ima_log::Extend;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        extend: &Extend,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(extend.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Extend, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+
+    /// The same, or `null`.
+    pub(super) mod option {
+        use serde::Serialize;
+
+        use super::{Deserialize, Deserializer, Error, Extend, Serializer};
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            extend: &Option<Extend>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            extend.map(Extend::name).serialize(serializer)
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Extend>, D::Error> {
+            let name = Option::<String>::deserialize(deserializer)?;
+            name.map(|name| name.parse().map_err(D::Error::custom)).transpose()
+        }
+    }
 }

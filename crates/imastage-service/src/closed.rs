@@ -24,7 +24,7 @@ pub(crate) fn tend(state: PathBuf, closed: ClosedEpochs) -> io::Result<()> {
     }
     let tend = move || {
         if let Err(error) = closed.apply(&state) {
-            tracing::error!("closed epochs were left as they are: {error}");
+            tracing::error!("closed epochs were not packed or pruned: {error}");
         }
     };
     thread::Builder::new().name("closed-epochs".into()).spawn(tend).map(drop)
@@ -41,7 +41,7 @@ impl ClosedEpochs {
             for packed in pack(state)? {
                 match packed.damage {
                     None => tracing::info!(
-                        "packed epoch {}: {} bytes, {} before",
+                        "packed epoch {}: {} bytes, before {}",
                         packed.number,
                         packed.after,
                         packed.before

@@ -119,8 +119,8 @@ impl Origin for Shared {
 
     fn set_view_failed(&self, failed: bool) {
         let mut status = self.status();
-        status.since_start.view_error = failed
-            .then(|| "somebody unmounted it; restart the service to have it again".to_owned());
+        status.since_start.view_error =
+            failed.then(|| "it was unmounted; restart the service to mount it again".to_owned());
         status.health = Health::of(&status, now());
     }
 }

@@ -18,11 +18,11 @@ use crate::{
 pub(crate) fn report(recovery: &Recovery) {
     let Recovery { commit_bytes, record_bytes, kept } = recovery;
     if *commit_bytes + *record_bytes > 0 {
-        tracing::info!("cut off what a crash interrupted: {record_bytes} bytes of records");
+        tracing::info!("truncated an interrupted commit: {record_bytes} bytes of records");
     }
     if let Some(kept) = kept {
         tracing::warn!(
-            "the last commit was torn or damaged; what it may have covered is kept in {}",
+            "the last commit is torn or damaged; a copy of the records behind it is in {}",
             kept.display()
         );
     }

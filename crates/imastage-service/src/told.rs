@@ -19,7 +19,7 @@ impl Told {
         }
         for (state, _) in &self.0 {
             if due.iter().all(|condition| condition.state != *state) {
-                tracing::info!("{state}: this is over");
+                tracing::info!("{state}: resolved");
             }
         }
         let new: Vec<_> = due

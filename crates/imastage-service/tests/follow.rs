@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use ima_log::{Bank, RecordBuf};
+use ima_log::{Bank, Extend, RecordBuf};
 use imastage_client::{
     Client,
-    wire::{Cause, ExtendedWith, QuoteRequest, Verdict},
+    wire::{Cause, QuoteRequest, Verdict},
 };
 use imastage_service::{Config, Service};
 use tempfile::TempDir;
@@ -102,10 +102,10 @@ fn a_list_that_only_grows_is_kept_and_compared_in_every_bank() {
 
         let status = client.status().unwrap();
         for (bank, way) in [
-            ("sha1", ExtendedWith::Own),
-            ("sha256", ExtendedWith::Own),
-            ("sha384", ExtendedWith::Padded),
-            ("sha512", ExtendedWith::Padded),
+            ("sha1", Extend::Own),
+            ("sha256", Extend::Own),
+            ("sha384", Extend::Sha1Padded),
+            ("sha512", Extend::Sha1Padded),
         ] {
             let bank = &status.banks[bank];
             assert_eq!(bank.extended_with, Some(way));

@@ -3,10 +3,10 @@
 
 use std::{fs, path::PathBuf};
 
-use ima_log::Bank;
+use ima_log::{Bank, Extend};
 use imastage_client::{
     health::{Level, State},
-    wire::{ExtendedWith, Verdict},
+    wire::Verdict,
 };
 use imastage_sandbox::{Kernel, Kexec, control::Command as Ask};
 
@@ -106,14 +106,14 @@ fn case_04_padded_violations_and_kernels_that_change_the_way_are_followed() {
     service.drain().unwrap();
     let status = service.status();
     assert_well(&status);
-    assert_eq!(status.banks["sha256"].extended_with, Some(ExtendedWith::PaddedViolations));
+    assert_eq!(status.banks["sha256"].extended_with, Some(Extend::Sha1PaddedViolations));
     let kernel = Some(Kernel::default());
     machine.ask(&Ask::Kexec(Kexec { kernel, ..Kexec::default() }));
     machine.measure(3);
     service.drain().unwrap();
     let status = service.status();
     assert_well(&status);
-    assert_eq!(status.banks["sha256"].extended_with, Some(ExtendedWith::Own));
+    assert_eq!(status.banks["sha256"].extended_with, Some(Extend::Own));
 }
 
 #[test]

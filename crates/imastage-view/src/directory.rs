@@ -246,7 +246,7 @@ impl Filesystem for Directory {
         // What is cached stays right when a file grows, but for the last page, of which we say that
         // ourselves. A kernel that does not know this (before 5.2) drops the whole file's cache.
         if config.add_capabilities(InitFlags::FUSE_EXPLICIT_INVAL_DATA).is_err() {
-            tracing::info!("this kernel forgets what it cached of the view whenever it grows");
+            tracing::info!("this kernel drops its cache of a view file whenever the file grows");
         }
         Ok(())
     }
@@ -327,7 +327,7 @@ impl Filesystem for Directory {
             let mut reply = Some(reply);
             let give = |bytes: &[u8]| reply.take().map(|reply| reply.data(bytes));
             if let Err(error) = self.listing.read(shown, offset, size as usize, give) {
-                tracing::error!("the view cannot show {file} from byte {offset} on: {error}");
+                tracing::error!("view: cannot read {file} at byte {offset}: {error}");
                 // Dropped without an answer, it says EIO.
             }
             return;

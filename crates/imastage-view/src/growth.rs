@@ -56,7 +56,7 @@ impl Growth {
         }
         if !self.is_ending.load(Ordering::SeqCst) {
             tracing::error!(
-                "{}: the view has ended: somebody unmounted it; restart the service to have it again",
+                "{}: the view was unmounted; restart the service to mount it again",
                 self.mount.display()
             );
             self.origin.set_view_failed(true);
@@ -74,7 +74,7 @@ impl Growth {
             Ok(_) => self.said = None,
             Err(why) if self.said.as_ref() == Some(&why) => {}
             Err(why) => {
-                tracing::error!("the view shows what is stored, which may not be all: {why}");
+                tracing::error!("the view may be incomplete: {why}");
                 self.said = Some(why);
             }
         }
@@ -101,7 +101,7 @@ impl Growth {
                 None => Ok(()),
             });
             if let Err(error) = result {
-                tracing::warn!(%error, "the kernel does not take that a file of the view grew");
+                tracing::warn!(%error, "cannot notify the kernel that a view file grew");
             }
         }
         self.tree.tell(end);

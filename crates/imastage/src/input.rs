@@ -101,7 +101,7 @@ impl List {
             kind = kind::recognise(buffer.get(..filled).unwrap_or_default());
         }
         if filled == 0 {
-            tracing::warn!("{}: it is empty: a list without records", path.display());
+            tracing::warn!("{}: empty: a list without records", path.display());
         }
         let head = buffer.get(..filled).unwrap_or_default();
         let mut form = Form::of(kind, head).map_err(|why| {
@@ -307,7 +307,7 @@ impl Form {
             Form::Cel(decoder) => {
                 decoder.end();
                 if decoder.skipped() > 0 {
-                    tracing::warn!("passed over {} records that are not IMA's", decoder.skipped());
+                    tracing::warn!("skipped {} records that are not IMA's", decoder.skipped());
                 }
             }
         }

@@ -18,7 +18,7 @@ use config::LoadError;
 use exit::{Failure, Outcome};
 use output::Output;
 
-/// Drain, keep and attest Linux IMA measurement lists.
+/// Offload, store and attest Linux IMA measurement lists.
 ///
 /// Exit codes: 0 fine; 1 verification failed; 2 usage or unusable input; 3 environment (no TPM, no
 /// permission, busy).

@@ -121,7 +121,7 @@ fn a_service_manager_is_told_how_it_goes() {
     log.read_to_string(&mut text).unwrap();
     let has =
         |line: &str| assert!(text.lines().any(|said| said.starts_with(line)), "{line}: {text}");
-    has("<4>delete-mode takes its new value when the service is started again");
+    has("<4>delete-mode: the new value takes effect when the service restarts");
     has("<6>every has a new value");
     has("<6>drain-at has a new value");
     has("<6>alert has a new value");
@@ -129,7 +129,7 @@ fn a_service_manager_is_told_how_it_goes() {
         "<6>the list is drained every 3600000 ms, and as soon as it has 1000000 records; the alert \
          command is true",
     );
-    has("<3>the configuration is not reloaded, the old one stays: ");
+    has("<3>configuration not applied, the previous one remains: ");
     assert!(text.contains("evry: there is no such key; the nearest is every"), "{text}");
     assert!(text.lines().all(|line| line.starts_with('<')), "{text}");
 }

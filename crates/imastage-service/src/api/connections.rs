@@ -94,7 +94,7 @@ pub(super) async fn serve(
                 connections.spawn(connection(stream, places, app, limits, told));
             }
             Err(error) => {
-                tracing::warn!(%error, "a client cannot be served");
+                tracing::warn!(%error, "cannot serve a client");
                 // Out of descriptors, which does not pass at once.
                 sleep(Duration::from_millis(50)).await;
             }

@@ -87,7 +87,7 @@ pub(super) async fn records(
             let Ok((rest, chunk)) = read.await else { return };
             part = rest;
             let chunk = chunk.map_err(|error| {
-                tracing::error!("records {from} to {to} cannot be given: {error}");
+                tracing::error!("cannot send records {from} to {to}: {error}");
                 io::Error::other(error)
             });
             let is_last = chunk.is_err();

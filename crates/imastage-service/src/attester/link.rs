@@ -107,7 +107,7 @@ impl Link {
         let pause = self.outage.as_ref().map_or(SHORTEST_PAUSE, |outage| outage.pause * 2);
         let pause = pause.min(LONGEST_PAUSE);
         if self.outage.is_none() {
-            tracing::warn!("{}: the connection to the TPM is lost: {why}", self.endpoint);
+            tracing::warn!("{}: connection to the TPM lost: {why}", self.endpoint);
         }
         self.connection = None;
         self.outage = Some(Outage { why: why.to_owned(), pause, again: Instant::now() + pause });

@@ -1,7 +1,7 @@
 //! What a service's status says of the store and the comparison with the TPM.
 
 use ima_log::{Bank, IMA_PCR, PcrTarget};
-use imastage_client::wire::{self, BankStatus, ExtendedWith, PcrStatus, Status, Verdict};
+use imastage_client::wire::{self, BankStatus, PcrStatus, Status, Verdict};
 
 use crate::drain::drainer::Drainer;
 
@@ -39,7 +39,7 @@ pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
             pcr,
             replayed: led_to(own),
             tpm: has(own),
-            extended_with: replay.extend_kind(bank).map(ExtendedWith::from),
+            extended_with: replay.extend_kind(bank),
             pcrs: pcrs.collect(),
         };
         (bank.to_string(), status)

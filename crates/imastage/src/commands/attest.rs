@@ -12,10 +12,10 @@ use crate::{
     private_dir::PrivateDir,
 };
 
-/// Get evidence from the running service: a quote over a nonce, and the records from an index on.
+/// Write evidence of the running service: a quote over a nonce, and the records from an index on.
 ///
-/// Writes into DIR what `imastage verify` and tpm2-tools read: quote.msg, quote.sig, ak.pub.pem,
-/// nonce (hex) and list (binary, from index K on). Only their owner may read them.
+/// The files in DIR are those that `imastage verify` and tpm2-tools read: quote.msg, quote.sig,
+/// ak.pub.pem, nonce (hex) and list (binary, from index K on). Only their owner can read them.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::ATTEST)]
 pub struct Args {
@@ -23,20 +23,21 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// The verifier's nonce, 1 to 64 bytes in hex; `imastage verify` wants at least 16 [default: a
-    /// random one, which proves to nobody that the evidence is new].
+    /// The verifier's nonce, 1 to 64 bytes in hex; `imastage verify` requires at least 16 [default:
+    /// a random one, which does not prove that the evidence is fresh].
     #[arg(long, value_name = "HEX")]
     nonce: Option<String>,
-    /// The first record wanted.
+    /// The index of the first record.
     #[arg(long, value_name = "K", default_value_t = 0)]
     from: u64,
     /// A bank to quote; may be given more than once [default: sha256].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
-    /// Where to write the evidence; made if it is not there.
+    /// The directory for the evidence; created if it does not exist.
     #[arg(long, value_name = "DIR", required_unless_present = "key")]
     out: Option<PathBuf>,
-    /// Only print the attestation key's public half (PEM), to enrol this machine with a verifier.
+    /// Print only the public part of the attestation key (PEM), to enrol this machine with a
+    /// verifier.
     #[arg(long)]
     key: bool,
 }

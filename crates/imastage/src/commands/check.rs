@@ -15,12 +15,13 @@ use crate::{
     output::{Output, Tone},
 };
 
-/// Check a list without a quote: every template digest, and if asked, signatures and boot_aggregate.
-/// Exits with 1 if anything is wrong.
+/// Check a list without a quote: every template digest and, on request, signatures and
+/// boot_aggregate. Exit code 1 if a check fails.
 ///
-/// A PCR protects neither a record's template name nor what a violation holds. So with --key every
-/// record must be of a template that is known, and none may have a signature where its template has
-/// none: it would not be verified. Records of unknown templates are named without --key, too.
+/// A PCR protects neither a record's template name nor the content of a violation. With --key every
+/// record must therefore have a known template, and a record whose template has no signature field
+/// must not carry a signature, which would not be verified. Records of unknown templates are
+/// reported without --key, too.
 ///
 /// JSON: `records`, `violations`; `wrong` digests, the `first` of them; `signed`, `refused` and
 /// `unsigned` records, `appended` (with an appended signature only, which is not verified), the first
@@ -38,12 +39,11 @@ pub struct Args {
     /// With --key: list the records without a signature.
     #[arg(long, requires = "keys")]
     unsigned: bool,
-    /// With --key: records of this template, which is not known, are right; may be given more than
-    /// once.
+    /// With --key: accept records of this unknown template; may be given more than once.
     #[arg(long = "allow-template", value_name = "NAME", requires = "keys")]
     allowed: Vec<String>,
-    /// Check boot_aggregate against these values of PCR 0 to 9: what tpm2_pcrread prints, its file
-    /// (-F serialized -o) or `BANK INDEX HEX` lines.
+    /// Check boot_aggregate against these values of PCR 0 to 9: the output of tpm2_pcrread, its
+    /// file (-F serialized -o) or `BANK INDEX HEX` lines.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// A measurement list (binary, ASCII, JSON lines or CEL, also in a gzip file), `-`, or a state

@@ -24,47 +24,45 @@ use crate::{
 
 /// Test whether the files in DIR behave as a kernel's with staging do.
 ///
-/// DIR is securityfs's `ima` directory of a kernel, or of anything that stands in for one. Prints
-/// KTAP; each case that failed with what was expected. Deletes every record in the list. A sandbox
-/// is also brought to go down, as a machine is, and up again.
+/// DIR is the `ima` directory in securityfs, or one that imitates it. Prints KTAP, with expected
+/// and found for each case that failed. Deletes every record in the list. A sandbox is also
+/// suspended, kexec'ed and rebooted.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::CONFORMANCE)]
 pub struct Args {
     /// The directory, such as /sys/kernel/security/integrity/ima.
     dir: PathBuf,
-    /// Which interface the files should have: `7.2` (Linux), `v4` (the patches' version 4: A, D and
-    /// N on the staged files) or `trim` (T:N on ima_trim_log). Without it, the one that the files
-    /// look like.
+    /// The expected interface: `7.2` (Linux), `v4` (version 4 of the patches: A, D and N on the
+    /// staged files) or `trim` (T:N on ima_trim_log) [default: detected from the files].
     #[arg(long)]
     dialect: Option<Dialect>,
-    /// Expect that deleting staged records forgets all digests, as with the boot parameter
+    /// Expect that deleting staged records also deletes all digests, as with the boot parameter
     /// ima_flush_htable; N and T:N are refused then.
     #[arg(long)]
     flush_htable: bool,
-    /// Expect that no duplicates are detected, as with CONFIG_IMA_DISABLE_HTABLE. Has
-    /// --flush-htable ignored.
+    /// Expect that duplicates are not detected, as with CONFIG_IMA_DISABLE_HTABLE. Overrides
+    /// --flush-htable.
     #[arg(long)]
     no_htable: bool,
-    /// Run even though records are in the list: they are deleted, and no verifier can check this
-    /// machine again before it is rebooted.
+    /// Run although the list has records: they are deleted, and this machine cannot be verified
+    /// before its next reboot.
     #[arg(long)]
     destructive: bool,
     /// Expect that the kernel measures kexec and trimming, as with a policy rule for CRITICAL_DATA.
-    /// Runs only the cases of that (1.10).
+    /// Runs only these cases (1.10).
     #[arg(long)]
     critical_data: bool,
-    /// Try also what goes wrong in Linux 7.2 when a writer has two descriptors: the list is locked
-    /// against writers afterwards, until the machine boots again.
+    /// Also run the cases that fail on Linux 7.2 if a writer has two descriptors: the list is
+    /// locked against writers afterwards until reboot.
     #[arg(long)]
     hazards: bool,
-    /// Run only the cases of one rule, by its number in all dialects: 1.1 files and system calls,
-    /// 1.2 who may open what when, 1.3 what a write may say, 1.4 requests in every state, 1.5 reads,
-    /// 1.6 counters, 1.7 duplicates, 1.8 a machine that goes down, 1.9 hazards, 1.10 what a
-    /// kernel measures of its own doing.
+    /// Run only the cases of one rule: 1.1 files and system calls, 1.2 locking and permissions, 1.3
+    /// request grammar, 1.4 requests in every state, 1.5 reads, 1.6 counters, 1.7 duplicates, 1.8
+    /// shutdown and kexec, 1.9 hazards, 1.10 critical data.
     #[arg(long)]
     rule: Option<String>,
-    /// A shell command that has one file measured, with {} for its path. Without it a sandbox is
-    /// asked to, and elsewhere the file is executed.
+    /// A shell command that causes one file to be measured, with {} for its path [default: a
+    /// request to the sandbox; elsewhere, executing the file].
     #[arg(long, value_name = "CMD")]
     measure: Option<String>,
 }

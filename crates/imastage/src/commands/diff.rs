@@ -13,8 +13,8 @@ use crate::{
 
 /// Show the first record at which two lists differ, and whether one is a prefix of the other. Exits with 1 if they differ.
 ///
-/// The lists may be in different forms. Digests are compared where both show the same bank's;
-/// otherwise what they are computed from is, which says as much.
+/// The lists may have different forms. Template digests are compared if both lists show those of
+/// the same bank, otherwise the data that the digests are computed from.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::DIFF)]
 pub struct Args {

@@ -16,14 +16,14 @@ use crate::{
 
 /// Examine a machine before use: kernel, list, TPM, agents, state directory, permissions.
 ///
-/// Says what was found, why it matters, what to do. Changes nothing; keeps the list's files open for
-/// as long as it takes to read them. Exit code 1 if there is a problem; 3 if there is none but
-/// something could not be looked at.
+/// Reports what was found, why it matters and how to fix it. Changes nothing; keeps the list's
+/// files open only while it reads them. Exit code 1 if there is a problem; 3 if there is none, but
+/// a check was not possible.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::DOCTOR)]
 pub struct Args {
-    /// Take --source, --state, --view and --tpm from the configuration of `imastage run`, where they
-    /// are not given here.
+    /// Take --source, --state, --view and --tpm from this configuration of `imastage run` unless
+    /// they are given here.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The directory with the list's files [default: the kernel's, /sys/kernel/security/ima].
@@ -33,15 +33,14 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Where the view is or will be mounted: what agents are told to read [default:
-    /// /run/imastage/ima].
+    /// The mount point of the view, which agents read [default: /run/imastage/ima].
     #[arg(long, value_name = "DIR")]
     view: Option<PathBuf>,
     /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
     /// the sandbox's own, or /dev/tpmrm0].
     #[arg(long, value_name = "TPM")]
     tpm: Option<String>,
-    /// Look for the machine's files below this directory.
+    /// Examine the files below this directory instead of /.
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     root: PathBuf,
 }

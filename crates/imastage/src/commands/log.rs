@@ -9,10 +9,10 @@ use crate::{
     output::Output,
 };
 
-/// Show records as the running service gives them, in any form, and as they come.
+/// Show records of the running service in any form; with --follow also those that are stored later.
 ///
-/// Asks the service's socket, so it needs no right to read the state directory. With --from K, asks
-/// for no records before K.
+/// Uses the service's socket, so no permission to read the state directory is needed. With --from K
+/// no earlier record is requested.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::LOG)]
 pub struct Args {
@@ -20,7 +20,7 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// When all are shown, wait for more.
+    /// Wait for more records after the last one.
     #[arg(long)]
     follow: bool,
     #[command(flatten)]

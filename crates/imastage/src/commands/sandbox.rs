@@ -20,41 +20,40 @@ use crate::{
 
 /// IMA in user space: a measurement list behind a FUSE mount with securityfs's file names.
 ///
-/// Runs until it is told to stop (Ctrl-C, SIGTERM). Measures what `sandbox measure` asks for, and as
-/// root every program that is executed.
+/// Runs until SIGINT (Ctrl-C) or SIGTERM. Measures on request of `sandbox measure` and, as root,
+/// every program that is executed.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::SANDBOX)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
-    /// Where to mount it: a directory, made if it is not there.
+    /// The mount point, a directory; created if it does not exist.
     #[arg(long, value_name = "DIR", required = true)]
     mount: Option<PathBuf>,
-    /// The TPM that it extends: `swtpm` (one of its own, ends with it), a device such as
+    /// The TPM that is extended: `swtpm` (started and stopped with the sandbox), a device such as
     /// /dev/tpm0, `unix:PATH`, `tcp:HOST:PORT`, or `none`.
     #[arg(long, value_name = "TPM", default_value = "swtpm")]
     tpm: TpmChoice,
-    /// Which interface its files have: `7.2` (Linux), `v4` (the patches' version 4: A, D and N on
-    /// the staged files) or `trim` (T:N on ima_trim_log).
+    /// The interface of the files: `7.2` (Linux), `v4` (version 4 of the patches: A, D and N on the
+    /// staged files) or `trim` (T:N on ima_trim_log).
     #[arg(long, default_value_t)]
     dialect: Dialect,
-    /// Deleting staged records forgets all digests, as with the boot parameter ima_flush_htable; N
-    /// and T:N are refused then.
+    /// Deleting staged records also deletes all digests, as with the boot parameter
+    /// ima_flush_htable; N and T:N are refused then.
     #[arg(long)]
     flush_htable: bool,
-    /// Detect no duplicates, as with CONFIG_IMA_DISABLE_HTABLE. Overrides --flush-htable.
+    /// Do not detect duplicates, as with CONFIG_IMA_DISABLE_HTABLE. Overrides --flush-htable.
     #[arg(long)]
     no_htable: bool,
-    /// The banks that have files, such as sha1,sha256; a swtpm has these only. Without this, all
-    /// that the TPM has.
+    /// The banks that have files, such as sha1,sha256; swtpm is started with these only [default:
+    /// all banks of the TPM].
     #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
     banks: Option<Vec<Bank>>,
     #[command(flatten)]
     kernel: KernelArgs,
-    /// Measure what the kernel does itself, kexec and trimming, as with a policy rule for
-    /// CRITICAL_DATA.
+    /// Measure kexec and trimming, as with a policy rule for CRITICAL_DATA.
     #[arg(long)]
     critical_data: bool,
-    /// Measure only what `sandbox measure` and its like ask for, not what is executed.
+    /// Measure only on request, not the programs that are executed.
     #[arg(long)]
     no_watch: bool,
     /// Reproduce a known bug of Linux 7.2: `lock-books` (the lock gets stuck or lost
@@ -62,7 +61,7 @@ pub struct Args {
     /// says ENOMEM and deletes all the same). May be given several times.
     #[arg(long, value_name = "NAME")]
     hazard: Vec<Hazard>,
-    /// A rule of the interface to break, for tests of those who test it.
+    /// Break this rule of the interface, to test conformance tests.
     #[arg(long, value_name = "NAME", hide = true)]
     fault: Option<Fault>,
     #[command(subcommand)]
@@ -71,36 +70,35 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Measure files; of directories, all files below.
+    /// Measure files, and all files below directories.
     #[command(after_help = crate::examples::SANDBOX_MEASURE)]
     Measure {
         #[command(flatten)]
         at: At,
-        /// The PCR to extend, as a policy rule with pcr=N says it, 0 to 23. Without this, the
-        /// kernel's own.
+        /// The PCR to extend, 0 to 23, as by a policy rule with pcr=N [default: the kernel's own].
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..24))]
         pcr: Option<u32>,
         /// Files and directories.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },
-    /// Add violations: files that were changed while they were measured.
+    /// Add violations, as for files that are written while they are measured.
     #[command(after_help = crate::examples::SANDBOX_VIOLATION)]
     Violation {
         #[command(flatten)]
         at: At,
-        /// What the records call them; they need not be there.
+        /// The names in the records; the files need not exist.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },
-    /// Measure data that is no file (a record of template ima-buf).
+    /// Measure a buffer (a record of template ima-buf).
     #[command(after_help = crate::examples::SANDBOX_CRITICAL_DATA)]
     CriticalData {
         #[command(flatten)]
         at: At,
-        /// What the record calls it.
+        /// The name in the record.
         name: String,
-        /// A file with the data, at most 500 kB; standard input without it.
+        /// A file with the data, at most 500 kB [default: standard input].
         file: Option<PathBuf>,
     },
     /// Add the records of a binary list, and extend the TPM with them.
@@ -110,43 +108,43 @@ enum Action {
         at: At,
         /// The list.
         list: PathBuf,
-        /// Records a second at most; as fast as it goes without it.
+        /// At most N records a second [default: no limit].
         #[arg(long, value_name = "N")]
         rate: Option<u64>,
     },
-    /// Suspend measuring, as the kernel does at shutdown: requests are refused from then on.
+    /// Suspend measuring, as the kernel does at shutdown: later requests are refused.
     #[command(after_help = crate::examples::SANDBOX_SUSPEND)]
     Suspend {
         #[command(flatten)]
         at: At,
-        /// Write the records for a next kernel, too, as the last thing a kernel does.
+        /// Also write the records for the next kernel, as before kexec.
         #[arg(long)]
         dump: bool,
     },
-    /// Simulate kexec: records are carried over, the TPM keeps its state. The next kernel is like this one,
-    /// unless an option says how it was built or what it finds.
+    /// Simulate kexec: records are carried over, the TPM keeps its state. Options tell how the next
+    /// kernel differs from this one.
     #[command(after_help = crate::examples::SANDBOX_KEXEC)]
     Kexec {
         #[command(flatten)]
         at: At,
-        /// How many bytes of records can be carried over; what does not fit is lost. Without it,
-        /// what the kernel would make room for.
+        /// Carry over at most N bytes of records; the rest is lost [default: the size that the
+        /// kernel would reserve].
         #[arg(long, value_name = "BYTES")]
         capacity: Option<usize>,
-        /// The next kernel takes no records over (CONFIG_IMA_KEXEC is off).
+        /// The next kernel does not restore records (CONFIG_IMA_KEXEC is off).
         #[arg(long)]
         forget: bool,
         #[command(flatten)]
         kernel: KernelArgs,
     },
-    /// Reboot: an empty list, and the TPM is reset. Needs --tpm swtpm or none. Stop the services that
-    /// drain it first, as a machine that shuts down does.
+    /// Reboot: the list is emptied and the TPM is reset. Requires --tpm swtpm or none. First stop
+    /// the services that drain the list, as a machine does that shuts down.
     #[command(after_help = crate::examples::SANDBOX_REBOOT)]
     Reboot {
         #[command(flatten)]
         at: At,
     },
-    /// Tell the state.
+    /// Print the state.
     #[command(after_help = crate::examples::SANDBOX_STATUS)]
     Status {
         #[command(flatten)]
@@ -157,23 +155,23 @@ enum Action {
 /// How a kernel was built, and what it finds when it starts.
 #[derive(clap::Args)]
 struct KernelArgs {
-    /// The PCR that is extended and that records name (CONFIG_IMA_MEASURE_PCR_IDX), 8 to 14;
-    /// otherwise 10.
+    /// The PCR that is extended and that records name (CONFIG_IMA_MEASURE_PCR_IDX), 8 to 14
+    /// [default: 10].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(8..15))]
     pcr: Option<u32>,
-    /// IMA starts late (CONFIG_IMA_INIT_LATE_SYNC, Linux 7.3): the first record is called
+    /// IMA initialises late (CONFIG_IMA_INIT_LATE_SYNC, Linux 7.3): the first record is named
     /// boot_aggregate_late.
     #[arg(long)]
     late: bool,
-    /// Banks that are extended with SHA-1, padded with zeros, because the kernel does not have their
-    /// hash when IMA starts: sha384,sha512 for a stock 6.1.
+    /// Banks that are extended with zero-padded SHA-1, because their hash algorithm is unavailable
+    /// when IMA initialises: sha384,sha512 for a stock 6.1.
     #[arg(long, value_name = "BANK,...", value_delimiter = ',')]
     padded: Vec<Bank>,
     /// A kernel before 5.8: all banks are extended with padded SHA-1, and a violation extends them
     /// with 20 bytes of 0xff, padded with zeros.
     #[arg(long)]
     padded_violations: bool,
-    /// IMA starts before the TPM's driver: boot_aggregate is zero and no PCR is extended, but
+    /// IMA initialises before the TPM driver: boot_aggregate is zero and no PCR is extended, but
     /// programs can use the TPM.
     #[arg(long)]
     tpm_late: bool,
@@ -243,7 +241,7 @@ fn serve(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let duplicates = match (args.no_htable, args.flush_htable) {
         (true, flush) => {
             if flush {
-                tracing::warn!("--flush-htable is ignored: with --no-htable there is none");
+                tracing::warn!("--flush-htable is ignored because of --no-htable");
             }
             Duplicates::Off
         }

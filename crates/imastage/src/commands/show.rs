@@ -18,9 +18,10 @@ use crate::{
     output::Output,
 };
 
-/// Show records: byte for byte as the kernel's file of a bank holds them, or in other forms.
+/// Show records: byte for byte as in the kernel's file of a bank, or in other forms.
 ///
-/// On a terminal, what a name could do to it is escaped; a pipe or a file gets the bytes as they are.
+/// On a terminal control characters in names are escaped; a pipe or a file gets the bytes
+/// unchanged.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::SHOW)]
 pub struct Args {
@@ -37,8 +38,8 @@ pub struct Shape {
     /// The form [default: ascii; json with --json].
     #[arg(long = "as", value_name = "FORM")]
     form: Option<Form>,
-    /// The bank whose digests are shown [default: sha1]: sha1, sha256, sha384, sha512 or sm3. Of an event
-    /// log, which has the list's own in any case, further ones [default: sha256].
+    /// The bank whose digests are shown [default: sha1]: sha1, sha256, sha384, sha512 or sm3. An
+    /// event log always has the list's own bank; this adds others [default: sha256].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
     #[command(flatten)]
@@ -51,7 +52,7 @@ enum Form {
     Ascii,
     /// As `binary_runtime_measurements`.
     Binary,
-    /// What is in each record, in words: digests, signatures, kexec's critical data, keys.
+    /// The content of each record in words: digests, signatures, critical data of kexec, keys.
     Details,
     /// One JSON object a line.
     Json,

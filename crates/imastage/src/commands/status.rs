@@ -7,12 +7,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ima_log::{IMA_PCR, Printable};
+use bytesize::ByteSize;
+use ima_log::{Extend, IMA_PCR, Printable};
 use imastage_client::{
     Client, ClientError,
     health::{Health, Level, State},
     text::utc,
-    wire::{BankStatus, ExtendedWith, PcrStatus, Status, Verdict},
+    wire::{BankStatus, PcrStatus, Status, Verdict},
 };
 use imastage_service::{holder, status_at_rest, status_unanswered};
 
@@ -22,12 +23,12 @@ use crate::{
     output::{Output, Tone},
 };
 
-/// Tell what the service keeps, and whether it agrees with the TPM.
+/// Show what the service stores, and whether it is consistent with the TPM.
 ///
 /// Asks the running service; if none runs, checks the whole state directory. The first line is the
-/// worst that is wrong. Exit code 1 if records are missing, altered, damaged or not proven by the TPM;
-/// 3 if the service cannot drain or cannot compare at the moment, starts, does not answer, or does not
-/// run.
+/// worst condition. Exit code 1 if records are missing, altered, damaged or not proven by the TPM;
+/// 3 if the service cannot drain or compare at the moment, starts, reads stored records, does not
+/// answer, or does not run.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::STATUS)]
 pub struct Args {
@@ -35,12 +36,15 @@ pub struct Args {
     /// ~/.local/state/imastage].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Ask the running service again and again, every SECONDS seconds, until interrupted.
+    /// Repeat every SECONDS seconds until interrupted.
     #[arg(
         long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     watch: Option<u64>,
+    /// Show the PCR values of every bank.
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 /// Runs `imastage status`.
@@ -48,10 +52,10 @@ pub fn run(args: Args, out: &Output) -> Result<Outcome, Failure> {
     let state = state_dir(args.state)?;
     let client = Client::of_state(&state).environment("runtime")?;
     if let Some(seconds) = args.watch {
-        return watch(&client, Duration::from_secs(seconds), out);
+        return watch(&client, Duration::from_secs(seconds), args.verbose, out);
     }
     let status = ask(&state, &client)?;
-    out.answer(&status, text(&status, out))?;
+    out.answer(&status, text(&status, args.verbose, out))?;
     match status.health.level() {
         Level::Fine => Ok(Outcome::Fine),
         Level::Evidence => Ok(Outcome::EvidenceSaysNo),
@@ -79,12 +83,19 @@ fn ask(state: &Path, client: &Client) -> Result<Status, Failure> {
 }
 
 /// Never returns but for an output that is closed.
-fn watch(client: &Client, pause: Duration, out: &Output) -> Result<Outcome, Failure> {
+fn watch(
+    client: &Client,
+    pause: Duration,
+    verbose: bool,
+    out: &Output,
+) -> Result<Outcome, Failure> {
     loop {
         let status = client.status();
         out.clear()?;
         match status {
-            Ok(status) => out.answer(&status, format!("{}\n{}", utc_now(), text(&status, out)))?,
+            Ok(status) => {
+                out.answer(&status, format!("{}\n{}", utc_now(), text(&status, verbose, out)))?
+            }
             // It may be starting again.
             Err(error) => out.error(&error.to_string()),
         }
@@ -108,7 +119,7 @@ pub fn health_text(status: &Status, out: &Output) -> String {
     out.paint(tone, Printable::new(reason))
 }
 
-fn text(status: &Status, out: &Output) -> String {
+fn text(status: &Status, verbose: bool, out: &Output) -> String {
     let mut text = health_text(status, out);
     // Writing to a String cannot fail, here and below.
     for condition in status.health.conditions.iter().skip(1) {
@@ -128,24 +139,26 @@ fn text(status: &Status, out: &Output) -> String {
     }
     let _ = write!(
         text,
-        "\nepoch {}: {} records stored, {} bytes",
-        status.epoch, status.records, status.bytes
+        "\nepoch {}: {} records stored, {}",
+        status.epoch,
+        status.records,
+        ByteSize(status.bytes).display().si()
     );
     if !activity.source.is_empty() {
         let _ = write!(
             text,
-            "\nsince start: {} drains, {} records stored, {} deleted ({} bytes), files held p50 {} us, \
+            "\nsince start: {} drains, {} records stored, {} deleted ({}), files held p50 {} us, \
              p99 {} us, max {} us",
             activity.drains,
             activity.stored,
             activity.deleted,
-            activity.deleted_bytes,
+            ByteSize(activity.deleted_bytes).display().si(),
             activity.hold_p50_us,
             activity.hold_p99_us,
             activity.longest_hold_us
         );
     }
-    for (bank, replayed) in &status.banks {
+    for (bank, replayed) in status.banks.iter().filter(|_| verbose) {
         pcrs_text(&mut text, bank, replayed, status);
     }
     text
@@ -154,9 +167,9 @@ fn text(status: &Status, out: &Output) -> String {
 /// A bank's PCRs as records replay, and as the TPM has them.
 fn pcrs_text(text: &mut String, bank: &str, of: &BankStatus, status: &Status) {
     let way = match of.extended_with {
-        Some(ExtendedWith::Own) | None => "",
-        Some(ExtendedWith::Padded) => ", SHA-1 padded with zeros",
-        Some(ExtendedWith::PaddedViolations) => ", SHA-1 and violations padded with zeros",
+        Some(Extend::Own) | None => "",
+        Some(Extend::Sha1Padded) => ", SHA-1 padded with zeros",
+        Some(Extend::Sha1PaddedViolations) => ", SHA-1 and violations padded with zeros",
     };
     let own = PcrStatus {
         pcr: of.pcr.unwrap_or(IMA_PCR),

@@ -20,7 +20,7 @@ use crate::{
     output::{Output, Tone},
 };
 
-/// Look after the records that a service keeps.
+/// Check, repair, export, pack and prune stored records.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::STORE)]
 pub struct Args {
@@ -36,8 +36,8 @@ pub struct Args {
 enum Command {
     /// Read everything again: each record, digest, commit and running PCR.
     ///
-    /// Says of all damage where it is, what was expected and what can be done. Changes nothing, and may
-    /// run beside the service. Exit code 1 if anything is damaged.
+    /// Reports for each damage its place, what was expected and what to do. Changes nothing, and
+    /// may run beside the service. Exit code 1 if anything is damaged.
     #[command(after_help = crate::examples::STORE_CHECK)]
     Check {
         /// Only this epoch [default: all].
@@ -46,21 +46,21 @@ enum Command {
     },
     /// Repair what can be repaired without losing records; stop the service first.
     ///
-    /// Records that were stored are never changed; whatever is cut off or written over is copied first.
-    /// Exit code 1 if something is left that only a backup can mend.
+    /// Stored records are never changed; everything that is truncated or overwritten is copied
+    /// first. Exit code 1 if damage remains that only a backup can repair.
     #[command(after_help = crate::examples::STORE_REPAIR)]
     Repair {
-        /// Only say what would be done.
+        /// Only print what would be done.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Write an epoch's records as plain files, named as the kernel names them.
+    /// Write an epoch's records as plain files with the kernel's file names.
     #[command(after_help = crate::examples::STORE_EXPORT)]
     Export(export::Args),
-    /// Compress closed epochs; they can be read as before, and by gunzip.
+    /// Compress closed epochs; all commands and gunzip can still read them.
     #[command(after_help = crate::examples::STORE_PACK)]
     Pack,
-    /// Remove closed epochs, the oldest first. The one that is written to always stays.
+    /// Remove closed epochs, the oldest first. The current epoch is never removed.
     #[command(after_help = crate::examples::STORE_PRUNE)]
     Prune(PruneArgs),
 }
@@ -74,7 +74,7 @@ enum Command {
 struct PruneArgs {
     #[command(flatten)]
     kept: RetentionArgs,
-    /// Only say what would be removed.
+    /// Only print what would be removed.
     #[arg(long)]
     dry_run: bool,
 }

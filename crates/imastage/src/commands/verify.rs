@@ -29,15 +29,15 @@ use crate::{
 };
 use report::Answer;
 
-/// Verify evidence: a quote and the records that belong to it.
+/// Verify evidence: a quote and its records.
 ///
-/// With --quote, from files as tpm2-tools writes them. With --state, in person: a fresh nonce is
-/// given to the running service, and its answer verified. With --token, the verifier goes on where
-/// the last round ended: the list then begins with the record after the last one verified.
+/// With --quote, verifies files as tpm2-tools writes them. With --state, sends a fresh nonce to the
+/// running service and verifies its answer. With --token, resumes where the last round ended: the
+/// list then begins with the record after the last one verified.
 ///
-/// The verdict is `pass` if at least one record is proven, every record that names a quoted PCR is,
-/// and the quote covers the list's own PCR (the one its first record names) in the banks required.
-/// boot_aggregate is compared if the quote covers the PCRs it is a digest of (--pcr 0-9).
+/// The verdict is `pass` if at least one record is proven, every record that names a quoted PCR is
+/// proven, and the quote covers the list's own PCR (the one that its first record names) in the
+/// required banks. boot_aggregate is compared if the quote covers its PCRs (--pcr 0-9).
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::VERIFY)]
 pub struct Args {
@@ -47,32 +47,32 @@ pub struct Args {
     /// Its signature (TPMT_SIGNATURE, tpm2_quote -s; or plain, tpm2_quote -f plain).
     #[arg(long, value_name = "SIG", requires = "quote")]
     signature: Option<PathBuf>,
-    /// The attestation key this verifier trusts: the public half in PEM or DER, TPM2B_PUBLIC or
-    /// TPMT_PUBLIC, or a certificate of it.
+    /// The attestation key that this verifier trusts: its public part in PEM or DER, TPM2B_PUBLIC
+    /// or TPMT_PUBLIC, or a certificate of it.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// The nonce that was given, at least 16 bytes in hex.
+    /// The nonce of this round, at least 16 bytes in hex.
     #[arg(long, value_name = "HEX", requires = "quote")]
     nonce: Option<String>,
-    /// Take a nonce of fewer bytes, or none (''): the quote may then be a replay of an old one.
+    /// Accept a shorter nonce, or none (''): the quote may then be a replay of an old one.
     #[arg(long, requires = "nonce")]
     allow_short_nonce: bool,
-    /// Values of the other quoted PCRs: tpm2_quote's PCR file, what tpm2_pcrread prints, or `BANK
+    /// Values of the other quoted PCRs: tpm2_quote's PCR file, the output of tpm2_pcrread, or `BANK
     /// INDEX HEX` lines.
     #[arg(long, value_name = "FILE")]
     pcrs: Option<PathBuf>,
     /// Ask the service of this state directory instead of reading files.
     #[arg(long, value_name = "DIR", conflicts_with = "quote", required_unless_present = "quote")]
     state: Option<PathBuf>,
-    /// A bank that must be quoted; may be given more than once. With --state it is asked for, too
+    /// A bank that must be quoted; may be given more than once. With --state it is also requested
     /// [default: any but sha1 alone; with --state sha256; with --token those of the token].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
-    /// PCRs that must be quoted besides those that records name, such as 0-9. With --state they are
-    /// asked for, too.
+    /// PCRs that must be quoted in addition to those that records name, such as 0-9. With --state
+    /// they are also requested.
     #[arg(long = "pcr", value_name = "PCRS")]
     more_pcrs: Vec<PcrSet>,
-    /// What was verified up to now: read if it is there, written when verification passes.
+    /// The state of this verifier: read if the file exists, written when verification passes.
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
     /// A binary measurement list, `-`, or a state directory.

@@ -56,7 +56,9 @@ impl Service {
                 Err(error) if self.follow && self.epoch.is_some() && may_pass(&error) => {
                     if !self.is_awaited {
                         self.is_awaited = true;
-                        tracing::warn!("{error}; it is waited for, record {index} comes next");
+                        tracing::warn!(
+                            "{error}; waiting for the service to continue with record {index}"
+                        );
                     }
                     (self.answer, self.decoder) = (None, decoder());
                     thread::sleep(PAUSE);
@@ -125,7 +127,7 @@ impl Service {
     }
 
     fn begin_epoch(&mut self, epoch: u64, index: &mut u64) {
-        tracing::warn!("epoch {epoch} has begun: from here on its records, from the first on");
+        tracing::warn!("epoch {epoch} has begun: its records follow from index 0");
         self.epoch = Some(epoch);
         *index = 0;
     }

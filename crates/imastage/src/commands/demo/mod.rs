@@ -23,18 +23,18 @@ mod summary;
 use program::{Answer, Program, Running};
 
 /// Demonstrate attestation end to end: measure, drain, attest, crash, resume, and two tampering
-/// scenarios. Drives the other commands; ends by itself in under 30 s.
+/// scenarios. Runs the other commands; ends after less than 30 s.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::DEMO)]
 pub struct Args {
     /// Measure at most N files from /usr.
     #[arg(long, value_name = "N", default_value_t = 12_000)]
     files: usize,
-    /// Keep the list in the service's process, as is done where FUSE cannot be had. There is no kill
-    /// then, which would take the list with it, and no deletion behind the service's back.
+    /// Keep the list in the service's process, as without FUSE. The demonstration then neither
+    /// kills the service, which would end the list, nor deletes records by another process.
     #[arg(long)]
     no_fuse: bool,
-    /// Keep everything in DIR instead of a directory that is removed at the end.
+    /// Use DIR and keep it, instead of a directory that is removed at the end.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

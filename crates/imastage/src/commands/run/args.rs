@@ -8,36 +8,36 @@ use imastage_source::DeleteMode;
 
 use crate::commands::retention::RetentionArgs;
 
-/// Drain a measurement list into a state directory, for good, and answer for it.
+/// Drain a measurement list into a state directory, and serve the complete list.
 ///
-/// Runs until it is told to stop (Ctrl-C, SIGTERM). `imastage attest`, `verify --state` and `status`
-/// talk to it through the state directory.
+/// Runs until SIGINT (Ctrl-C) or SIGTERM. `imastage attest`, `verify --state` and `status` reach it
+/// through the state directory.
 #[derive(clap::Args)]
 #[command(after_help = crate::examples::RUN)]
 pub struct Args {
-    /// Read options from this file, too: its keys are named as the options. What the command line
-    /// says, wins. SIGHUP reads it again.
+    /// Read options from this file, whose keys are the names of the options. Command-line options
+    /// take precedence. SIGHUP reads it again.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its
-    /// own, or where FUSE cannot be had, in this one), or `in-process`. How the directory's kernel
-    /// lets go of records is found out by looking; if it does not, the list is followed. [default:
-    /// embedded, where the machine has no list of its own]
+    /// The list: a directory with securityfs's files, `embedded` (a sandbox in a process of its own
+    /// or, without FUSE, in this one), or `in-process`. The way to delete records is detected; a
+    /// list whose kernel cannot delete is followed [default: embedded, if the machine has no list
+    /// of its own].
     #[arg(long, value_name = "DIR")]
     pub(super) source: Option<PathBuf>,
-    /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage; of a
-    /// list that is not this machine's: imastage-embedded beside it].
+    /// The state directory [default: /var/lib/imastage as root, else ~/.local/state/imastage; for
+    /// an embedded list: imastage-embedded beside it].
     #[arg(long, value_name = "DIR")]
     pub(super) state: Option<PathBuf>,
-    /// How to delete records, where the kernel supports both ways (Linux 7.2) [default: stage]. With
-    /// `none` no record is deleted, whatever the kernel supports, and no privilege is needed.
+    /// How to delete records if the kernel supports both ways (Linux 7.2) [default: stage]. With
+    /// `none` no record is deleted and no privilege is needed.
     #[arg(long, value_name = "MODE")]
     pub(super) delete_mode: Option<DeleteModeName>,
-    /// Say what would be done, and what would be in the way, and do nothing.
+    /// Print what would be done and what would prevent it, and exit.
     #[arg(long)]
     pub(super) check: bool,
     /// Delete from this list although records before its first one are not in the state directory:
-    /// somebody else deleted and keeps them, or nobody does.
+    /// another service deleted and stored them, or they are lost.
     #[arg(long)]
     pub(super) adopt: bool,
     /// The TPM that the list extends: a device, `unix:PATH`, `tcp:HOST:PORT` or `none` [default:
@@ -51,26 +51,25 @@ pub struct Args {
     /// Drain as soon as RECORDS records are in the list.
     #[arg(long, value_name = "RECORDS", default_value_t = Config::DRAIN_AT, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) drain_at: u64,
-    /// Compress closed epochs when the service starts, which is when one is closed.
+    /// Compress closed epochs when the service starts.
     #[arg(long)]
     pub(super) pack: bool,
     #[command(flatten)]
     pub(super) kept: RetentionArgs,
-    /// Run this command (with `sh -c`) whenever something begins or ends to be wrong. It finds the
-    /// worst of it in $IMASTAGE_STATE (ok, damaged, altered, diverged, not-extended, cannot-drain, busy,
-    /// cannot-compare, ...), the verdict in $IMASTAGE_VERDICT and all of `imastage --json status` in
-    /// $IMASTAGE_STATUS.
+    /// Run this command (with `sh -c`) whenever a condition begins or ends. $IMASTAGE_STATE is the
+    /// worst condition (ok, damaged, altered, diverged, not-extended, cannot-drain, busy,
+    /// cannot-compare, ...), $IMASTAGE_VERDICT the verdict, $IMASTAGE_STATUS the output of
+    /// `imastage --json status`.
     #[arg(long, value_name = "COMMAND")]
     pub(super) alert: Option<String>,
-    /// Show what is stored as files in this directory, named as the kernel's, as if nothing had ever
+    /// Mount stored records on this directory as files with the kernel's names, as if nothing had
     /// been deleted: for agents that read the list themselves.
     #[arg(long, value_name = "DIR")]
     pub(super) view: Option<PathBuf>,
-    /// Who may read the view besides root: a group's name or number [default: our own group].
+    /// The group that may read the view, by name or number [default: the service's own group].
     #[arg(long, value_name = "GROUP", requires = "view", value_parser = group)]
     pub(super) view_group: Option<u32>,
-    /// Who may ask the service besides its owner, through the socket in the state directory: a
-    /// group's name or number.
+    /// The group that may use the service's socket, by name or number.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub(super) group: Option<u32>,
 }
@@ -78,7 +77,7 @@ pub struct Args {
 /// As [`DeleteMode`].
 #[derive(Clone, Copy, ValueEnum)]
 pub enum DeleteModeName {
-    /// Stage all, store, delete what was staged.
+    /// Stage all records, store them, delete the staged list.
     Stage,
     /// Read, store, delete the first N.
     FirstN,

@@ -41,11 +41,11 @@ impl Embedded {
     pub fn start(state: &Path, tpm: &TpmChoice) -> Result<Embedded, Failure> {
         let mount = state.join("ima");
         if is_running(&mount) {
-            tracing::info!("going on with the sandbox at {}", mount.display());
+            tracing::info!("using the running sandbox at {}", mount.display());
             return Ok(Embedded { mount, kind: Kind::Process(None) });
         }
         if let Err(why) = fuse_is_there() {
-            tracing::warn!("{why}; the list lives in this process, and dies with it");
+            tracing::warn!("{why}; the list is in this process and ends with it");
             return Embedded::in_process(state, tpm);
         }
         let child = spawn(&mount, tpm)?;
@@ -88,7 +88,7 @@ impl Embedded {
         };
         let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { return };
         if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM) {
-            tracing::debug!(%error, "the sandbox has ended already");
+            tracing::debug!(%error, "the sandbox ended before");
         }
         if let Some(mut child) = child {
             // It was told to end; however it did, it is gone.

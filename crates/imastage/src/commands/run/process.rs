@@ -93,7 +93,9 @@ impl Drop for Ended {
     fn drop(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(10);
         if let Err(mpsc::RecvTimeoutError::Timeout) = self.0.recv_timeout(PATIENCE) {
-            tracing::warn!("the process that reads the list does not end; it ends with this one");
+            tracing::warn!(
+                "the process that reads the list does not end yet; it ends with this process"
+            );
         }
     }
 }

@@ -104,10 +104,10 @@ impl Supervisor {
                     is_ready = false;
                 }
                 Ok(Event::ListLost(why)) => {
-                    tracing::error!("the process that reads the list is gone: {why}");
+                    tracing::error!("the process that reads the list ended: {why}");
                     lost = Some(format!(
-                        "the process that reads the list is gone: {why}; what it had read is stored, and \
-                         all else is still in the list: start the service again"
+                        "the process that reads the list ended: {why}; what it had read is stored, and the \
+                         rest is still in the list; restart the service"
                     ));
                     break;
                 }
@@ -145,7 +145,7 @@ fn reload(settings: &mut Settings, service: &Service) {
     let (cli, new) = match config::load(std::env::args_os().collect()) {
         Ok(loaded) => loaded,
         Err(error) => {
-            tracing::error!("the configuration is not reloaded, the old one stays: {error}");
+            tracing::error!("configuration not applied, the previous one remains: {error}");
             return;
         }
     };
@@ -153,7 +153,7 @@ fn reload(settings: &mut Settings, service: &Service) {
         if RELOADED.contains(&key.as_str()) {
             tracing::info!("{key} has a new value");
         } else {
-            tracing::warn!("{key} takes its new value when the service is started again");
+            tracing::warn!("{key}: the new value takes effect when the service restarts");
         }
     }
     settings.adopt(&new, RELOADED);
@@ -161,13 +161,13 @@ fn reload(settings: &mut Settings, service: &Service) {
         // The state directory and the TPM are not looked at again.
         service.adjust(args.config(PathBuf::new(), None));
     }
-    tracing::info!("the configuration was read again");
+    tracing::info!("configuration applied");
 }
 
 fn tell(states: &[NotifyState<'_>]) {
     // Without a service manager this says nothing to nobody; with one that does not listen, nothing
     // else can be done.
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager could not be told");
+        tracing::debug!(%error, "cannot notify the service manager");
     }
 }

@@ -21,10 +21,11 @@ pub struct Args {
     /// The epoch [default: the latest].
     #[arg(long, value_name = "NUMBER")]
     epoch: Option<u64>,
-    /// A bank whose files are written besides those of sha1 [default: the banks whose PCR is kept].
+    /// A bank whose files are written in addition to those of sha1 [default: the banks whose PCR is
+    /// stored].
     #[arg(long = "bank", value_name = "ALG")]
     banks: Vec<Bank>,
-    /// Where to: a directory that is not there yet.
+    /// The directory to create.
     to: PathBuf,
 }
 
