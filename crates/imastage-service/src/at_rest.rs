@@ -57,7 +57,7 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
     let mut status = match Reader::open(state) {
         Ok(reader) => Status {
             verdict: diverged(state)?.0,
-            problems: damage(state)?,
+            problems: damage(state, &mut |_| {})?,
             epoch: reader.epoch().number,
             records: reader.len(),
             bytes: reader.bytes(),

@@ -95,8 +95,11 @@ pub(crate) fn committed(store: &Store, banks: &[Bank]) -> Banks {
 }
 
 /// Reads everything that is stored again, and says in words what is damaged.
-pub(crate) fn damage(state: &Path) -> Result<Vec<String>, StoreError> {
-    let damage = imastage_store::check(state)?.damage;
+pub(crate) fn damage(
+    state: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<String>, StoreError> {
+    let damage = imastage_store::check_with(state, progress)?.damage;
     Ok(damage.iter().map(ToString::to_string).collect())
 }
 

@@ -103,12 +103,17 @@ impl Service {
         let (comparison, damage) = match resumed {
             Some(Ok(banks)) => (Comparison::resumed(banks, diverged, consistent), Vec::new()),
             Some(Err(_)) | None => {
-                let damage = opening::damage(&config.state)?;
+                let len = store.len();
+                let damage = opening::damage(&config.state, &mut |records| {
+                    pulse.beat();
+                    // Checked, then replayed: each reads all.
+                    progress(records / 2, len);
+                })?;
                 let comparison = match damage.first() {
                     None => {
                         let mut progress = |read, of| {
                             pulse.beat();
-                            progress(read, of);
+                            progress((of + read) / 2, of);
                         };
                         let banks = opening::replayed(&config.state, kept, None, &mut progress)?;
                         Comparison::new(banks, diverged, consistent)

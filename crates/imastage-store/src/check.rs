@@ -91,7 +91,15 @@ const MOST_DAMAGE: usize = 100;
 /// [`StoreError`] if the system does not let the epoch be read. All that is wrong with it is
 /// reported.
 pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
-    check_on(&SystemDisk::new(state), state)
+    check_with(state, &mut |_| {})
+}
+
+/// As [`check`]; reports in `progress` how many records were read, after each commit.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_with(state: &Path, progress: &mut dyn FnMut(u64)) -> Result<CheckReport, StoreError> {
+    check_on(&SystemDisk::new(state), state, progress)
 }
 
 /// As [`check`], of any epoch, packed or not.
@@ -102,7 +110,11 @@ pub fn check_epoch(state: &Path, number: u64) -> Result<CheckReport, StoreError>
     check_epoch_on(&SystemDisk::new(state), state, number)
 }
 
-pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, StoreError> {
+pub(crate) fn check_on(
+    disk: &dyn Disk,
+    state: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<CheckReport, StoreError> {
     let mut damage = check_directory_on(disk, state)?.damage;
     let epochs = match files::epochs(disk, state) {
         // Named already.
@@ -110,7 +122,7 @@ pub(crate) fn check_on(disk: &dyn Disk, state: &Path) -> Result<CheckReport, Sto
         epochs => epochs?,
     };
     let mut report = match epochs.last() {
-        Some(number) => check_epoch_on(disk, state, *number)?,
+        Some(number) => check_epoch_with(disk, state, *number, progress)?,
         None => CheckReport::default(),
     };
     damage.retain(|found| report.damage.iter().all(|damage| damage.path != found.path));
@@ -123,8 +135,17 @@ pub(crate) fn check_epoch_on(
     state: &Path,
     number: u64,
 ) -> Result<CheckReport, StoreError> {
+    check_epoch_with(disk, state, number, &mut |_| {})
+}
+
+fn check_epoch_with(
+    disk: &dyn Disk,
+    state: &Path,
+    number: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<CheckReport, StoreError> {
     let dir = files::require_epoch(disk, state, number)?;
-    let mut report = match check_records(disk, &dir) {
+    let mut report = match check_records(disk, &dir, progress) {
         Err(StoreError::Damaged { path, offset, why: what }) => {
             let remedy = match Commits::header_again(disk, &dir) {
                 Ok(Some(_)) if offset == 0 && path.ends_with(COMMITS) => Remedy::Rebuild,
@@ -153,7 +174,11 @@ pub(crate) fn check_epoch_on(
     Ok(report)
 }
 
-fn check_records(disk: &dyn Disk, dir: &Path) -> Result<CheckReport, StoreError> {
+fn check_records(
+    disk: &dyn Disk,
+    dir: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<CheckReport, StoreError> {
     let (epoch, commits) = Commits::open_damaged(disk, dir, Mode::Read)?;
     let dir = dir.to_owned();
     let segments = files::segments(disk, &dir)?;
@@ -189,6 +214,7 @@ fn check_records(disk: &dyn Disk, dir: &Path) -> Result<CheckReport, StoreError>
                 }
                 before = commit;
                 gap.clear();
+                progress(before.records);
             }
         }
     }

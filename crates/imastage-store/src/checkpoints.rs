@@ -282,7 +282,7 @@ mod tests {
                 prop_assert_eq!(store.running_as(bank, extend), Some(pcr.value()));
                 prop_assert_eq!(extend == Extend::Own, store.running(bank) == Some(pcr.value()));
             }
-            let report = check_on(&disk, Path::new(STATE)).unwrap();
+            let report = check_on(&disk, Path::new(STATE), &mut |_| {}).unwrap();
             prop_assert_eq!(report.damage, vec![]);
             let whole = !matches!(harm, Harm::Foreign) || (count as u64) < distance;
             prop_assert_eq!(report.checkpoints.is_empty(), whole);

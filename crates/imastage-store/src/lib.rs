@@ -32,7 +32,7 @@ mod store;
 mod survival;
 mod writing;
 
-pub use check::{CheckReport, Damage, Remedy, check, check_epoch};
+pub use check::{CheckReport, Damage, Remedy, check, check_epoch, check_with};
 pub use closed::{EpochSummary, Packing, Retention, epochs, pack, prune};
 pub use directory::{COMPARED, DirectoryReport, SideFile, check_directory};
 pub use epoch::{Epoch, EpochId};

@@ -144,7 +144,17 @@ impl DrainLoop {
         let shared = Arc::clone(&self.shared);
         let check = move || {
             let since = Instant::now();
-            let damage = match opening::damage(&shared.state) {
+            let mut shown = 0;
+            let mut progress = |read: u64| {
+                const STEP: u64 = 1 << 14;
+                if read >= shown + STEP
+                    && let Some(checking) = &mut shared.status().since_start.checking
+                {
+                    shown = read;
+                    checking.read = read.min(checking.of);
+                }
+            };
+            let damage = match opening::damage(&shared.state, &mut progress) {
                 Ok(damage) => damage,
                 Err(error) => vec![error.to_string()],
             };
