@@ -5,7 +5,7 @@ use ima_log::{Bank, Event, Format, KexecSizes, Records};
 use ima_securityfs::Dialect;
 
 use crate::{
-    Step,
+    options::Step,
     report::Recorder,
     target::{CURRENT, List, STAGED, TRIM_LOG, Target, Trouble, told_deleted},
 };

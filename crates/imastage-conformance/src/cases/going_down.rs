@@ -1,10 +1,10 @@
-//! Requests during shutdown: first the kernel stops measuring, then it dumps the records for the next
-//! kernel. Records deleted after the dump would reappear there.
+//! Requests during shutdown: first the kernel stops measuring, then it dumps the records for the
+//! next kernel. Records deleted after the dump would reappear there.
 
 use ima_securityfs::Dialect;
 
 use crate::{
-    Step,
+    options::Step,
     report::Recorder,
     target::{CURRENT, List, STAGED, TRIM_LOG, Target, Trouble, VIOLATIONS},
 };

@@ -16,8 +16,8 @@ use rustix::fs::OFlags;
 
 use super::open::hold;
 use crate::{
-    Step,
     errno::{Errno, told},
+    options::Step,
     report::Recorder,
     target::{CURRENT, Opener, STAGED, Target, Trouble},
 };
