@@ -1,4 +1,4 @@
-# What CONTRIBUTING.md and README.md call; each works from a fresh clone on Debian 12 with Rust.
+# Targets for CONTRIBUTING.md and README.md; each works in a fresh clone on Debian 12 with Rust.
 
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
@@ -7,18 +7,18 @@ CARGO_DEB_VERSION := 3.8.0
 .PHONY: help run check test test-under-load soak lab lab-kernel fuzz lint bench deny-tool package deb test-deb test-unit deb-tool
 
 help:
-	@echo "make run    an end-to-end attestation demo (under 30 s after the build)"
-	@echo "make check  format, lints and unit tests: under a minute once built"
+	@echo "make run    run an end-to-end attestation demo (under 30 s after the build)"
+	@echo "make check  check format, lints and unit tests: under a minute once built"
 	@echo "make test   run every test"
-	@echo "make test-under-load  every test, ten times, on a busy machine"
-	@echo "make soak   ten million records through the service: memory and cost stay flat"
-	@echo "make lab    every scenario on real kernels, in QEMU"
-	@echo "make fuzz   feed hostile input to everything that parses, for a bounded time"
-	@echo "make lint   format, clippy, licences and sources of dependencies, documentation"
-	@echo "make bench  measure"
-	@echo "make package  the published libraries as crates.io gets them, in target/libraries/package"
-	@echo "make deb    a Debian package in target/debian; make test-deb installs, runs and purges one"
-	@echo "make test-unit  the package's service under systemd, in a container"
+	@echo "make test-under-load  run every test ten times under CPU load"
+	@echo "make soak   pass ten million records through the service; memory and cost must stay constant"
+	@echo "make lab    run every scenario on real kernels in QEMU"
+	@echo "make fuzz   fuzz every parser for a bounded time"
+	@echo "make lint   check format, clippy, licences and sources of dependencies, documentation"
+	@echo "make bench  run the benchmarks"
+	@echo "make package  package the published libraries for crates.io, in target/libraries/package"
+	@echo "make deb    build a Debian package in target/debian; make test-deb installs, runs and purges it"
+	@echo "make test-unit  test the packaged service under systemd, in a container"
 
 run:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3
@@ -33,36 +33,36 @@ check:
 test:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools \
 		qemu-system-x86_64=qemu-system-x86 busybox=busybox-static xz=xz-utils
-	@scripts/install-keylime || echo "keylime cannot be installed: tests against it are skipped" >&2
+	@scripts/install-keylime || echo "keylime cannot be installed; tests against it are skipped" >&2
 	$(CARGO) test --workspace --locked
 	$(CARGO) test --manifest-path fuzz/Cargo.toml --target-dir target/fuzz-corpus --locked
 	RUSTFLAGS="--cfg loom" $(CARGO) test -p ima-list --test loom --release --target-dir target/loom --locked
 	$(CARGO) build --manifest-path tests/no-std/Cargo.toml --target-dir target/no-std --locked
 
-# Ten times beside four busy processes; scripts/test-under-load --help for others.
+# Ten runs with four busy processes; see scripts/test-under-load --help for options.
 test-under-load:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils tpm2_checkquote=tpm2-tools \
 		qemu-system-x86_64=qemu-system-x86 busybox=busybox-static xz=xz-utils
 	@CARGO="$(CARGO)" scripts/test-under-load
 
-# IMASTAGE_SOAK_RECORDS says how many.
+# IMASTAGE_SOAK_RECORDS sets the number of records.
 soak:
 	$(CARGO) test --release -p imastage-service --test soak --locked -- --ignored --nocapture
 
-# Kernels are downloaded once, into target/lab. KERNEL=6.12 for another one.
+# Kernels are downloaded once, into target/lab. KERNEL=6.12 selects another kernel.
 lab:
 	@scripts/install-missing swtpm=swtpm evmctl=ima-evm-utils qemu-system-x86_64=qemu-system-x86 \
 		busybox=busybox-static xz=xz-utils
 	$(CARGO) run --locked -p imastage-lab -- run all $(if $(KERNEL),--kernel $(KERNEL))
 
-# A kernel with IMA_KEXEC from Debian's source, for `imastage-lab run kexec --kernel 6.12-lab`; once.
+# Builds 6.12-lab, a kernel with IMA_KEXEC, once; for `imastage-lab run kexec --kernel 6.12-lab`.
 lab-kernel:
 	@scripts/install-missing swtpm=swtpm qemu-system-x86_64=qemu-system-x86 busybox=busybox-static \
 		flex=flex bison=bison bc=bc
 	@test -e /usr/include/libelf.h || scripts/install-missing no-such-command=libelf-dev
 	$(CARGO) run --locked -p imastage-lab -- build-kernel
 
-# A few seconds for each target; `scripts/fuzz 600 binary` for longer.
+# 5 seconds per target; `scripts/fuzz 600 binary` fuzzes one target longer.
 fuzz:
 	@scripts/fuzz 5
 
@@ -77,7 +77,7 @@ deny-tool:
 
 bench:
 	@scripts/install-missing swtpm=swtpm fusermount3=fuse3 evmctl=ima-evm-utils
-	@scripts/install-keylime || echo "keylime cannot be installed: it is left out of the comparison" >&2
+	@scripts/install-keylime || echo "keylime cannot be installed; it is not compared" >&2
 	$(CARGO) bench --workspace --locked
 
 package:
@@ -90,7 +90,7 @@ test-deb: deb-tool
 	@scripts/install-missing swtpm=swtpm systemd-analyze=systemd
 	@scripts/test-deb
 
-# Under systemd itself, in a container: where a container may not have one, this cannot be.
+# Under systemd in a container: fails in environments that cannot nest containers.
 test-unit: deb-tool
 	@scripts/install-missing swtpm=swtpm systemd-nspawn=systemd-container
 	@scripts/test-unit

@@ -1,10 +1,12 @@
+//! Error numbers of system calls by name, and results as the text of a case.
+
 use std::{fmt, io};
 
-/// What the system answered, by its name.
+/// An error number, displayed by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Errno(pub(crate) i32);
 
-/// What a call gave.
+/// The result of a system call.
 pub(crate) type Answer<T> = Result<T, Errno>;
 
 impl Errno {
@@ -17,7 +19,7 @@ impl Errno {
     pub(crate) const ERANGE: Errno = Errno(34);
     pub(crate) const ESTALE: Errno = Errno(116);
 
-    /// What a shell says about each.
+    /// Value, name, and the message that a shell prints for it.
     const NAMES: [(Errno, &str, &str); 13] = [
         (Errno::EPERM, "EPERM", "Operation not permitted"),
         (Errno::ENOENT, "ENOENT", "No such file or directory"),
@@ -34,7 +36,7 @@ impl Errno {
         (Errno::ESTALE, "ESTALE", "Stale file handle"),
     ];
 
-    /// From what a program printed when it failed.
+    /// Parses the error from the output of a failed program.
     pub(crate) fn printed(text: &str) -> Option<Errno> {
         Self::NAMES.iter().find(|(_, _, says)| text.contains(says)).map(|(errno, _, _)| *errno)
     }
@@ -51,7 +53,7 @@ impl fmt::Display for Errno {
 
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Errno {
-        // What is no answer of the system is none that is ever expected.
+        // No case expects 0: it marks an error without an error number.
         Errno(error.raw_os_error().unwrap_or(0))
     }
 }
@@ -62,7 +64,7 @@ impl From<rustix::io::Errno> for Errno {
     }
 }
 
-/// `ok`, or the name of the refusal.
+/// `ok`, or the name of the error.
 pub(crate) fn told<T>(answer: &Answer<T>) -> String {
     match answer {
         Ok(_) => "ok".into(),
@@ -70,7 +72,7 @@ pub(crate) fn told<T>(answer: &Answer<T>) -> String {
     }
 }
 
-/// `ok` if all `len` bytes were written, how many if not, or the name of the refusal.
+/// `ok` if all `len` bytes were written, else `ok:` and the number written, or the name of the error.
 pub(crate) fn wrote(answer: &Answer<usize>, len: usize) -> String {
     match answer {
         Ok(written) if *written == len => "ok".into(),
@@ -78,7 +80,7 @@ pub(crate) fn wrote(answer: &Answer<usize>, len: usize) -> String {
     }
 }
 
-/// `ok:` and the number of bytes written, or the name of the refusal.
+/// `ok:` and the number of bytes written, or the name of the error.
 pub(crate) fn written(answer: &Answer<usize>) -> String {
     match answer {
         Ok(len) => format!("ok:{len}"),

@@ -1,6 +1,12 @@
+//! Results in the format of the kernel's own tests.
+
 use std::fmt::{self, Write};
 
-use crate::{Group, Options, Verdict, groups};
+use crate::{
+    cases::groups,
+    options::Options,
+    report::{Group, Verdict},
+};
 
 /// Prints groups in the Kernel Test Anything Protocol, version 1: each group is a test, its cases
 /// are its subtests (kernel documentation, dev-tools/ktap).
@@ -10,7 +16,7 @@ pub struct Ktap {
 }
 
 impl Ktap {
-    /// What comes first, when all groups are run that `options` ask for.
+    /// The first lines of the output: version and plan, for the groups that `options` select.
     pub fn head(options: &Options<'_>) -> String {
         format!("KTAP version 1\n1..{}", groups(options).count())
     }
@@ -19,7 +25,7 @@ impl Ktap {
     pub fn group(&mut self, group: &Group) -> String {
         self.groups += 1;
         let mut text = String::new();
-        // A String takes all that is written to it.
+        // Writing to a String cannot fail.
         let _: fmt::Result = self.write(group, &mut text);
         text
     }
@@ -30,7 +36,7 @@ impl Ktap {
         writeln!(out, "  # Subtest: {rule} {title}")?;
         writeln!(out, "  1..{}", cases.len())?;
         for (at, case) in cases.iter().enumerate() {
-            // A # would begin a directive.
+            // A # in a name would start a directive.
             let (number, name) = (at + 1, case.name.replace('#', "."));
             match &case.verdict {
                 Verdict::Passed => writeln!(out, "  ok {number} {name}")?,
@@ -50,7 +56,7 @@ impl Ktap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Case;
+    use crate::report::Case;
 
     #[test]
     fn groups_are_tests_and_cases_subtests() {

@@ -1,3 +1,5 @@
+//! Groups, cases and verdicts, and the recorder that cases write them to.
+
 use std::fmt::Display;
 
 use serde::Serialize;
@@ -7,57 +9,57 @@ use crate::target::Trouble;
 /// The cases of one part of the interface.
 #[derive(Clone, Debug, Serialize)]
 pub struct Group {
-    /// The part of the rules, by its number.
+    /// The number of the rule.
     pub rule: &'static str,
-    /// What it is about.
+    /// The title of the group.
     pub title: &'static str,
-    /// In the order in which they were run.
+    /// The cases, in the order they were run.
     pub cases: Vec<Case>,
 }
 
-/// One thing that was tried.
+/// One checked behaviour.
 #[derive(Clone, Debug, Serialize)]
 pub struct Case {
-    /// What was done, in which state.
+    /// The state of the list and the action.
     pub name: String,
-    /// How it went.
+    /// The outcome.
     #[serde(flatten)]
     pub verdict: Verdict,
 }
 
-/// How a case went.
+/// The outcome of a case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
 pub enum Verdict {
-    /// As expected.
+    /// The result is the expected one.
     Passed,
-    /// Otherwise.
+    /// The result differs.
     Failed {
-        /// What the interface has.
+        /// The expected result.
         expected: String,
-        /// What was seen.
+        /// The actual result.
         got: String,
     },
-    /// It cannot be tried here.
+    /// The case cannot be run in this environment.
     Skipped {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// How many cases went how.
+/// Number of cases by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// As expected.
+    /// Passed.
     pub passed: usize,
-    /// Otherwise.
+    /// Failed.
     pub failed: usize,
-    /// Not tried.
+    /// Skipped.
     pub skipped: usize,
 }
 
 impl Group {
-    /// How its cases went.
+    /// The number of its cases by outcome.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         counts.add(self);
@@ -77,17 +79,17 @@ impl Counts {
     }
 }
 
-/// Where the cases of a group are noted.
+/// Collects the cases of a group.
 #[derive(Default)]
 pub(crate) struct Recorder {
     pub(crate) cases: Vec<Case>,
 }
 
-/// How often a case is tried that needs a list which does not grow meanwhile.
+/// Attempts at a case that fails if another program is measured meanwhile.
 const ATTEMPTS: usize = 20;
 
 impl Recorder {
-    /// Notes a case.
+    /// Records a case that passes if `got` equals `expected`.
     pub(crate) fn expect(
         &mut self,
         name: impl Into<String>,
@@ -100,7 +102,7 @@ impl Recorder {
         self.cases.push(Case { name: name.into(), verdict });
     }
 
-    /// Notes that something holds, or what was seen instead.
+    /// Records a case that passes if `holds`.
     pub(crate) fn holds(
         &mut self,
         name: impl Into<String>,
@@ -116,8 +118,8 @@ impl Recorder {
         self.cases.push(Case { name: name.into(), verdict });
     }
 
-    /// Notes a case in which a record that others add at the wrong moment changes what is seen:
-    /// tried from the beginning until it is as expected, or often enough.
+    /// Records a case whose result changes if another program is measured meanwhile: `attempt` is
+    /// repeated until the result is the expected one, at most [`ATTEMPTS`] times.
     pub(crate) fn quiet(
         &mut self,
         name: impl Into<String>,
@@ -136,15 +138,15 @@ impl Recorder {
         Ok(())
     }
 
-    /// Notes a case that cannot be tried here.
+    /// Records a case that cannot be run in this environment.
     pub(crate) fn skip(&mut self, name: impl Into<String>, why: impl Display) {
         let verdict = Verdict::Skipped { why: why.to_string() };
         self.cases.push(Case { name: name.into(), verdict });
     }
 
-    /// Notes that the rest of the group could not be run.
+    /// Records that the rest of the group could not be run.
     pub(crate) fn broke_off(&mut self, trouble: &Trouble) {
         let verdict = Verdict::Failed { expected: "all steps".into(), got: trouble.to_string() };
-        self.cases.push(Case { name: "the group was run to its end".into(), verdict });
+        self.cases.push(Case { name: "all steps of the group were run".into(), verdict });
     }
 }

@@ -1,3 +1,5 @@
+//! The interface under test: opens, reads, writes, and the records that cases add.
+
 use std::{
     fmt::Display,
     fs::{self, File},
@@ -19,8 +21,8 @@ use rustix::{
 use tempfile::TempDir;
 
 use crate::{
-    Machine, Measure, Options, RunError, Step,
     errno::{Answer, Errno, wrote},
+    options::{Machine, Measure, Options, RunError, Step},
 };
 
 /// The interface under test.
@@ -31,20 +33,20 @@ pub(crate) struct Target<'a> {
     measure: &'a Measure<'a>,
     violate: Option<&'a Measure<'a>>,
     machine: Option<&'a Machine<'a>>,
-    /// Where the files are that are measured.
+    /// The directory with the files to measure.
     work: TempDir,
     made: AtomicUsize,
     fuse: bool,
-    /// Whether modes keep us from nothing.
+    /// Whether this process has CAP_DAC_OVERRIDE.
     overrides: bool,
 }
 
-/// A step that others rest on failed.
+/// A failed step without which the rest of the group cannot run.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Trouble(pub(crate) String);
 
-/// Who opens.
+/// The task that opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opener {
     SameThread,
@@ -55,7 +57,7 @@ pub(crate) enum Opener {
 /// The records of a part, each as its bytes in the sha1 form.
 pub(crate) type List = Vec<Vec<u8>>;
 
-/// The files that most cases work on.
+/// The files that most cases use.
 pub(crate) const CURRENT: &str = "binary_runtime_measurements_sha1";
 pub(crate) const STAGED: &str = "binary_runtime_measurements_sha1_staged";
 pub(crate) const COUNT: &str = "runtime_measurements_count";
@@ -65,7 +67,7 @@ pub(crate) const VIOLATIONS: &str = "violations";
 /// FUSE_SUPER_MAGIC (linux/magic.h).
 const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
-/// What [`Target::list`] takes from one file at most.
+/// Read limit for one file, in bytes.
 const LONGEST_LIST: u64 = 1 << 30;
 
 impl<'a> Target<'a> {
@@ -112,7 +114,7 @@ impl<'a> Target<'a> {
         self.duplicates != Duplicates::Flush
     }
 
-    /// The file that takes the number of records to be deleted.
+    /// The file to which the number of records to delete is written.
     pub(crate) fn numbered(&self) -> &'static str {
         match self.dialect {
             Dialect::Linux72 => CURRENT,
@@ -131,31 +133,30 @@ impl<'a> Target<'a> {
         if self.dialect.stages() { &[CURRENT, STAGED] } else { &[CURRENT] }
     }
 
-    /// What the names of each part's files end with.
+    /// The suffix of the file names of each part.
     pub(crate) fn suffixes(&self) -> &'static [&'static str] {
         if self.dialect.stages() { &["", "_staged"] } else { &[""] }
     }
 
-    /// Whether files that nobody may write to by their mode can be opened for writing all the same,
-    /// as root's can.
+    /// Whether this process can open a file for writing against its mode (CAP_DAC_OVERRIDE).
     pub(crate) fn overrides_modes(&self) -> bool {
         self.overrides
     }
 
-    /// A FUSE file system never sees some calls.
+    /// Whether the files are on FUSE, which does not pass all system calls to the file system.
     pub(crate) fn is_fuse(&self) -> bool {
         self.fuse
     }
 
-    /// Whether the machine can be brought to go down.
+    /// Whether shutdown steps can be performed.
     pub(crate) fn goes_down(&self) -> bool {
         self.machine.is_some()
     }
 
-    /// Has the machine do a step of going down, if it can be brought to.
+    /// Performs a shutdown step, if the options can.
     pub(crate) fn step(&self, step: Step) -> Result<(), Trouble> {
         let Some(machine) = self.machine else { return Ok(()) };
-        machine(step).map_err(|error| Trouble(format!("{step:?} of the machine: {error}")))
+        machine(step).map_err(|error| Trouble(format!("shutdown step {step:?}: {error}")))
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -166,7 +167,7 @@ impl<'a> Target<'a> {
         self.dir.join(name)
     }
 
-    /// The banks that have files, by the names of these.
+    /// The banks that have files.
     pub(crate) fn banks(&self) -> Vec<Bank> {
         let has = |bank: &Bank| self.path(&file_of("binary", *bank, "")).exists();
         Bank::ALL.into_iter().filter(has).collect()
@@ -190,8 +191,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// open(2) by a shell that `prepare` may change, which opens for reading, for writing with
-    /// O_CREAT and O_TRUNC, or for both with O_CREAT.
+    /// open(2) by a shell that `prepare` configures. The shell opens with O_RDONLY, with
+    /// O_WRONLY|O_CREAT|O_TRUNC, or with O_RDWR|O_CREAT.
     pub(crate) fn shell_open(
         &self,
         name: &str,
@@ -218,33 +219,33 @@ impl<'a> Target<'a> {
         Ok(self.open(name, OFlags::WRONLY)?.write(bytes)?)
     }
 
-    /// What a file shows to one who opens it.
+    /// Opens a file and reads it to its end.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, Trouble> {
         let mut file = self
             .open(name, OFlags::RDONLY)
-            .map_err(|errno| Trouble(format!("{name} cannot be opened for reading: {errno}")))?;
+            .map_err(|errno| Trouble(format!("opening {name} for reading: {errno}")))?;
         read_on(&mut file)
     }
 
-    /// The records of a part, read anew.
+    /// Opens a file of a part and parses its records.
     pub(crate) fn list(&self, name: &str) -> Result<List, Trouble> {
         parse(&self.read(name)?).map_err(|why| Trouble(format!("{name}: {why}")))
     }
 
-    /// What one of the counting files says.
+    /// The value of a counter file.
     pub(crate) fn number(&self, name: &str) -> Result<u64, Trouble> {
         let text = self.read(name)?;
         let text = String::from_utf8_lossy(&text);
-        text.strip_suffix('\n')
-            .and_then(|digits| digits.parse().ok())
-            .ok_or_else(|| Trouble(format!("{name}: {text:?} is no number and a newline")))
+        text.strip_suffix('\n').and_then(|digits| digits.parse().ok()).ok_or_else(|| {
+            Trouble(format!("{name}: expected digits and a newline, found {text:?}"))
+        })
     }
 
     /// A write that must succeed.
     pub(crate) fn must(&self, name: &str, request: &str) -> Result<(), Trouble> {
         match self.write(name, request.as_bytes()) {
             Ok(len) if len == request.len() => Ok(()),
-            Ok(len) => Err(Trouble(format!("{request:?} to {name}: {len} bytes were written"))),
+            Ok(len) => Err(Trouble(format!("{request:?} to {name}: {len} bytes written"))),
             Err(errno) => Err(Trouble(format!("{request:?} to {name}: {errno}"))),
         }
     }
@@ -252,12 +253,13 @@ impl<'a> Target<'a> {
     /// Adds records of `n` new files.
     pub(crate) fn add(&self, n: usize) -> Result<Vec<PathBuf>, Trouble> {
         let paths = (0..n).map(|_| self.make()).collect::<io::Result<Vec<_>>>();
-        let paths = paths.map_err(|error| Trouble(format!("a file to be measured: {error}")))?;
+        let paths =
+            paths.map_err(|error| Trouble(format!("creating a file to measure: {error}")))?;
         (self.measure)(&paths).map_err(|error| Trouble(format!("measuring: {error}")))?;
         Ok(paths)
     }
 
-    /// Adds so many records that the current list has `n` or more.
+    /// Adds records until the current list has at least `n`.
     pub(crate) fn at_least(&self, n: usize) -> Result<(), Trouble> {
         let there = self.list(CURRENT)?.len();
         if there < n {
@@ -266,7 +268,7 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// What is written to have `n` current records deleted.
+    /// The request that deletes the first `n` current records.
     pub(crate) fn number_request(&self, n: impl Display) -> Result<String, Trouble> {
         Ok(match self.dialect {
             Dialect::Trim => format!("{}:{n}\n", self.number(TRIM_LOG)?),
@@ -279,13 +281,13 @@ impl<'a> Target<'a> {
         self.must(self.numbered(), &self.number_request(n)?)
     }
 
-    /// Asks for `n` current records to be deleted: `ok`, or the refusal.
+    /// Requests deletion of the first `n` current records: `ok`, or the name of the error.
     pub(crate) fn delete(&self, n: impl Display) -> Result<String, Trouble> {
         let request = self.number_request(n)?;
         Ok(wrote(&self.write(self.numbered(), request.as_bytes()), request.len()))
     }
 
-    /// Deletes what is staged.
+    /// Deletes the staged records.
     pub(crate) fn unstage(&self) -> Result<(), Trouble> {
         match self.write(STAGED, b"D\n") {
             Ok(_) | Err(Errno::ENOENT) => Ok(()),
@@ -300,24 +302,24 @@ impl<'a> Target<'a> {
         }
         self.unstage()?;
         match self.write(STAGED, b"A\n") {
-            // If something stays staged, the cases will tell.
+            // If records remain staged, the cases fail.
             Ok(_) | Err(Errno::ENOENT | Errno::EEXIST) => {}
             Err(errno) => return Err(Trouble(format!("\"A\\n\" to {STAGED}: {errno}"))),
         }
         self.unstage()
     }
 
-    /// Trims all records, as far as that can be done.
+    /// Trims all records; does nothing if deletion by number is refused.
     fn trim_all(&self) -> Result<(), Trouble> {
         if !self.deletes_by_number() {
             return Ok(());
         }
         let records = self.list(CURRENT)?.len();
-        // If it is refused, the cases will tell.
+        // If the request is refused, the cases fail.
         self.delete(records).map(drop)
     }
 
-    /// Which of these files' records are in the list, as positions in `paths`, in list order.
+    /// The files of `paths` that have records in `list`, as indices into `paths`, in list order.
     pub(crate) fn find(paths: &[PathBuf], list: &List) -> Vec<usize> {
         let name = |bytes: &Vec<u8>| {
             let record = Records::new(bytes, Format::native(Bank::Sha1)).next()?.ok()?;
@@ -331,31 +333,31 @@ impl<'a> Target<'a> {
             .collect()
     }
 
-    /// Adds a violation of a new file, if that can be done; gives its path.
+    /// Adds a violation of a new file and returns its path; `None` if the options cannot.
     pub(crate) fn violate(&self) -> Result<Option<PathBuf>, Trouble> {
         let Some(violate) = self.violate else { return Ok(None) };
         let path = self.make();
-        let path = path.map_err(|error| Trouble(format!("a file to be measured: {error}")))?;
+        let path = path.map_err(|error| Trouble(format!("creating a file to measure: {error}")))?;
         violate(std::slice::from_ref(&path))
-            .map_err(|error| Trouble(format!("a violation: {error}")))?;
+            .map_err(|error| Trouble(format!("adding a violation: {error}")))?;
         Ok(Some(path))
     }
 
-    /// Has a file measured that may have been measured before.
+    /// Has a file measured, possibly again.
     pub(crate) fn measure(&self, path: &Path) -> Result<(), Trouble> {
         (self.measure)(&[path.to_owned()]).map_err(|error| Trouble(format!("measuring: {error}")))
     }
 
-    /// Puts an equal file in the place of one that was measured.
+    /// Replaces a measured file with a new file of equal content.
     pub(crate) fn recreate(&self, path: &Path) -> Result<(), Trouble> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        // The old one is kept, or the new one might get its inode.
+        // The old file remains: otherwise the new one could reuse its inode.
         fs::rename(path, self.work.path().join(format!("old-{number}")))
             .and_then(|()| write_program(path))
-            .map_err(|error| Trouble(format!("a file to be measured again: {error}")))
+            .map_err(|error| Trouble(format!("replacing a measured file: {error}")))
     }
 
-    /// A program that was never measured, whose path has about `len` bytes at least.
+    /// Creates a program whose path has about `len` bytes.
     pub(crate) fn make_long(&self, len: usize) -> Result<PathBuf, Trouble> {
         const COMPONENT: usize = 200;
         let make = || {
@@ -370,16 +372,18 @@ impl<'a> Target<'a> {
             write_program(&path)?;
             Ok(path)
         };
-        make().map_err(|error: io::Error| Trouble(format!("a file with a long path: {error}")))
+        make().map_err(|error: io::Error| {
+            Trouble(format!("creating a file with a long path: {error}"))
+        })
     }
 
-    /// A program that was never measured.
-    /// Whether a record is of a file that was made for this run: nobody else has such a file measured.
+    /// Whether a record is of a file created by this run.
     pub(crate) fn is_own(&self, record: &[u8]) -> bool {
         let dir = self.work.path().as_os_str().as_encoded_bytes();
         record.windows(dir.len()).any(|part| part == dir)
     }
 
+    /// Creates a program that was never measured.
     fn make(&self) -> io::Result<PathBuf> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let path = self.work.path().join(format!("record-{number}"));
@@ -388,8 +392,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Writes a program that does nothing. Its content is its own: equal content under one name is
-/// measured once.
+/// Writes a program that does nothing. Its content contains its path, so no two files are equal.
 fn write_program(path: &Path) -> io::Result<()> {
     fs::write(path, format!("#!/bin/sh\n# {}\n", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
@@ -400,7 +403,7 @@ pub(crate) fn file_of(form: &str, bank: Bank, suffix: &str) -> String {
     format!("{form}_runtime_measurements_{bank}{suffix}")
 }
 
-/// The records of a binary list in the sha1 form.
+/// Parses the records of a binary list in the sha1 form.
 pub(crate) fn parse(bytes: &[u8]) -> Result<List, String> {
     Records::new(bytes, Format::native(Bank::Sha1))
         .map(|record| record.map(|record| record.as_bytes().to_vec()))
@@ -408,7 +411,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<List, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Reads to the end, from where the file stands.
+/// Reads from the current position to the end.
 pub(crate) fn read_on(file: &mut File) -> Result<Vec<u8>, Trouble> {
     let mut bytes = Vec::new();
     let read = file.take(LONGEST_LIST).read_to_end(&mut bytes);
@@ -422,14 +425,13 @@ pub(crate) fn read_anew(file: &mut File) -> Result<Vec<u8>, Trouble> {
     read_on(file)
 }
 
-/// How many records were deleted from the beginning of `before` if `after` is what was left of it
-/// and perhaps more; `None` if it is anything else.
+/// The number of records deleted from the start of `before`, if `after` starts with the remaining
+/// ones; `None` otherwise.
 pub(crate) fn deleted(before: &List, after: &List) -> Option<usize> {
     (0..=before.len()).find(|n| before.get(*n..).is_some_and(|rest| after.starts_with(rest)))
 }
 
-/// `del=` and how many were deleted.
+/// `del=` and the number of deleted records.
 pub(crate) fn told_deleted(before: &List, after: &List) -> String {
-    deleted(before, after)
-        .map_or("something else than a prefix gone".into(), |n| format!("del={n}"))
+    deleted(before, after).map_or("not a deleted prefix".into(), |n| format!("del={n}"))
 }

@@ -1,4 +1,4 @@
-//! The cases, run on the sandbox.
+//! The conformance cases, run against the sandbox and its faults.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::{
@@ -16,10 +16,10 @@ use imastage_sandbox::{
     control::{Command as Ask, ask},
 };
 
-/// A program that one test starts has the files of all open until it is executed.
+/// Sandboxes run one at a time: a child process inherits all open files until execve(2).
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// What is run on which sandbox.
+/// The sandbox, and the cases to run on it.
 struct Run {
     dialect: Dialect,
     duplicates: Duplicates,
@@ -48,7 +48,7 @@ impl Run {
     }
 }
 
-/// `None`, loudly, where FUSE cannot be had.
+/// Runs the cases; `None`, with a message, if /dev/fuse cannot be opened.
 fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
         eprintln!("SKIPPED: /dev/fuse: {error}");
@@ -56,7 +56,7 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
     }
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
-    // Others must reach the files, to be refused there.
+    // Other users must reach the files, so that the file modes refuse them.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mount = dir.path().join("ima");
     let config = Config {
@@ -64,7 +64,7 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
         duplicates: of.duplicates,
         hazards: of.hazards.clone(),
         critical_data: of.critical_data,
-        // Where all else is well, records of others come in between, as on any machine.
+        // Without a fault, other programs add records meanwhile, as on any machine.
         watch: of.fault.is_none(),
         ..Config::new(&mount, of.tpm.clone())
     };
@@ -101,7 +101,7 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
     Some(counts.map(|counts| (counts, groups)))
 }
 
-/// The names of the cases that failed, with expected and got.
+/// The failed cases: rule, name, expected, got.
 fn failures(groups: &[Group]) -> Vec<String> {
     let cases = groups.iter().flat_map(|group| group.cases.iter().map(move |case| (group, case)));
     cases
@@ -117,14 +117,14 @@ fn failures(groups: &[Group]) -> Vec<String> {
 #[test]
 fn the_sandbox_passes_in_every_dialect() {
     for (dialect, least) in [(Dialect::Linux72, 800), (Dialect::V4, 800), (Dialect::Trim, 400)] {
-        // Each bank of a TPM has files of its own.
+        // With a TPM, every bank has its own files.
         let of = Run { tpm: TpmChoice::Swtpm, ..Run::of(dialect) };
         passes(&of, least);
     }
 }
 
 #[test]
-fn the_sandbox_passes_however_duplicates_are_kept() {
+fn the_sandbox_passes_with_every_duplicate_mode() {
     for (dialect, flushed, kept) in
         [(Dialect::Linux72, 800, 800), (Dialect::V4, 800, 800), (Dialect::Trim, 400, 600)]
     {
@@ -135,7 +135,7 @@ fn the_sandbox_passes_however_duplicates_are_kept() {
 }
 
 #[test]
-fn the_sandbox_passes_where_it_measures_its_own_doing() {
+fn the_sandbox_passes_with_critical_data() {
     for (dialect, least) in [(Dialect::Linux72, 9), (Dialect::V4, 9), (Dialect::Trim, 15)] {
         passes(&Run { critical_data: true, ..Run::of(dialect) }, least);
     }
@@ -151,7 +151,7 @@ fn passes(of: &Run, least: usize) {
 }
 
 #[test]
-fn hazards_show_where_they_are_and_nowhere_else() {
+fn hazard_cases_fail_only_with_the_hazard() {
     let of = Run { rule: Some("1.9"), try_hazards: true, ..Run::of(Dialect::Linux72) };
     passes(&of, 5);
     let of = Run { hazards: vec![Hazard::LockBooks], ..of };
@@ -159,7 +159,7 @@ fn hazards_show_where_they_are_and_nowhere_else() {
     let failures = failures(&result.unwrap().1);
     for case in [
         "1.9 one of two files closed by another thread: O_RDONLY: expected EBUSY, got ok",
-        "1.9 the thread that writes has ended, its file is open: O_WRONLY by another thread",
+        "1.9 the writing thread has exited, its file is open: O_WRONLY by another thread",
         "1.9 two files closed by another thread: O_RDWR: expected ok, got EBUSY",
         "1.9 two files of a shell, closed last by its child: O_RDWR: expected ok, got EBUSY",
     ] {
@@ -168,7 +168,7 @@ fn hazards_show_where_they_are_and_nowhere_else() {
 }
 
 #[test]
-fn a_deletion_that_fails_and_deletes_is_told() {
+fn delete_that_fails_after_deleting_is_reported() {
     let hazards = vec![Hazard::NoMemory];
     let of = Run { hazards, rule: Some("1.4"), ..Run::of(Dialect::Linux72) };
     let Some(result) = conform(&of) else { return };
@@ -178,20 +178,20 @@ fn a_deletion_that_fails_and_deletes_is_told() {
 }
 
 #[test]
-fn records_are_not_deleted_unless_that_is_wanted() {
+fn existing_records_are_kept_without_destructive() {
     let of = Run { destructive: false, ..Run::of(Dialect::Linux72) };
     let Some(result) = conform(&of) else { return };
     let error = result.unwrap_err();
-    // The boot_aggregate is there at least.
+    // The list has at least the boot_aggregate.
     assert!(matches!(error, RunError::WouldDelete { records: 1.., .. }), "{error}");
 }
 
 #[test]
-fn every_fault_is_caught_by_a_case_that_names_it() {
+fn every_fault_fails_the_case_of_its_rule() {
     let root = rustix::process::geteuid().is_root();
     let mut missed = Vec::new();
     for fault in Fault::ALL {
-        // Nobody else has another user's rights.
+        // Only root can switch users and capabilities, or override a mode.
         let rights = [
             Fault::BusyBeforePermission,
             Fault::CapabilityIgnored,
@@ -199,7 +199,6 @@ fn every_fault_is_caught_by_a_case_that_names_it() {
             Fault::CapabilityToAsk,
             Fault::GroupKept,
             Fault::TrimLogForAll,
-            // Nor goes past a mode.
             Fault::OriginalTakesN,
         ];
         if !root && rights.contains(fault) {
@@ -207,7 +206,7 @@ fn every_fault_is_caught_by_a_case_that_names_it() {
             continue;
         }
         let case = case_of(*fault);
-        // The others take their time and find no more.
+        // Cases of other rules take long and are not needed.
         let rule = case.split(' ').next();
         let duplicates = match fault {
             Fault::FlushTakesN => Duplicates::Flush,
@@ -224,7 +223,7 @@ fn every_fault_is_caught_by_a_case_that_names_it() {
         let Some(result) = conform(&of) else { return };
         let (counts, groups) = result.unwrap();
         let failures = failures(&groups);
-        // Not everything is broken.
+        // A fault must not fail every case.
         if !failures.iter().any(|failure| failure.starts_with(case)) || counts.passed == 0 {
             missed.push((fault, case, failures));
         }
@@ -232,7 +231,7 @@ fn every_fault_is_caught_by_a_case_that_names_it() {
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
-/// How the case begins that names a fault.
+/// The start of the failure that the fault must cause.
 fn case_of(fault: Fault) -> &'static str {
     match fault {
         Fault::ModeReadOnly => {
@@ -324,24 +323,22 @@ fn case_of(fault: Fault) -> &'static str {
         Fault::ShortWrite => {
             r#"1.3 "5\n" to binary_runtime_measurements_sha1: expected ok:2 del=5, got ok:1 del=5"#
         }
-        Fault::StageNothing => r#"1.4 nothing there: "A\n": expected ENOENT, got ok:2"#,
+        Fault::StageNothing => r#"1.4 empty list: "A\n": expected ENOENT, got ok:2"#,
         Fault::StageTwice => r#"1.4 staged records: "A\n": expected EEXIST del=0, got ok:2 del=0"#,
         Fault::StageTwiceBusy => {
             r#"1.4 staged records: "A\n": expected EEXIST del=0, got EBUSY del=0"#
         }
         Fault::StageLosesOne => r#"1.4 current records: "A\n" stages all of them, in order"#,
-        Fault::DeleteNothing => r#"1.4 nothing there: "D\n": expected ENOENT, got ok:2"#,
+        Fault::DeleteNothing => r#"1.4 empty list: "D\n": expected ENOENT, got ok:2"#,
         Fault::DeleteTakesCurrent => {
             r#"1.4 staged and current records: "D\n": expected ok:2 del=0, 0 staged, got ok:2 del="#
         }
         Fault::DeleteForgotten => {
             r#"1.4 staged records: "D\n": expected ok:2, 0 staged, got ok:2,"#
         }
-        Fault::TooManyClamped => {
-            r#"1.4 current records: N = one more than there are: expected ENOENT del=0, got "#
-        }
+        Fault::TooManyClamped => r#"1.4 current records: N = all + 1: expected ENOENT del=0, got "#,
         Fault::TooManyDeleted => {
-            r#"1.4 current records: N = one more than there are: expected ENOENT del=0, got ENOENT del="#
+            r#"1.4 current records: N = all + 1: expected ENOENT del=0, got ENOENT del="#
         }
         Fault::OneMore => {
             r#"1.4 current records: N = 3 leaves the rest: expected ok:2 del=3, got ok:2 del=4"#
@@ -355,7 +352,7 @@ fn case_of(fault: Fault) -> &'static str {
         Fault::NTakesStaged => {
             r#"1.4 staged and current records: "2\n": expected ok:2 del=2, staged unmoved, got ok:2 del=2, staged changed"#
         }
-        Fault::StagedShowsCurrent => r#"1.5 staged records in the order of measuring"#,
+        Fault::StagedShowsCurrent => r#"1.5 staged records in measurement order"#,
         Fault::FormsMixed => {
             r#"1.5 ascii_runtime_measurements_sha1 shows the records of binary_runtime_measurements_sha1"#
         }
@@ -363,16 +360,14 @@ fn case_of(fault: Fault) -> &'static str {
             r#"1.5 second batch on a descriptor, without lseek: expected [], got [0, 1]"#
         }
         Fault::EndForEver => r#"1.5 an open file read to its end shows records added since"#,
-        Fault::RecordsCut => r#"1.5 reads of 1 MiB give whole records"#,
+        Fault::RecordsCut => r#"1.5 reads of 1 MiB return whole records"#,
         Fault::CountWithStaged => r#"1.6 the count of 3 records, 6 others being staged"#,
         Fault::CountNeverFalls => r#"1.6 the count after N = 2 of 6"#,
-        Fault::StageIsViolation => {
-            r#"1.6 violations after "A\n" are what they were: expected 0, got 1"#
-        }
+        Fault::StageIsViolation => r#"1.6 violations after "A\n" are unchanged: expected 0, got 1"#,
         Fault::UnlinkTaken => "1.1 unlink: expected EPERM, got ok",
         Fault::ModeKept => "1.1 the mode after chmod 0600: expected 600, got 660",
         Fault::GroupKept => {
-            "1.2 a user of the file's group: binary_runtime_measurements_sha1_staged O_RDONLY: \
+            "1.2 a member of the file's group: binary_runtime_measurements_sha1_staged O_RDONLY: \
              expected ok, got EACCES"
         }
         Fault::CapabilityToAsk => {
@@ -385,16 +380,16 @@ fn case_of(fault: Fault) -> &'static str {
              binary_runtime_measurements_sha1 O_WRONLY by another thread: expected EBUSY, got ok"
         }
         Fault::CopyFrees => {
-            "1.2 a writer's file was duplicated, one closed: O_RDONLY: expected EBUSY, got ok"
+            "1.2 a writer's descriptor was duplicated, one closed: O_RDONLY: expected EBUSY, got ok"
         }
         Fault::OtherCloses => {
             "1.2 a writer's one file was closed by another thread: O_RDWR: expected ok, got EBUSY"
         }
         Fault::ReadsAhead => r#"1.5 a record read in part, then "D\n": the next read: expected"#,
-        Fault::DuplicatesTaken => {
-            "1.7 an equal file in the place of another: records: expected 1, got 2"
+        Fault::DuplicatesTaken => "1.7 an equal file replaces another: records: expected 1, got 2",
+        Fault::DigestsForgotten => {
+            r#"1.7 measured again after "D\n": current records: expected 0, got 1"#
         }
-        Fault::DigestsForgotten => r#"1.7 again after "D\n": current records: expected 0, got 1"#,
         Fault::FlushTakesN => {
             r#"1.3 "5\n" to binary_runtime_measurements_sha1: expected EINVAL del=0, got ok:2 del=5"#
         }
@@ -402,7 +397,7 @@ fn case_of(fault: Fault) -> &'static str {
         Fault::DownStale => {
             "1.8 current records, suspended, measure: A: expected EACCES, got ESTALE"
         }
-        Fault::DownFirst => "1.8 nothing there, suspended: A: expected ENOENT, got ESTALE",
+        Fault::DownFirst => "1.8 empty list, suspended: A: expected ENOENT, got ESTALE",
         Fault::ViolationsLost => "1.6 the count of violations after one more: expected ",
         Fault::DumpedDeleted => {
             "1.8 staged and current records, suspended, dump, A, N=1, N=0: D: expected ESTALE, got ok"

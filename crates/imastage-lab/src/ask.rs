@@ -1,27 +1,30 @@
+//! Requests to a guest, one method each.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
-    LabError, Machine, Ran,
+    error::LabError,
+    machine::{Machine, Ran},
     wire::{Answer, Ask, Files, Program},
 };
 
-/// All files of the list, the counters and the PCR values (`pcrs`), of one moment.
+/// A consistent copy of all files of the list, the counters and the PCR values (`pcrs`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot(pub BTreeMap<String, Vec<u8>>);
 
-/// What a thing to measure took.
+/// The number of measured files, and the time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// How many files.
+    /// The number of files.
     pub count: u64,
-    /// How long.
+    /// The time needed.
     pub took: Duration,
 }
 
 impl Snapshot {
-    /// A file's content; empty if there is no such file.
+    /// The content of a file; empty if the file does not exist.
     pub fn file(&self, name: &str) -> &[u8] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
@@ -51,7 +54,7 @@ impl Machine {
         self.read_in_steps(path, 1 << 16).map(|(bytes, _)| bytes)
     }
 
-    /// Reads a file to its end, so many bytes at a time; tells how long that took.
+    /// Reads a file to its end with reads of `step` bytes; returns the content and the time.
     ///
     /// # Errors
     /// [`LabError`].
@@ -79,7 +82,7 @@ impl Machine {
         }
     }
 
-    /// Writes a file, with its directory.
+    /// Writes a file; creates its directory if needed.
     ///
     /// # Errors
     /// [`LabError`].
@@ -90,13 +93,13 @@ impl Machine {
     /// Runs a program to its end.
     ///
     /// # Errors
-    /// [`LabError`]; not if the program fails.
+    /// [`LabError`]; a nonzero exit code is not an error.
     pub fn run(&mut self, path: &str, args: &[&str]) -> Result<Ran, LabError> {
         let ask = Ask::Run(program(path, args));
         self.ran(&ask)
     }
 
-    /// Runs a program that has to end with 0.
+    /// Runs a program to its end; a nonzero exit code is an error.
     ///
     /// # Errors
     /// [`LabError`].
@@ -110,10 +113,10 @@ impl Machine {
         Err(LabError::Guest { asked, said: format!("code {}: {said}{}", ran.code, ran.stderr) })
     }
 
-    /// Runs `imastage`, which answers in JSON; gives its exit code, too.
+    /// Runs `imastage --json`; returns its exit code and output.
     ///
     /// # Errors
-    /// [`LabError`], also if the answer is none.
+    /// [`LabError`], also if the output is not JSON.
     pub fn imastage(&mut self, args: &[&str]) -> Result<(i32, Value), LabError> {
         let mut all = vec!["--json"];
         all.extend(args);
@@ -137,7 +140,7 @@ impl Machine {
         }
     }
 
-    /// Sends a signal to a program that was started.
+    /// Sends a signal to a started program.
     ///
     /// # Errors
     /// [`LabError`].
@@ -145,7 +148,7 @@ impl Machine {
         self.done(&Ask::Signal { pid, signal }, &[])
     }
 
-    /// Waits for the end of a program that was started.
+    /// Waits for the end of a started program.
     ///
     /// # Errors
     /// [`LabError`].
@@ -153,7 +156,7 @@ impl Machine {
         self.ran(&Ask::Wait { pid })
     }
 
-    /// Makes and reads files, so that they are measured.
+    /// Creates and reads files, so that they are measured.
     ///
     /// # Errors
     /// [`LabError`].
@@ -161,7 +164,7 @@ impl Machine {
         self.measured(&Ask::Measure(files))
     }
 
-    /// The same in the background, until [`Machine::stop_measuring`].
+    /// [`Machine::measure`] in the background, until [`Machine::stop_measuring`].
     ///
     /// # Errors
     /// [`LabError`].
@@ -169,7 +172,7 @@ impl Machine {
         self.done(&Ask::KeepMeasuring(files), &[])
     }
 
-    /// Stops measuring in the background.
+    /// Stops [`Machine::keep_measuring`].
     ///
     /// # Errors
     /// [`LabError`].
@@ -177,7 +180,7 @@ impl Machine {
         self.measured(&Ask::StopMeasuring)
     }
 
-    /// All files of the list and the PCRs, of one moment.
+    /// A consistent copy of all files of the list and the PCRs.
     ///
     /// # Errors
     /// [`LabError`].
@@ -189,7 +192,7 @@ impl Machine {
         let mut rest = &bytes[..];
         for (name, size) in names {
             let Some((content, after)) = rest.split_at_checked(size) else {
-                let said = format!("{name} is cut short");
+                let said = format!("{name}: expected {size} bytes, found {}", rest.len());
                 return Err(LabError::Guest { asked: "snapshot".to_owned(), said });
             };
             files.insert(name, content.to_vec());
@@ -198,7 +201,7 @@ impl Machine {
         Ok(Snapshot(files))
     }
 
-    /// Asks for something that is answered with [`Answer::Done`].
+    /// Makes a request whose answer is [`Answer::Done`].
     ///
     /// # Errors
     /// [`LabError`].

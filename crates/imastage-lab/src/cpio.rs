@@ -1,9 +1,9 @@
-//! Archives that Linux unpacks as its first file system ("newc", the kernel's
+//! Archives for an initramfs (format "newc", the kernel's
 //! Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::io::{self, Write};
 
-/// Writes an archive. Parents have to be added before what is in them.
+/// Writes an archive. Directories must be added before their content.
 pub struct Archive<W> {
     out: W,
     inode: u32,
@@ -27,7 +27,7 @@ impl<W: Write> Archive<W> {
     /// Adds a file with its permissions.
     ///
     /// # Errors
-    /// [`io::Error`] of the writer, or that the file is larger than the format can say.
+    /// [`io::Error`] of the writer; [`io::ErrorKind::FileTooLarge`] for 4 GiB or more.
     pub fn file(&mut self, name: &str, permissions: u32, content: &[u8]) -> io::Result<()> {
         self.entry(name, 0o100_000 | permissions, (0, 0), content)
     }
@@ -48,7 +48,7 @@ impl<W: Write> Archive<W> {
         self.entry(name, 0o020_600, (major, minor), &[])
     }
 
-    /// Ends the archive.
+    /// Writes the trailer.
     ///
     /// # Errors
     /// [`io::Error`] of the writer.
@@ -68,8 +68,8 @@ impl<W: Write> Archive<W> {
             .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, name.to_owned()))?;
         self.inode += 1;
         let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
-        // Inode, mode, uid, gid, links, mtime, size, device of the file system (two), device (two),
-        // size of the name with its zero byte, checksum (none in this format).
+        // Inode, mode, uid, gid, links, mtime, size, device of the file system (major, minor),
+        // device (major, minor), size of the name with its NUL, checksum (0 in this format).
         let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1];
         let mut header = String::from("070701");
         for field in fields {
@@ -107,7 +107,7 @@ mod tests {
         archive.file("bin/x", 0o755, b"12345").unwrap();
         archive.link("bin/y", "x").unwrap();
         archive.finish().unwrap();
-        // 110 bytes of header, name and zero byte, padding.
+        // 110 bytes of header, name and NUL, padding.
         let file = 110 + 4 + 2;
         assert_eq!(&bytes[..6], b"070701");
         assert_eq!(&bytes[110..114], b"bin\0");

@@ -1,3 +1,5 @@
+//! Debian 12's archive, and the cache of what is downloaded from it.
+
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -9,8 +11,8 @@ use crate::{
     process::run,
 };
 
-/// Debian 12's archive, seen by an apt of our own: nothing of the system is asked or changed, and
-/// no root is needed.
+/// Debian 12's archive, accessed by apt with its own directories: the system's apt state is neither
+/// read nor changed, and root is not needed.
 pub struct Debian {
     dir: PathBuf,
 }
@@ -30,10 +32,10 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 ";
 
 impl Debian {
-    /// Learns what there is.
+    /// Downloads the package lists.
     ///
     /// # Errors
-    /// [`LabError`]: no apt, no network.
+    /// [`LabError`] without apt or a network.
     pub fn update(dir: &Path) -> Result<Debian, LabError> {
         for sub in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(dir.join(sub)).at(dir)?;
@@ -46,10 +48,10 @@ impl Debian {
         Ok(debian)
     }
 
-    /// The package a meta package stands for now.
+    /// The kernel package that a meta package depends on.
     ///
     /// # Errors
-    /// [`LabError`] if there is no such package.
+    /// [`LabError`] if the meta package does not exist.
     pub fn image_of(&self, meta: &str) -> Result<String, LabError> {
         let said = run(self.apt("apt-cache").args(["depends", meta]))?;
         let image = said.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
@@ -73,7 +75,7 @@ impl Debian {
         Ok(())
     }
 
-    /// apt with our own directories.
+    /// An apt command with its own directories.
     fn apt(&self, program: &str) -> Command {
         let mut apt = Command::new(program);
         let at = |name: &str| self.dir.join(name).display().to_string();
@@ -85,7 +87,7 @@ impl Debian {
             ("Dir::State::status", at("status")),
             ("Dir::Cache", at("")),
             ("APT::Architecture", "amd64".to_owned()),
-            // apt's own user may not enter our directories.
+            // The user _apt has no access to these directories.
             ("APT::Sandbox::User", "root".to_owned()),
         ] {
             apt.arg("-o").arg(format!("{option}={value}"));
@@ -95,8 +97,8 @@ impl Debian {
     }
 }
 
-/// A directory of the cache, filled if it is not there: as a whole or not at all, and by one of
-/// several at once, while the others wait.
+/// A directory of the cache. If missing, `fill` creates its content, and a rename publishes it. A
+/// lock serialises concurrent callers.
 ///
 /// # Errors
 /// [`LabError`].

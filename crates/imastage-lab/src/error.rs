@@ -1,69 +1,71 @@
+//! Errors of the lab, and a scenario's negative verdict.
+
 use std::{fmt, io, path::Path, process::ExitStatus};
 
-/// Why a scenario did not come to its end, or ended badly.
+/// Why a scenario failed or could not be completed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabError {
-    /// A program or package is not there.
+    /// A program or package is missing.
     #[error("{what} is missing: {how}")]
     Missing {
-        /// What.
+        /// The name of the program or package.
         what: String,
-        /// How to get it.
+        /// How to install it.
         how: String,
     },
-    /// The system refused something on this side.
+    /// A system call failed on the host.
     #[error("{doing}: {error}")]
     Io {
-        /// What was being done, to what.
+        /// The operation and its object.
         doing: String,
-        /// What the system said.
+        /// The error of the system call.
         error: io::Error,
     },
-    /// A program that the lab needs failed.
+    /// A program on the host failed.
     #[error("{program} ended with {status}: {said}")]
     Program {
         /// Its command line.
         program: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
-    /// The guest could not do what it was asked.
-    #[error("the guest was asked to {asked}: {said}")]
+    /// The guest failed to perform a request.
+    #[error("request to the guest: {asked}: {said}")]
     Guest {
-        /// What it was asked.
+        /// The request.
         asked: String,
-        /// What it answered.
+        /// The answer.
         said: String,
     },
-    /// The guest does not answer, or not any more.
-    #[error("the guest was asked to {asked}, but {why}; the end of its console:\n{console}")]
+    /// The guest does not answer.
+    #[error("request to the guest: {asked}: {why}; end of the console:\n{console}")]
     Lost {
-        /// What it was asked.
+        /// The request.
         asked: String,
-        /// What happened.
+        /// The cause.
         why: String,
-        /// The end of its console.
+        /// The end of the guest's console.
         console: String,
     },
-    /// Ctrl-C.
+    /// The lab received SIGINT or SIGTERM.
     #[error("interrupted")]
     Interrupted,
-    /// The scenario came to its verdict: what must hold does not.
+    /// The verdict of the scenario is negative.
     #[error("{0}")]
     Refuted(String),
 }
 
 impl LabError {
-    /// Whether the scenario said no, rather than could not be run.
+    /// Whether the scenario was run and its verdict is negative.
     pub fn is_verdict(&self) -> bool {
         matches!(self, LabError::Refuted(_))
     }
 }
 
-/// Says what was being done when the system refused.
+/// Adds the failed operation to an error.
 pub(crate) trait Doing<T> {
     fn doing(self, what: impl fmt::Display) -> Result<T, LabError>;
 
@@ -81,7 +83,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     }
 }
 
-/// What must hold in a scenario.
+/// Checks a condition of a scenario; `what` describes the failure.
 pub(crate) fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), LabError> {
     if holds { Ok(()) } else { Err(LabError::Refuted(what())) }
 }

@@ -1,3 +1,5 @@
+//! The initramfs of a guest.
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -14,16 +16,16 @@ use crate::{
     process::{find, libraries, run},
 };
 
-/// Programs of this machine that a guest gets, with the libraries they load.
+/// Programs of the host to copy into a guest, with the libraries they load.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// The lab's own program: the guest's first process.
+    /// This crate's program: the guest's init.
     pub lab: PathBuf,
-    /// More, by the path they get in the guest.
+    /// Further programs, by their path in the guest.
     pub others: Vec<(String, PathBuf)>,
 }
 
-/// Writes a guest's first file system.
+/// Writes the initramfs of a guest.
 ///
 /// # Errors
 /// [`LabError`].
@@ -40,7 +42,7 @@ pub fn write(path: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), La
         let slim = stripped(program, scratch.path())?;
         tree.add(name, 0o755, slim);
         for (wanted, library) in libraries(program)? {
-            // The loader is asked for by its path, libraries are found where the loader looks.
+            // The loader has a fixed path; libraries go into a directory that the loader searches.
             let wanted =
                 wanted.strip_prefix('/').map_or_else(|| format!("lib/{wanted}"), str::to_owned);
             tree.add(&wanted, 0o755, library);
@@ -61,7 +63,7 @@ pub fn write(path: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), La
     tree.write(path)
 }
 
-/// Without what debuggers want: the guest hashes what it executes, under emulation.
+/// Strips debug information: the guest hashes every program it executes, under emulation.
 fn stripped(program: &Path, scratch: &Path) -> Result<PathBuf, LabError> {
     let Ok(strip) = find("strip", "binutils") else { return Ok(program.to_owned()) };
     let slim = scratch.join(program.file_name().unwrap_or_default());
@@ -75,13 +77,13 @@ struct Tree {
 }
 
 impl Tree {
-    /// Adds a directory and all it is in.
+    /// Adds a directory and its parents.
     fn dir(&mut self, name: &str) {
         let ancestors = Path::new(name).ancestors().filter(|dir| !dir.as_os_str().is_empty());
         self.dirs.extend(ancestors.map(|dir| dir.display().to_string()));
     }
 
-    /// Adds a file, once.
+    /// Adds a file, unless the name exists.
     fn add(&mut self, name: &str, permissions: u32, content: PathBuf) {
         if self.files.iter().all(|(known, ..)| known != name) {
             if let Some(dir) = Path::new(name).parent() {
@@ -93,7 +95,7 @@ impl Tree {
 
     fn write(self, path: &Path) -> Result<(), LabError> {
         let mut archive = Archive::new(BufWriter::new(File::create(path).at(path)?));
-        // Sorted, so parents come first.
+        // Sorted: parents come first.
         for dir in &self.dirs {
             archive.dir(dir).at(path)?;
         }

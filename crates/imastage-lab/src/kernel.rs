@@ -1,3 +1,5 @@
+//! Kernels that the lab can boot: downloaded from Debian's archive, or built by the lab.
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -10,16 +12,16 @@ use crate::{
     process::{find, run_for_bytes},
 };
 
-/// A kernel the lab can boot, by its name.
+/// The name of a kernel that the lab can boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelName {
-    /// What it is called here.
+    /// Its name in the lab.
     pub name: &'static str,
-    /// The Debian package that stands for its newest version; `None` if the lab builds it.
+    /// The Debian meta package of its newest version; `None` if the lab builds the kernel.
     meta: Option<&'static str>,
 }
 
-/// All of them: Debian's, those that tests run on first, and the lab's own.
+/// All kernels: Debian's, with those used in tests first, then the lab's own.
 pub const KERNELS: [KernelName; 5] = [
     KernelName { name: "6.1-cloud", meta: Some("linux-image-cloud-amd64") },
     KernelName { name: "6.12-cloud", meta: Some("linux-image-6.12-cloud-amd64") },
@@ -28,28 +30,28 @@ pub const KERNELS: [KernelName; 5] = [
     KernelName { name: OWN, meta: None },
 ];
 
-/// The kernel that the lab builds: with IMA_KEXEC.
+/// The kernel that the lab builds, with CONFIG_IMA_KEXEC.
 pub const OWN: &str = "6.12-lab";
 
-/// What the guest needs of a kernel, if it is not built in: modules by name, in any order.
+/// Modules that the guest needs unless they are built in, in any order.
 const MODULES: [&str; 6] =
     ["virtio_pci", "virtio_console", "virtio_blk", "crc32c_generic", "ext4", "fuse"];
 
-/// A kernel that is there.
+/// A kernel in the cache.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// What it is called here.
+    /// Its name in the lab.
     pub name: String,
-    /// Whether it hands its list over at kexec.
+    /// Whether kexec passes the list to the next kernel.
     pub carries_list: bool,
-    /// The kernel itself.
+    /// The kernel image.
     pub image: PathBuf,
-    /// Modules to load, in this order.
+    /// Modules, in load order.
     pub modules: Vec<PathBuf>,
 }
 
 impl Kernel {
-    /// The kernel of a name, downloaded into the cache if it is not there.
+    /// Finds a kernel by name; downloads it into the cache if needed.
     ///
     /// # Errors
     /// [`LabError`].
@@ -58,7 +60,7 @@ impl Kernel {
             let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
             return Err(LabError::Missing {
                 what: format!("kernel {name}"),
-                how: format!("there are {}", names.join(", ")),
+                how: format!("known kernels: {}", names.join(", ")),
             });
         };
         let dir = cache.join("kernels").join(name);
@@ -68,7 +70,7 @@ impl Kernel {
             None => {
                 return Err(LabError::Missing {
                     what: format!("kernel {name}"),
-                    how: "make lab-kernel builds it, in some minutes".to_owned(),
+                    how: "run make lab-kernel (5 minutes)".to_owned(),
                 });
             }
         }
@@ -132,7 +134,7 @@ fn module_files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), LabError> {
     Ok(())
 }
 
-/// Appends a module's dependencies and the module, unless they are there or built in.
+/// Appends a module after its dependencies, except for those already listed or built in.
 fn with_dependencies(
     name: &str,
     available: &[PathBuf],
@@ -157,14 +159,14 @@ fn with_dependencies(
     Ok(())
 }
 
-/// Names in files may have dashes where modules have underscores.
+/// The name of a module file; file names may have dashes for the underscores of module names.
 fn module_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let name = name.strip_suffix(".xz").unwrap_or(name).strip_suffix(".ko")?;
     Some(name.replace('-', "_"))
 }
 
-/// What a module says it needs: `depends=a,b` among its zero-terminated texts (`.modinfo`).
+/// The dependencies of a module: `depends=a,b` in its NUL-terminated strings (`.modinfo`).
 fn dependencies(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
@@ -181,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_say_what_they_need() {
+    fn dependencies_are_read_from_modinfo() {
         let module = b"..\0license=GPL\0depends=virtio,virtio-ring\0retpoline=Y\0";
         assert_eq!(dependencies(module), ["virtio", "virtio_ring"]);
         assert!(dependencies(b"\0depends=\0").is_empty());

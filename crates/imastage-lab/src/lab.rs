@@ -1,3 +1,5 @@
+//! The lab: its cache and programs.
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -6,13 +8,15 @@ use std::{
 };
 
 use crate::{
-    Kernel, LabError, Machine, OWN, Plan, Programs,
-    error::Doing,
+    error::{Doing, LabError},
+    initramfs::Programs,
+    kernel::{Kernel, OWN},
+    machine::{Machine, Plan},
     own_kernel,
     process::{find, run},
 };
 
-/// What guests are made of.
+/// The cache of kernels and the programs for guests.
 #[derive(Clone, Debug)]
 pub struct Lab {
     cache: PathBuf,
@@ -20,11 +24,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A lab whose guests run `lab` (this crate's program) and the `imastage` built beside it, and
-    /// which keeps downloads in `cache`.
+    /// A lab whose guests run `lab` (this crate's program) and the `imastage` in the same
+    /// directory. Downloads go into `cache`.
     ///
     /// # Errors
-    /// [`LabError::Missing`] if a program it needs is not installed.
+    /// [`LabError::Missing`] if a required program is not installed.
     pub fn new(lab: &Path, cache: Option<PathBuf>) -> Result<Lab, LabError> {
         find("qemu-system-x86_64", "qemu-system-x86")?;
         find("swtpm", "swtpm")?;
@@ -36,17 +40,17 @@ impl Lab {
         Ok(Lab { cache, programs: Programs { lab: lab.to_owned(), others } })
     }
 
-    /// Where downloads are kept.
+    /// The directory of downloads.
     pub fn cache(&self) -> &Path {
         &self.cache
     }
 
-    /// The programs guests get.
+    /// The programs copied into guests.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
 
-    /// A kernel by its name, downloaded if need be.
+    /// Finds a kernel by name; downloads it if needed.
     ///
     /// # Errors
     /// [`LabError`].
@@ -54,7 +58,7 @@ impl Lab {
         Kernel::get(&self.cache, name)
     }
 
-    /// Builds the lab's own kernel, if it is not built.
+    /// Builds the lab's own kernel, unless it is in the cache.
     ///
     /// # Errors
     /// [`LabError`].
@@ -71,7 +75,7 @@ impl Lab {
     }
 }
 
-/// `target/lab` of the workspace this was built in, or IMASTAGE_LAB.
+/// $IMASTAGE_LAB, or `target/lab` of the workspace that this program was built in.
 fn default_cache() -> PathBuf {
     match env::var_os("IMASTAGE_LAB") {
         Some(cache) => cache.into(),
@@ -83,13 +87,13 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The `imastage` of the same build, brought up to date if need be: this crate cannot depend on a
-/// program.
+/// The `imastage` of the same build, rebuilt if a source is newer: cargo has no dependencies on
+/// programs of other crates.
 fn imastage(lab: &Path) -> Result<PathBuf, LabError> {
     let dir = lab.canonicalize().at(lab)?;
     let dir = dir.parent().unwrap_or(Path::new("/"));
     let program = dir.join("imastage");
-    // `cargo test --workspace` has just built it, with features that a build of its own has not.
+    // `cargo test --workspace` has just built it, with features that a separate build lacks.
     let built = program.metadata().and_then(|meta| meta.modified()).unwrap_or(UNIX_EPOCH);
     if newest_source(&workspace().join("crates"))? < built {
         return Ok(program);
@@ -106,7 +110,7 @@ fn imastage(lab: &Path) -> Result<PathBuf, LabError> {
     Ok(program)
 }
 
-/// When a source file of any crate but this one was last changed.
+/// The newest modification time of the sources of all crates except this one.
 fn newest_source(dir: &Path) -> Result<SystemTime, LabError> {
     let mut newest = UNIX_EPOCH;
     for entry in fs::read_dir(dir).at(dir)? {

@@ -1,8 +1,8 @@
 //! The lab: real kernels with IMA and a virtual TPM, in QEMU without hardware virtualisation.
 //!
-//! A [`Machine`] is one guest. Its first process is this crate's own program, which does what the host
-//! asks over a virtio-serial port ([`wire`]); so a [`scenario`] is ordinary code on the host, and
-//! verdicts are made where the evidence arrives, across the border of the machine.
+//! A [`Machine`] is one guest. Its init is this crate's own program, which performs requests of the
+//! host from a virtio-serial port ([`wire`]). A [`scenario`] is ordinary code on the host, and
+//! evidence from the guest is verified on the host.
 #![deny(unsafe_code)]
 
 mod ask;

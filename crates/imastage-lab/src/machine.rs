@@ -1,3 +1,5 @@
+//! One guest: QEMU, swtpm, and the connection to the guest's init.
+
 use std::{
     fs, io,
     os::unix::net::{UnixListener, UnixStream},
@@ -16,13 +18,13 @@ use crate::{
     wire::{self, Answer, Ask},
 };
 
-/// Set to end whatever waits for a guest.
+/// Set to true to end every wait for a guest.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// How a machine is built.
+/// The configuration of a machine.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// More words for the kernel's command line.
+    /// Additional words for the kernel's command line.
     pub append: String,
     /// Its TPM.
     pub tpm: Tpm,
@@ -30,20 +32,20 @@ pub struct Plan {
     pub disk: Option<PathBuf>,
     /// Memory in MiB.
     pub memory: u32,
-    /// Whether a restart begins anew, or ends the machine.
+    /// Whether a reset boots the machine again; otherwise it ends the machine.
     pub restarts: bool,
-    /// The directory that keeps the TPM's state from one boot to the next; its own by default.
+    /// The directory of the TPM's state, to keep it across boots; by default a temporary one.
     pub tpm_state: Option<PathBuf>,
 }
 
-/// What TPM a machine has.
+/// The TPM of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tpm {
     /// None.
     None,
-    /// One with the FIFO interface.
+    /// A TPM with the FIFO interface (TIS).
     Tis,
-    /// One with the command response buffer.
+    /// A TPM with the command response buffer interface (CRB).
     Crb,
 }
 
@@ -60,41 +62,41 @@ impl Default for Plan {
     }
 }
 
-/// A machine that runs. Dropping it is pulling the plug.
+/// A running machine. Dropping it cuts its power.
 pub struct Machine {
     qemu: Running,
     swtpm: Option<Running>,
     link: UnixStream,
     console: PathBuf,
     release: String,
-    // Removed last.
+    // The last field: dropped after the processes that use it.
     dir: tempfile::TempDir,
 }
 
-/// How a program in the guest ended.
+/// The result of a program in the guest.
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// Its exit code; -1 if it was killed.
+    /// Its exit code; -1 if killed by a signal.
     pub code: i32,
-    /// What it printed.
+    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// What it complained of.
+    /// Its standard error.
     pub stderr: String,
 }
 
-/// How long a guest may take to boot, to answer, or to have done what is waited for, under emulation
-/// and on a machine that has ten times as much to do as it can: a boot takes five seconds alone.
+/// Timeout for a boot, an answer, or an expected state of the guest. A boot takes 5 s under
+/// emulation on an idle host; the timeout allows for a host with ten times the load it can handle.
 pub const PATIENCE: Duration = Duration::from_secs(600);
-/// How often is looked whether the guest lives.
+/// The interval at which a wait for the guest checks for interrupts and timeouts.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Machine {
-    /// Boots a kernel and waits until the guest can be asked.
+    /// Boots a kernel and waits until the guest accepts requests.
     ///
     /// # Errors
     /// [`LabError`].
     pub fn boot(kernel: &Kernel, programs: &Programs, plan: &Plan) -> Result<Machine, LabError> {
-        // Paths of sockets must be short.
+        // The path of a Unix socket is limited to 107 bytes.
         let dir = tempfile::Builder::new().prefix("lab-").tempdir_in("/tmp").doing("/tmp")?;
         let console = dir.path().join("console");
         let socket = dir.path().join("link");
@@ -124,13 +126,13 @@ impl Machine {
         &self.release
     }
 
-    /// What the guest said on its console so far.
+    /// The console output so far.
     pub fn console(&self) -> String {
         let bytes = fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The file system the guest began with.
+    /// The initramfs of the guest.
     ///
     /// # Errors
     /// [`LabError`].
@@ -139,10 +141,10 @@ impl Machine {
         fs::read(&path).at(&path)
     }
 
-    /// Asks the guest, with bytes that go with the question.
+    /// Sends a request to the guest, followed by `bytes`.
     ///
     /// # Errors
-    /// [`LabError::Guest`] if it could not; [`LabError::Lost`] if it does not answer.
+    /// [`LabError::Guest`] if the request failed; [`LabError::Lost`] without an answer.
     pub fn ask(&mut self, ask: &Ask, bytes: &[u8]) -> Result<(Answer, Vec<u8>), LabError> {
         let asked = brief(ask);
         wire::send(&mut self.link, ask, bytes).doing(&asked)?;
@@ -152,7 +154,7 @@ impl Machine {
         }
     }
 
-    /// Tells the guest to turn itself off, and waits until it has.
+    /// Powers the guest off and waits until it has ended.
     ///
     /// # Errors
     /// [`LabError`].
@@ -161,14 +163,14 @@ impl Machine {
         wire::send(&mut self.link, &Ask::PowerOff, &[]).doing(&asked)?;
         self.qemu.wait(PATIENCE).doing("power off")?;
         if let Some(swtpm) = &mut self.swtpm {
-            // It ends when the machine has gone, its state written.
+            // swtpm writes its state and exits after the machine has ended.
             swtpm.wait(PATIENCE).doing("swtpm")?;
         }
         Ok(())
     }
 
-    /// Tells the guest to reset the machine, or to go over to another kernel, and waits until the
-    /// next one can be asked.
+    /// Resets the machine or starts the loaded kernel, and waits until the next kernel accepts
+    /// requests.
     ///
     /// # Errors
     /// [`LabError`].
@@ -183,7 +185,7 @@ impl Machine {
                 self.release = release;
                 Ok(())
             }
-            (other, _) => Err(self.lost("boot", format!("it says {other:?}"))),
+            (other, _) => Err(self.lost("boot", format!("unexpected answer {other:?}"))),
         }
     }
 
@@ -205,7 +207,7 @@ impl Machine {
     }
 }
 
-/// A console in a guest, on this terminal.
+/// Runs a guest with its console on this terminal.
 ///
 /// # Errors
 /// [`LabError`].
@@ -232,16 +234,16 @@ fn qemu(
     word: &str,
 ) -> Result<Command, LabError> {
     let mut qemu = bound("qemu-system-x86_64", "qemu-system-x86")?;
-    // Hardware virtualisation may be there and hang.
+    // Not kvm: hardware virtualisation can be present and hang.
     qemu.args(["-accel", "tcg", "-smp", "1", "-nodefaults", "-nic", "none", "-m"]);
     qemu.arg(plan.memory.to_string());
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    // A panic restarts, and where restarts are not wanted that ends the machine.
+    // A panic resets the machine; without restarts, the reset ends it.
     if !plan.restarts {
         qemu.arg("-no-reboot");
     }
-    // An initramfs is tmpfs if not told otherwise, and policies leave tmpfs out.
-    // Timer interrupts of an emulated machine may be late when this one is busy.
+    // rootfstype=ramfs: the initramfs is on tmpfs by default, which policies exclude.
+    // no_timer_check: timer interrupts of the guest can be late on a busy host.
     let always = "console=ttyS0 panic=-1 rootfstype=ramfs no_timer_check";
     qemu.arg("-append").arg(format!("{always} {} {word}", plan.append));
     if let Some(socket) = tpm {
@@ -282,7 +284,7 @@ fn start_swtpm(dir: &Path, plan: &Plan) -> Result<(Option<Running>, Option<PathB
     Ok((Some(running), Some(socket)))
 }
 
-/// QEMU connects before it runs the guest.
+/// Accepts the connection that QEMU makes before it starts the guest.
 fn accept(
     listener: &UnixListener,
     qemu: &mut Running,
@@ -310,7 +312,7 @@ fn accept(
     }
 }
 
-/// Reads from the guest for as long as it lives and time lasts.
+/// Reads from the guest until it ends, the timeout expires, or [`INTERRUPTED`] is set.
 struct Patient<'a> {
     machine: &'a mut Machine,
     since: Instant,
@@ -324,7 +326,7 @@ impl io::Read for Patient<'_> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(0) if !buffer.is_empty() => {
-                    return Err(io::Error::other("the machine has gone"));
+                    return Err(io::Error::other("the machine ended"));
                 }
                 other => return other,
             }
@@ -339,7 +341,7 @@ impl io::Read for Patient<'_> {
     }
 }
 
-/// A question for messages.
+/// A request as text for messages.
 fn brief(ask: &Ask) -> String {
     match ask {
         Ask::Read { path, .. } => format!("read {}", String::from_utf8_lossy(path)),

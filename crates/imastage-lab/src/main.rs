@@ -1,4 +1,4 @@
-//! `imastage-lab`: named scenarios on real kernels.
+//! `imastage-lab`: runs named scenarios on real kernels.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -24,15 +24,15 @@ use signal_hook::{
 
 /// Real kernels with IMA and a virtual TPM, in QEMU.
 ///
-/// Exit codes: 0 fine; 1 a scenario said no; 2 usage; 3 environment (something is not installed, a
-/// guest does not come up).
+/// Exit codes: 0 success; 1 a scenario failed; 2 usage; 3 environment (a program is not installed,
+/// a guest does not boot).
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
     /// Print JSON instead of text.
     #[arg(long, global = true)]
     json: bool,
-    /// Where downloads are kept [default: target/lab, or $IMASTAGE_LAB].
+    /// The directory of downloads [default: target/lab, or $IMASTAGE_LAB].
     #[arg(long, global = true, value_name = "DIR")]
     cache: Option<PathBuf>,
     #[command(subcommand)]
@@ -41,43 +41,43 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What scenarios and kernels there are.
+    /// List scenarios and kernels.
     List,
-    /// Run a scenario, or all that fit a kernel.
+    /// Run one scenario or all.
     Run {
-        /// Its name, or `all`.
+        /// The name of the scenario, or `all`.
         scenario: String,
-        /// A kernel; may be given more than once [default: 6.1-cloud, 6.12-cloud, and the lab's own
-        /// if it was built].
+        /// A kernel; can be repeated [default: 6.1-cloud, 6.12-cloud, and the lab's own kernel if
+        /// it is built].
         #[arg(long = "kernel", value_name = "K")]
         kernels: Vec<String>,
     },
     /// Boot a kernel, measure some files, and write the list, PCRs and console into a directory.
     Capture {
-        /// Where to; made if it is not there.
+        /// The output directory; created if missing.
         out: PathBuf,
         /// The kernel.
         #[arg(long, value_name = "K", default_value = "6.12-cloud")]
         kernel: String,
-        /// More words for the kernel's command line.
+        /// Additional words for the kernel's command line.
         #[arg(long, value_name = "WORDS", default_value = "ima_policy=tcb")]
         append: String,
     },
-    /// Build the lab's own kernel, which hands its list over at kexec (minutes, once).
+    /// Build the lab's own kernel, which passes its list to the next kernel at kexec (5 minutes).
     BuildKernel,
-    /// A console in a guest; `poweroff -f` or Ctrl-A X ends it.
+    /// Open a console in a guest; `poweroff -f` or Ctrl-A X ends it.
     Shell {
         /// The kernel.
         #[arg(long, value_name = "K", default_value = "6.12-cloud")]
         kernel: String,
-        /// More words for the kernel's command line.
+        /// Additional words for the kernel's command line.
         #[arg(long, value_name = "WORDS", default_value = "ima_policy=tcb")]
         append: String,
     },
 }
 
 fn main() -> ExitCode {
-    // The kernel starts it so.
+    // In a guest, the kernel starts this program as init.
     if std::process::id() == 1 {
         guest::run();
         return ExitCode::FAILURE;
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
-            // Nowhere is left to say that nothing could be printed.
+            // If printing fails, the error cannot be reported either.
             let _ = error.print();
             return ExitCode::from(code);
         }
@@ -148,7 +148,7 @@ fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Re
     let chosen: Vec<_> =
         SCENARIOS.iter().filter(|scenario| name == "all" || scenario.name == name).collect();
     if chosen.is_empty() {
-        line(format!("there is no scenario {name}; see imastage-lab list"))?;
+        line(format!("no scenario {name}; see imastage-lab list"))?;
         return Ok(ExitCode::from(2));
     }
     let kernels = match kernels.is_empty() {

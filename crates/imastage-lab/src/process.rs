@@ -1,3 +1,5 @@
+//! Programs on the host.
+
 use std::{
     fs::File,
     io,
@@ -10,13 +12,13 @@ use std::{
 
 use crate::error::{Doing, LabError};
 
-/// Where programs are looked for; /usr/sbin is not in everybody's PATH.
+/// Searched after PATH, which often lacks /usr/sbin.
 const DIRS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
 
 /// Finds a program.
 ///
 /// # Errors
-/// [`LabError::Missing`] with the package that has it.
+/// [`LabError::Missing`] with the name of its package.
 pub fn find(program: &str, package: &str) -> Result<PathBuf, LabError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -29,7 +31,7 @@ pub fn find(program: &str, package: &str) -> Result<PathBuf, LabError> {
         })
 }
 
-/// Runs a program to its end; gives what it printed.
+/// Runs a program to its end; returns its standard output as text.
 ///
 /// # Errors
 /// [`LabError`] if it cannot be started or fails.
@@ -38,7 +40,7 @@ pub fn run(command: &mut Command) -> Result<String, LabError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs a program to its end; gives what it printed.
+/// Runs a program to its end; returns its standard output.
 ///
 /// # Errors
 /// [`LabError`] if it cannot be started or fails.
@@ -53,7 +55,8 @@ pub fn run_for_bytes(command: &mut Command) -> Result<Vec<u8>, LabError> {
     Err(LabError::Program { program: line, status: output.status, said: tail(&said, 20) })
 }
 
-/// A command that dies with the thread that starts it, however that ends. Arguments may follow.
+/// A command that the kernel kills (PR_SET_PDEATHSIG) when the thread that starts it exits.
+/// Arguments can be added.
 ///
 /// # Errors
 /// [`LabError::Missing`].
@@ -63,14 +66,15 @@ pub fn bound(program: &str, package: &str) -> Result<Command, LabError> {
     Ok(bound)
 }
 
-/// A program that runs as long as this lives.
+/// A running program; killed on drop.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
 }
 
 impl Running {
-    /// Starts it in a process group of its own: Ctrl-C is for us. What it says goes into a file.
+    /// Starts a program in its own process group, so that Ctrl-C does not reach it. Its output goes
+    /// into the file `said`.
     ///
     /// # Errors
     /// [`LabError`].
@@ -81,7 +85,7 @@ impl Running {
         Ok(Running { child: command.spawn().doing(line(command))? })
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     ///
     /// # Errors
     /// [`io::Error`].
@@ -92,7 +96,7 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// [`io::Error`]; [`io::ErrorKind::TimedOut`] if it does not come.
+    /// [`io::Error`]; [`io::ErrorKind::TimedOut`] after `patience`.
     pub fn wait(&mut self, patience: Duration) -> io::Result<ExitStatus> {
         let since = Instant::now();
         loop {
@@ -107,19 +111,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The program may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The end of a text.
+/// The last lines of a text.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// The libraries a program loads, by the name it looks for and where it is; the loader too.
+/// The libraries and the loader of a program: the requested name and the path found.
 ///
 /// # Errors
 /// [`LabError`].

@@ -1,32 +1,34 @@
-//! What host and guest say to each other: the guest greets, then one question, one answer, over a virtio-serial port.
+//! The protocol between host and guest on a virtio-serial port: a greeting of the guest, then
+//! requests of the host, each with one answer.
 //!
-//! A message is two lengths (little endian, 32 bits), JSON of the first, bytes of the second.
+//! A message is two lengths (32 bits, little-endian), then JSON of the first length and bytes of
+//! the second.
 
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Name of the port.
+/// The name of the port.
 pub const PORT: &str = "imastage.lab";
 
-/// What the guest can be asked to do.
+/// A request to the guest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
     /// Read a file to its end, `step` bytes at a time: [`Answer::Bytes`].
     Read {
-        /// Its path; any bytes.
+        /// Its path; not necessarily UTF-8.
         path: Vec<u8>,
-        /// Bytes a read asks for.
+        /// Bytes per read.
         step: usize,
     },
-    /// Tell the names in a directory: [`Answer::Names`].
+    /// List the names in a directory: [`Answer::Names`].
     Names {
         /// The directory.
         dir: String,
     },
-    /// Write the bytes that come with it into a new file: [`Answer::Done`].
+    /// Write the bytes of the message into a file: [`Answer::Done`].
     Write {
-        /// Its path; any bytes.
+        /// Its path; not necessarily UTF-8.
         path: Vec<u8>,
         /// Its permissions.
         mode: u32,
@@ -35,82 +37,83 @@ pub enum Ask {
     Run(Program),
     /// Start a program: [`Answer::Started`].
     Start(Program),
-    /// Send a signal to a program that was started: [`Answer::Done`].
+    /// Send a signal to a started program: [`Answer::Done`].
     Signal {
-        /// Its process.
+        /// Its process ID.
         pid: u32,
-        /// The signal's number.
+        /// The number of the signal.
         signal: i32,
     },
-    /// Wait for the end of a program that was started: [`Answer::Ran`].
+    /// Wait for the end of a started program: [`Answer::Ran`].
     Wait {
-        /// Its process.
+        /// Its process ID.
         pid: u32,
     },
-    /// Make files and read each, so that it is measured: [`Answer::Measured`].
+    /// Create and read files, so that each is measured: [`Answer::Measured`].
     Measure(Files),
-    /// The same in the background until told to stop: [`Answer::Done`].
+    /// The same in the background until [`Ask::StopMeasuring`]: [`Answer::Done`].
     KeepMeasuring(Files),
-    /// Stop that: [`Answer::Measured`].
+    /// Stop [`Ask::KeepMeasuring`]: [`Answer::Measured`].
     StopMeasuring,
-    /// Commit a violation with a file: [`Answer::Done`].
+    /// Cause a violation with a file: [`Answer::Done`].
     Violate {
         /// The file.
         path: String,
-        /// Open it for writing while it is open for reading (time of measure, time of use), or the
-        /// other way round (open writers).
+        /// Open the file for writing while it is open for reading (a ToMToU violation), or the
+        /// other way round (an open_writers violation).
         reader_first: bool,
     },
-    /// The list in all its files, the counters and PCR values, of one moment: [`Answer::Files`].
+    /// Copy all files of the list, the counters and the PCR values consistently:
+    /// [`Answer::Files`].
     Snapshot,
-    /// Give a file an extended attribute, whose value comes with it: [`Answer::Done`].
+    /// Set an extended attribute of a file to the bytes of the message: [`Answer::Done`].
     SetAttribute {
         /// The file.
         path: String,
         /// The attribute's name.
         name: String,
     },
-    /// Tell the public halves of the TPM's endorsement and attestation keys: [`Answer::Identity`].
+    /// Read the public areas of the TPM's endorsement and attestation keys: [`Answer::Identity`].
     Identify,
-    /// Read a credential's secret with those keys: [`Answer::Bytes`].
+    /// Activate a credential with these keys; returns its secret: [`Answer::Bytes`].
     Activate {
         /// Contents of a TPM2B_ID_OBJECT.
         blob: Vec<u8>,
         /// Contents of a TPM2B_ENCRYPTED_SECRET.
         seed: Vec<u8>,
     },
-    /// Have the TPM quote PCRs: [`Answer::Quoted`].
+    /// Quote PCRs with the TPM: [`Answer::Quoted`].
     Quote {
-        /// With an RSA key, not an ECC one.
+        /// Sign with an RSA key; otherwise with an ECC key.
         rsa: bool,
         /// The nonce.
         nonce: Vec<u8>,
-        /// Banks, and in each the PCRs as bits.
+        /// Banks, and the PCRs of each as a bitmap.
         pcrs: Vec<(String, u32)>,
     },
     /// Mount a file system: [`Answer::Done`].
     Mount {
         /// The device.
         source: String,
-        /// Where.
+        /// The mount point.
         target: String,
-        /// Its kind.
+        /// The type of the file system.
         kind: String,
     },
-    /// Load a kernel to be gone over to: [`Answer::Done`].
+    /// Load a kernel for kexec: [`Answer::Done`].
     LoadKernel {
-        /// The kernel's file.
+        /// The path of the kernel image.
         kernel: String,
-        /// Its first file system's.
+        /// The path of its initramfs.
         initramfs: String,
         /// Its command line.
         command_line: String,
     },
-    /// Write everything to the disks and turn the machine off. Not answered.
+    /// Sync the disks and power the machine off. No answer.
     PowerOff,
-    /// Write everything to the disks and reset the machine. Not answered.
+    /// Sync the disks and reset the machine. No answer.
     Reboot,
-    /// Go over to the kernel that was loaded. Not answered.
+    /// Sync the disks and start the loaded kernel. No answer.
     Kexec,
 }
 
@@ -123,41 +126,41 @@ pub struct Program {
     pub args: Vec<String>,
 }
 
-/// Files to be measured.
+/// Files to measure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Files {
-    /// Where; made if it is not there.
+    /// Their directory; created if missing.
     pub dir: String,
-    /// The number in the first one's name.
+    /// The name of the first file: a number; the others follow.
     pub first: u64,
-    /// How many at most.
+    /// The maximum number of files.
     pub count: u64,
-    /// Bytes in each.
+    /// The size of each file in bytes.
     pub size: usize,
 }
 
-/// What the guest answers.
+/// An answer of the guest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// It is there. Said once, by itself, when the guest is ready for questions.
+    /// The greeting, sent once when the guest accepts requests.
     Hello {
         /// The kernel's release.
         release: String,
-        /// What it was booted with.
+        /// The kernel's command line.
         command_line: String,
     },
-    /// It is done.
+    /// The request succeeded.
     Done,
-    /// The bytes that come with it.
+    /// The bytes of the message.
     Bytes {
-        /// How long reading took, in microseconds.
+        /// The duration of the read in microseconds.
         micros: u64,
     },
-    /// How a program ended; what it printed comes with it, standard output first.
+    /// The end of a program; the message has its standard output, then its standard error.
     Ran {
-        /// Its exit code; -1 if it was killed.
+        /// Its exit code; -1 if killed by a signal.
         code: i32,
-        /// How many of the bytes are standard output's.
+        /// The number of bytes of standard output.
         stdout: usize,
     },
     /// The TPM's keys, each a TPMT_PUBLIC.
@@ -167,30 +170,30 @@ pub enum Answer {
         /// The attestation key.
         attestation: Vec<u8>,
     },
-    /// The quote that comes with it, message and signature.
+    /// A quote; the message has the attestation data, then the signature.
     Quoted {
-        /// The key that signed it, in PEM.
+        /// The public key of the signature, in PEM.
         key: String,
-        /// Bytes of the message.
+        /// The number of bytes of attestation data.
         size: usize,
     },
-    /// A program runs.
+    /// A program was started.
     Started {
-        /// Its process.
+        /// Its process ID.
         pid: u32,
     },
     /// Files were measured.
     Measured {
-        /// How many.
+        /// The number of files.
         count: u64,
-        /// How long that took, in microseconds.
+        /// The time needed in microseconds.
         micros: u64,
     },
-    /// Names of files, sorted.
+    /// File names, sorted.
     Names(Vec<String>),
-    /// Names and sizes of files whose bytes come with it.
+    /// Names and sizes of files; the message has their contents.
     Files(Vec<(String, usize)>),
-    /// It could not be done.
+    /// The request failed with this error.
     Failed(String),
 }
 
@@ -213,7 +216,7 @@ pub fn send(to: &mut impl Write, message: &impl Serialize, bytes: &[u8]) -> io::
 /// Reads a message.
 ///
 /// # Errors
-/// [`io::Error`] of the reader; a message that is too long or none.
+/// [`io::Error`] of the reader; a message that is invalid or too long.
 pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<(T, Vec<u8>)> {
     const LONGEST_JSON: u32 = 1 << 20;
     const MOST_BYTES: u32 = 1 << 29;
@@ -223,14 +226,17 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<(T, Vec<
     }
     let [json, bytes] = lengths.map(u32::from_le_bytes);
     if json > LONGEST_JSON || bytes > MOST_BYTES {
-        let why = format!("a message of {json} and {bytes} bytes");
+        let why = format!(
+            "message with {json} bytes of JSON and {bytes} of data: at most {LONGEST_JSON} and \
+             {MOST_BYTES}"
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     let message = serde_json::from_slice(&exactly(from, json)?)?;
     Ok((message, exactly(from, bytes)?))
 }
 
-/// Memory is taken as bytes arrive, not as a length promises.
+/// Allocates memory as bytes arrive, not by the length that the message claims.
 fn exactly(from: &mut impl Read, length: u32) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(u64::from(length)).read_to_end(&mut bytes)?;
@@ -246,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_come_out_as_they_went_in() {
+    fn messages_round_trip_and_bad_lengths_are_refused() {
         let mut pipe = Vec::new();
         send(&mut pipe, &Ask::Read { path: vec![0xff, b'\n'], step: 7 }, b"bytes\0").unwrap();
         let (ask, bytes) = receive::<Ask>(&mut &pipe[..]).unwrap();

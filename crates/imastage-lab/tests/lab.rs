@@ -1,5 +1,5 @@
-//! Every scenario that is quick, on Debian's 6.1 and 6.12. Where QEMU, swtpm or the kernels cannot be
-//! had, they say so and are skipped.
+//! Every scenario except `cost`, on Debian's 6.1 and 6.12. Skipped with a message if QEMU, swtpm or a
+//! kernel is not available.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::path::Path;
@@ -20,7 +20,7 @@ fn on(kernel: &str, scenario: &str) {
 
 fn lab_with(name: &str) -> Option<(Lab, Kernel)> {
     let skipped = |error: LabError| {
-        eprintln!("SKIPPED: no scenario was run on kernel {name}: {error}");
+        eprintln!("SKIPPED: no scenario run on kernel {name}: {error}");
         None
     };
     let lab = match Lab::new(Path::new(env!("CARGO_BIN_EXE_imastage-lab")), None) {
@@ -30,7 +30,7 @@ fn lab_with(name: &str) -> Option<(Lab, Kernel)> {
     };
     match lab.kernel(name) {
         Ok(kernel) => Some((lab, kernel)),
-        // No archive can be reached.
+        // Debian's archive is unreachable.
         Err(error @ (LabError::Missing { .. } | LabError::Program { .. })) => skipped(error),
         Err(error) => panic!("{error}"),
     }

@@ -1,4 +1,4 @@
-//! What other system calls do to the files: nothing, or they are refused.
+//! Other system calls on the files have no effect, or fail.
 
 use std::{
     fs::{self, File},
@@ -72,15 +72,15 @@ fn on_descriptors(target: &Target<'_>, note: &mut Recorder) -> Result<(), Troubl
     note.expect("poll is ready at the end", "ready", ready(&file)?);
     drop(file);
 
-    // A file of records is opened as one sequence, T as a plain text.
+    // Files of records are seq_files; the file of T is plain text.
     let (at_end, expected) = match target.dialect() {
         Dialect::Trim => ("lseek to the end of T", "ok"),
         Dialect::Linux72 | Dialect::V4 => ("lseek to the end", "EINVAL"),
     };
     if target.is_fuse() {
-        note.skip(at_end, "FUSE answers it itself");
-        note.skip("pwrite", "FUSE tells no pwrite from a write");
-        note.skip("open with O_DIRECT", "FUSE lets everybody");
+        note.skip(at_end, "FUSE handles the call itself");
+        note.skip("pwrite", "FUSE does not distinguish pwrite from write");
+        note.skip("open with O_DIRECT", "FUSE permits it");
         return Ok(());
     }
     let mut file = opened(target, writable, OFlags::RDWR)?;
@@ -102,18 +102,19 @@ fn ready(file: &File) -> Result<&'static str, Trouble> {
     Ok(if file.revents().contains(PollFlags::IN | PollFlags::OUT) { "ready" } else { "not ready" })
 }
 
-/// Records can be had by read(2) only, and nothing is asked but by write(2).
+/// Only read(2) returns records, and only write(2) makes requests.
 fn copying(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let names = ["sendfile", "copy_file_range to another file system", "splice from the list"];
     if target.is_fuse() {
         for name in names.into_iter().chain(["splice into a file"]) {
-            note.skip(name, "FUSE makes reads and writes of it");
+            note.skip(name, "FUSE turns the call into reads and writes");
         }
         return Ok(());
     }
     let trouble = |what: &str, error: &dyn std::fmt::Display| Trouble(format!("{what}: {error}"));
-    let sink = tempfile::tempfile().map_err(|error| trouble("a file to copy to", &error))?;
-    let (read, write) = rustix::pipe::pipe().map_err(|error| trouble("a pipe", &error))?;
+    let sink =
+        tempfile::tempfile().map_err(|error| trouble("creating a file to copy to", &error))?;
+    let (read, write) = rustix::pipe::pipe().map_err(|error| trouble("creating a pipe", &error))?;
     let flags = SpliceFlags::empty();
     let file = opened(target, CURRENT, OFlags::RDONLY)?;
     let done = [
@@ -127,13 +128,13 @@ fn copying(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     drop(file);
     let file = opened(target, target.writable(), OFlags::WRONLY)?;
     let filled = rustix::io::write(&write, b"A\n");
-    filled.map_err(|error| trouble("a pipe", &error))?;
+    filled.map_err(|error| trouble("writing to a pipe", &error))?;
     let done = rustix::pipe::splice(&read, None, &file, None, 2, flags);
     note.expect("splice into a file", "EINVAL", told(&done.map_err(Errno::from)));
     Ok(())
 }
 
-/// Files that root's capabilities can open for writing, past the mode, and nothing comes of it.
+/// Files that CAP_DAC_OVERRIDE can open for writing against their mode refuse every request.
 fn unwritable(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let mut names = vec![(COUNT, "1\n"), (VIOLATIONS, "1\n")];
     if target.dialect() != Dialect::Linux72 {
@@ -156,7 +157,7 @@ fn unwritable(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         let same = read.is_ok_and(|read| read.starts_with(&before));
         note.holds(format!("{CURRENT} opened O_RDWR reads"), same, "all records", "others");
         let written = file.write(b"1\n").map_err(Errno::from);
-        note.expect(format!("{CURRENT} opened O_RDWR takes no N"), "EINVAL", told(&written));
+        note.expect(format!("{CURRENT} opened O_RDWR refuses N"), "EINVAL", told(&written));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Records that are added while others are staged and deleted: none lost, none twice, in order.
+//! Records added while others are staged and deleted: none is lost or duplicated, order is kept.
 
 use std::{
     fs::File,
@@ -18,8 +18,9 @@ use crate::{
 };
 
 const THREADS: usize = 4;
-/// Records that each thread adds, some at a time.
+/// Records that each thread adds.
 const EACH: usize = 100;
+/// Records added by one call.
 const AT_ONCE: usize = 5;
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
@@ -33,7 +34,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     Ok(())
 }
 
-/// Collects what rounds of `take` give while records are added.
+/// Collects the records that rounds of `take` return while threads add records.
 fn during(
     target: &Target<'_>,
     note: &mut Recorder,
@@ -61,7 +62,7 @@ fn during(
         }
         let added: Result<Vec<_>, _> = adding
             .into_iter()
-            .map(|thread| thread.join().unwrap_or(Err(Trouble("a thread ended".into()))))
+            .map(|thread| thread.join().unwrap_or(Err(Trouble("an adding thread panicked".into()))))
             .collect();
         removing.and(added)
     })?;
@@ -76,10 +77,10 @@ fn during(
         (found_all != all).then_some(found.len())
     });
     note.holds(
-        format!("{title}, while {THREADS} threads add: every record once, each thread's in order"),
+        format!("{title}, while {THREADS} threads add: every record once, in order per thread"),
         wrong.is_none(),
         format!("{EACH} records of each thread"),
-        format!("{} records of one in {rounds} rounds", wrong.unwrap_or_default()),
+        format!("{} records of one thread in {rounds} rounds", wrong.unwrap_or_default()),
     );
     Ok(())
 }
@@ -92,12 +93,13 @@ fn stage_and_delete(target: &Target<'_>, taken: &mut List) -> Result<(), Trouble
         Err(errno) => return Err(Trouble(format!("\"A\\n\": {errno}"))),
     }
     taken.extend(records(&mut file)?);
-    // Needed in dialect v4, and right in all.
+    // Dialect v4 accepts requests at offset 0 only; the others ignore the offset.
     file.rewind().map_err(|error| Trouble(format!("lseek to 0: {error}")))?;
     finish(&mut file, "D\n")
 }
 
-/// Where the writer of N cannot read the list, nobody else deletes from it in between.
+/// In the dialects v4 and trim the list is closed between the read and the request: only this thread
+/// deletes records meanwhile.
 fn delete_what_was_read(target: &Target<'_>, taken: &mut List) -> Result<(), Trouble> {
     let linux = target.dialect() == Dialect::Linux72;
     let flags = if linux { OFlags::RDWR } else { OFlags::RDONLY };
@@ -116,7 +118,7 @@ fn delete_what_was_read(target: &Target<'_>, taken: &mut List) -> Result<(), Tro
 }
 
 fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
-    /// A program that another thread starts has our files open until it is executed.
+    /// A child of another thread keeps our files open until execve(2). At 1 ms each: one minute.
     const ATTEMPTS: usize = 60_000;
     let mut answer = target.open(name, flags);
     for _ in 1..ATTEMPTS {
@@ -130,7 +132,7 @@ fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble>
 }
 
 fn records(file: &mut File) -> Result<List, Trouble> {
-    parse(&read_anew(file)?).map_err(|why| Trouble(format!("what was read: {why}")))
+    parse(&read_anew(file)?).map_err(|why| Trouble(format!("records read: {why}")))
 }
 
 fn finish(file: &mut File, request: &str) -> Result<(), Trouble> {

@@ -1,4 +1,4 @@
-//! What `runtime_measurements_count` and `violations` say.
+//! The values of `runtime_measurements_count` and `violations`.
 
 use ima_log::{Bank, Format, Records};
 
@@ -14,7 +14,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         Ok(match (counts, listed) {
             (counts, listed) if counts == listed as u64 && listed == expected => "agreed".into(),
             (counts, listed) => {
-                format!("counts {counts}, lists {listed}, where {expected} were left")
+                format!("count {counts}, list of {listed} records, expected {expected}")
             }
         })
     };
@@ -38,9 +38,9 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
             counted(0)
         })?;
     }
-    note.quiet("the count after a refused N is what it was", "agreed", || {
+    note.quiet("the count after a refused N is unchanged", "agreed", || {
         start(6)?;
-        // Whether it is refused is another case's matter.
+        // Another case checks the refusal.
         let _ = target.delete("99999999")?;
         counted(6)
     })?;
@@ -51,12 +51,12 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     let number = || target.number(VIOLATIONS);
     if target.deletes_by_number() {
         target.must_delete(2)?;
-        note.expect("violations after N = 2 are what they were", before, number()?);
+        note.expect("violations after N = 2 are unchanged", before, number()?);
     }
     if target.dialect().stages() {
         for request in ["A\n", "D\n"] {
             target.must(STAGED, request)?;
-            let case = format!("violations after {request:?} are what they were");
+            let case = format!("violations after {request:?} are unchanged");
             note.expect(case, before, number()?);
         }
     }
@@ -80,7 +80,7 @@ fn staged(
         target.add(3)?;
         counted(3)
     })?;
-    note.quiet("the count after \"D\\n\" is what it was", "agreed", || {
+    note.quiet("the count after \"D\\n\" is unchanged", "agreed", || {
         start(6)?;
         target.must(STAGED, "A\n")?;
         target.add(3)?;
@@ -89,13 +89,13 @@ fn staged(
     })
 }
 
-/// A violation is a record whose digest is all zeros, is counted, and goes the way of all records.
+/// A violation is a record with a digest of zeros; it is counted, staged and deleted like any other.
 fn violations(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     target.add(2)?;
     let before = target.number(VIOLATIONS)?;
     let Some(path) = target.violate()? else {
-        note.skip("violations", "none can be made from here");
+        note.skip("violations", "violations cannot be added here");
         return Ok(());
     };
     let count = target.number(VIOLATIONS)?;
@@ -112,12 +112,12 @@ fn violations(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     note.expect("a violation's record has a digest of zeros", 1, found(CURRENT)?);
     if target.dialect().stages() {
         target.must(STAGED, "A\n")?;
-        note.expect("a violation is staged as others are", 1, found(STAGED)?);
+        note.expect("a violation is staged like other records", 1, found(STAGED)?);
         target.must(STAGED, "D\n")?;
     } else {
         target.must_delete(target.list(CURRENT)?.len())?;
     }
     let count = target.number(VIOLATIONS)?;
-    note.expect("the count of violations after theirs are deleted", before + 1, count);
+    note.expect("the count of violations after their records are deleted", before + 1, count);
     Ok(())
 }

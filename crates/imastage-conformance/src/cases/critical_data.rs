@@ -1,12 +1,11 @@
-//! What a kernel measures of its own doing, if its policy has a rule for it: that records are
-//! trimmed, and that another kernel is loaded and executed. Nothing else that is asked of the list
-//! leaves a record.
+//! Critical data that a kernel measures, given a policy rule: trims of the list, and load and
+//! execution of a kernel (kexec). No other request adds a record.
 
 use ima_log::{Bank, Event, Format, KexecSizes, Records};
 use ima_securityfs::Dialect;
 
 use crate::{
-    Step,
+    options::Step,
     report::Recorder,
     target::{CURRENT, List, STAGED, TRIM_LOG, Target, Trouble, told_deleted},
 };
@@ -18,11 +17,11 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         stages(target, note)?;
     }
     if !target.goes_down() {
-        note.skip("kexec", "the machine cannot be brought to go down from here");
+        note.skip("kexec", "shutdown steps are not available here");
         return Ok(());
     }
     let done = kexec(target, note);
-    // Whatever happened, it must be up again.
+    // The machine must be restarted after a failure, too.
     done.and(target.step(Step::Restart))
 }
 
@@ -38,7 +37,7 @@ fn stages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
                 target.must(STAGED, "A\n")?;
             }
             let before = target.list(CURRENT)?;
-            // Whether it is granted is another case's matter.
+            // Another case checks the answer.
             let _ = target.write(name, request.as_bytes());
             let after = target.list(CURRENT)?;
             let added = after.iter().filter(|record| !before.contains(record)).count();
@@ -48,7 +47,7 @@ fn stages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Each trim is measured, after it was done, with the total before it.
+/// Each trim is measured after it is done, with the total before it.
 fn trims(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.at_least(8)?;
     let before = target.list(CURRENT)?;
@@ -58,16 +57,16 @@ fn trims(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         let after = target.list(CURRENT)?;
         let got = told(&after);
         note.expect(format!("{case} is measured last"), format!("after {trimmed}"), got);
-        note.expect(format!("{case}: what is left"), left, told_deleted(&before, &after));
+        note.expect(format!("{case}: deleted records"), left, told_deleted(&before, &after));
     }
-    for (case, request) in [("T:0", "0"), ("a refused N", "99999999"), ("no N", "x")] {
+    for (case, request) in [("T:0", "0"), ("a refused N", "99999999"), ("an invalid N", "x")] {
         let before = events(&target.list(CURRENT)?);
-        // Whether it is granted is another case's matter.
+        // Another case checks the answer.
         let _ = target.delete(request)?;
         let after = events(&target.list(CURRENT)?);
-        note.expect(format!("{case} is not measured: records of trims"), before, after);
+        note.expect(format!("{case} is not measured: number of trim records"), before, after);
     }
-    note.quiet("T:N with N = all leaves the record of it", "1 record", || {
+    note.quiet("T:N with N = all leaves its own record", "1 record", || {
         target.add(3)?;
         let trimmed = target.number(TRIM_LOG)?;
         target.must_delete(target.list(CURRENT)?.len())?;
@@ -77,19 +76,19 @@ fn trims(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
             (len, _) => format!("{len} records, the last {}", told(&list)),
         })
     })?;
-    note.quiet("T:1 of this one record leaves another one", "1 record", || {
+    note.quiet("T:1 of this record leaves a new one", "1 record", || {
         target.must_delete(target.list(CURRENT)?.len())?;
         let before = target.list(CURRENT)?;
         target.must_delete(1)?;
         let after = target.list(CURRENT)?;
         Ok(match (before.len(), after.len(), before == after) {
             (1, 1, false) => "1 record".into(),
-            (_, len, _) => format!("{len} records, or the same"),
+            (_, len, _) => format!("{len} records, or an unchanged list"),
         })
     })
 }
 
-/// Both records of a kexec tell of all records there ever were, deleted ones included.
+/// Both records of a kexec count all records since boot, deleted ones included.
 fn kexec(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.step(Step::Restart)?;
     target.at_least(6)?;
@@ -112,15 +111,15 @@ fn kexec(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         };
         note.expect(format!("{name} counts all records"), deleted.len() + at, sizes.measurements);
         let so_far = deleted.iter().chain(list.iter().take(at));
-        /// What comes before the records in the buffer for the next kernel.
+        /// Bytes before the records in the buffer for the next kernel.
         const HEADER: usize = 24;
         let size = so_far.map(Vec::len).sum::<usize>() + HEADER;
-        note.expect(format!("{name} tells the size of all records"), size, sizes.runtime_size);
+        note.expect(format!("{name} has the size of all records"), size, sizes.runtime_size);
         let held: usize = list.iter().take(at).map(Vec::len).sum();
         note.holds(
-            format!("{name} tells how large the buffer is"),
+            format!("{name} has the size of the buffer"),
             sizes.segment_size >= held as u64,
-            format!("{held} bytes or more"),
+            format!("at least {held} bytes"),
             sizes.segment_size,
         );
     }
@@ -136,7 +135,7 @@ fn sizes(name: &str, bytes: &[u8]) -> Option<KexecSizes> {
     }
 }
 
-/// `after` and the total that the last record says it trimmed after.
+/// `after` and the total before the trim, as the last trim record has it.
 fn told(list: &List) -> String {
     let text = list.iter().rev().find_map(|bytes| trim_text(bytes));
     let number = text.as_deref().and_then(|text| {
@@ -144,10 +143,10 @@ fn told(list: &List) -> String {
         time.parse::<u64>().ok()?;
         number.strip_suffix(';').map(str::to_owned)
     });
-    number.map_or(format!("not told: {text:?}"), |number| format!("after {number}"))
+    number.map_or(format!("no total: {text:?}"), |number| format!("after {number}"))
 }
 
-/// How many records of trims there are.
+/// The number of trim records.
 fn events(list: &List) -> usize {
     list.iter().filter_map(|bytes| trim_text(bytes)).count()
 }

@@ -1,4 +1,4 @@
-//! One descriptor of several closed, copied, inherited, or opened anew by its number.
+//! Descriptors that are closed one by one, duplicated, inherited, or reopened through /proc.
 
 use std::{
     fs::File,
@@ -27,7 +27,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     killed(target, note)
 }
 
-/// Only Linux 7.2 lets a writer open further files.
+/// Only Linux 7.2 permits a writer to open further files.
 fn several(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let writable = target.writable();
     let first = hold(target, writable, OFlags::RDWR)?;
@@ -54,10 +54,10 @@ fn copies(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let copy = first.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
     drop(first);
     let got = reads(target);
-    note.expect("a writer's file was duplicated, one closed: O_RDONLY", "EBUSY", got);
+    note.expect("a writer's descriptor was duplicated, one closed: O_RDONLY", "EBUSY", got);
     drop(copy);
     let got = reads(target);
-    note.expect("a writer's file was duplicated, both closed: O_RDONLY", "ok", got);
+    note.expect("a writer's descriptor was duplicated, both closed: O_RDONLY", "ok", got);
 
     let file = hold(target, target.writable(), OFlags::RDWR)?;
     thread::scope(|scope| drop(scope.spawn(move || drop(file)).join()));
@@ -68,7 +68,7 @@ fn copies(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Who has the descriptor may use it, but is no writer for that.
+/// A thread may use another thread's descriptor, but does not become a writer by that.
 fn lent(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     target.at_least(3)?;
@@ -77,7 +77,7 @@ fn lent(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     } else {
         vec![target.number_request(0)?]
     };
-    // Where a trimmed list is flushed, nothing is granted.
+    // Dialect trim with flushed digests refuses all requests.
     let granted = target.dialect().stages() || target.deletes_by_number();
     let file = hold(target, target.writable(), OFlags::RDWR)?;
     let (answers, opens) = thread::scope(|scope| {
@@ -86,18 +86,18 @@ fn lent(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
             let answers: Vec<Answer<usize>> = requests.iter().map(ask).collect();
             (answers, target.open(target.writable(), OFlags::RDWR).map(drop))
         });
-        borrower.join().map_err(|_| Trouble("a thread ended".into()))
+        borrower.join().map_err(|_| Trouble("the borrowing thread panicked".into()))
     })?;
     for (request, answer) in requests.iter().zip(answers) {
         let expected = if granted { "ok" } else { "EINVAL" };
         let case = format!("another thread writes {request:?} through a writer's descriptor");
         note.expect(case, expected, told(&answer));
     }
-    note.expect("another thread that writes so opens O_RDWR", "EBUSY", told(&opens));
+    note.expect("the same thread opens O_RDWR itself", "EBUSY", told(&opens));
     Ok(())
 }
 
-/// Children have their parent's descriptors, until they close them.
+/// A child keeps the descriptors of its parent open until it closes them.
 fn inherited(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.add(1)?;
     let file = hold(target, target.writable(), OFlags::RDWR)?;
@@ -115,7 +115,12 @@ fn inherited(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     } else {
         output.stdout == expected
     };
-    note.holds("a child reads what it inherited", shown, "what is there", "something else");
+    note.holds(
+        "a child reads through an inherited descriptor",
+        shown,
+        "the content",
+        "other bytes",
+    );
     let child = Command::new("/bin/true").stdin(given(&file)?).status();
     child.map_err(|error| Trouble(format!("/bin/true: {error}")))?;
     note.expect("a child has closed its copy: O_RDONLY", "EBUSY", reads(target));
@@ -128,7 +133,7 @@ fn inherited(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         .spawn()
         .map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
     drop(file);
-    note.expect("a child alone has a writer's file: O_RDONLY", "EBUSY", reads(target));
+    note.expect("a writer's file is open only in a child: O_RDONLY", "EBUSY", reads(target));
     drop(child.stdin.take());
     child.wait().map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
     note.expect("the child has ended: O_RDONLY", "ok", reads(target));
@@ -137,7 +142,7 @@ fn inherited(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// To open a descriptor's file by its number is to open it once more.
+/// Opening /proc/self/fd/N counts as another open of the file.
 fn anew(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let more = if target.dialect() == Dialect::Linux72 { "ok" } else { "EBUSY" };
     let file = hold(target, target.writable(), OFlags::RDWR)?;
@@ -150,7 +155,7 @@ fn anew(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     note.expect("a writer opens /proc/self/fd/N O_RDONLY", reading, told(&again(OFlags::RDONLY)));
     drop(file);
 
-    // The program changes, the thread does not.
+    // execve(2) replaces the program, not the thread.
     let output = Command::new("/bin/sh")
         .args(["-c", "exec 3<>\"$1\"; exec /bin/sh -c 'exec 4>\"$1\"' sh \"$1\"", "sh"])
         .arg(target.path(target.writable()))
@@ -168,7 +173,7 @@ fn anew(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// The system closes the files of a process that is killed.
+/// The kernel closes the files of a killed process.
 fn killed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     if target.dialect() != Dialect::Linux72 {
         return Ok(());
@@ -178,7 +183,11 @@ fn killed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         holder.kill();
     }
     let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::SameThread));
-    note.expect("processes of one thread with 3 writers' files were killed: O_RDWR", "ok", got);
+    note.expect(
+        "single-threaded processes with 3 files open for writing were killed: O_RDWR",
+        "ok",
+        got,
+    );
     Ok(())
 }
 
@@ -186,7 +195,7 @@ fn reads(target: &Target<'_>) -> String {
     told(&target.try_open(CURRENT, OFlags::RDONLY, Opener::OtherThread))
 }
 
-/// A copy for a child.
+/// A duplicate for a child.
 fn given(file: &File) -> Result<Stdio, Trouble> {
     let copy = file.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
     Ok(copy.into())

@@ -1,5 +1,5 @@
-//! What becomes of a file that is measured again: recorded once, however long ago, unless digests
-//! are flushed or kept out of it altogether.
+//! Repeated measurements: a file is recorded once per boot, unless digests are flushed or duplicate
+//! detection is off.
 
 use std::path::Path;
 
@@ -20,7 +20,8 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     Ok(())
 }
 
-/// How many records there are: with duplicates detected, with digests flushed, with none kept.
+/// The expected number of records: with duplicate detection, with flushed digests, with detection
+/// off.
 fn of(target: &Target<'_>, [detect, flush, off]: [usize; 3]) -> usize {
     match target.duplicates() {
         Duplicates::Detect => detect,
@@ -38,12 +39,15 @@ fn staging(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     };
     again(first)?;
     let got = records(target, CURRENT, first)?;
-    note.expect("an equal file in the place of another: records", of(target, [1, 1, 2]), got);
+    note.expect("an equal file replaces another: records", of(target, [1, 1, 2]), got);
     target.must(STAGED, "A\n")?;
     again(first)?;
     let got = records(target, CURRENT, first)?;
-    note.expect("again while the first is staged: current records", of(target, [0, 0, 1]), got);
-    // Measured between A and D.
+    note.expect(
+        "measured again while the first is staged: current records",
+        of(target, [0, 0, 1]),
+        got,
+    );
     let paths = target.add(1)?;
     let [between] = &*paths else { return Ok(()) };
     let got = records(target, CURRENT, between)?;
@@ -51,15 +55,19 @@ fn staging(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.must(STAGED, "D\n")?;
     again(first)?;
     let got = records(target, CURRENT, first)?;
-    note.expect("again after \"D\\n\": current records", of(target, [0, 1, 2]), got);
+    note.expect("measured again after \"D\\n\": current records", of(target, [0, 1, 2]), got);
     again(between)?;
     let got = records(target, CURRENT, between)?;
-    let case = "again after \"D\\n\", first measured before it: current records";
+    let case = "measured again after \"D\\n\", first between A and D: current records";
     note.expect(case, of(target, [1, 2, 2]), got);
     again(second)?;
     let got = records(target, CURRENT, second)?;
-    note.expect("another one after \"D\\n\": current records", of(target, [0, 1, 1]), got);
-    // A file that has not changed is not even looked at.
+    note.expect(
+        "another file measured again after \"D\\n\": current records",
+        of(target, [0, 1, 1]),
+        got,
+    );
+    // An unchanged file is not hashed again.
     let before = records(target, CURRENT, first)?;
     target.measure(first)?;
     let got = records(target, CURRENT, first)?;
@@ -87,7 +95,7 @@ fn numbers(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// How many records of a file a part has.
+/// The number of records of a file in a part.
 fn records(target: &Target<'_>, part: &str, path: &Path) -> Result<usize, Trouble> {
     Ok(Target::find(&[path.to_owned()], &target.list(part)?).len())
 }

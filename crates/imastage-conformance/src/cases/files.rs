@@ -1,4 +1,4 @@
-//! Names, kinds and modes of the files.
+//! Names, types and modes of the files.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let banks = target.banks();
-    note.holds("there are files of sha1", banks.contains(&Bank::Sha1), "some", "none");
+    note.holds("there are files of sha1", banks.contains(&Bank::Sha1), "files", "none");
     for form in ["ascii", "binary"] {
         for suffix in target.suffixes() {
             let name = format!("{form}_runtime_measurements{suffix}");
@@ -51,7 +51,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     unchanged(target, note)
 }
 
-/// Nothing of a file tells that records were added.
+/// Size and mtime of a file do not change when records are added.
 fn unchanged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let told = || -> Result<_, Trouble> {
         let meta = fs::metadata(target.path(CURRENT));
@@ -61,14 +61,14 @@ fn unchanged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let before = told()?;
     target.add(1)?;
     let same = told()? == before;
-    note.holds("size and mtime do not tell of a new record", same, "the same", "others");
+    note.holds("size and mtime do not change with a new record", same, "unchanged", "changed");
     Ok(())
 }
 
 fn kind(target: &Target<'_>, name: &str) -> String {
     match fs::symlink_metadata(target.path(name)) {
         Ok(meta) => {
-            let kind = if meta.is_file() { "file" } else { "no file" };
+            let kind = if meta.is_file() { "file" } else { "not a file" };
             format!("{kind} {:o} {}", meta.permissions().mode() & 0o7777, meta.len())
         }
         Err(error) => error.to_string(),

@@ -1,16 +1,15 @@
-//! What is refused while the machine goes down, and in which order: first it stops measuring, then
-//! it writes the records for the next kernel. What was asked for too late would be lost here and
-//! come back there.
+//! Requests during shutdown: first the kernel stops measuring, then it dumps the records for the
+//! next kernel. Records deleted after the dump would reappear there.
 
 use ima_securityfs::Dialect;
 
 use crate::{
-    Step,
+    options::Step,
     report::Recorder,
     target::{CURRENT, List, STAGED, TRIM_LOG, Target, Trouble, VIOLATIONS},
 };
 
-/// What is in the list when the machine begins to go down.
+/// The content of the list when shutdown begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Nothing,
@@ -19,11 +18,11 @@ enum State {
     Both,
 }
 
-/// Something that is asked, and the answer. `N=` is followed by a number, or by what it is of the
-/// current records. `dump` and `measure` ask nothing.
+/// Requests and the expected answers. `N=` is followed by a number, by `all` (the number of current
+/// records) or by `beyond` (one more). `dump` and `measure` are steps without an answer.
 type Script = &'static [(&'static str, &'static str)];
 
-/// The same before and after the dump, as no request is granted.
+/// The same before and after the dump: every request is refused.
 const LINUX72: &[(State, Script)] = &[
     (
         State::Nothing,
@@ -58,7 +57,7 @@ const LINUX72: &[(State, Script)] = &[
     ),
 ];
 
-/// Only what was staged when the records were written is kept.
+/// After the dump, only the records that were staged at that time cannot be deleted.
 const V4: &[(State, Script)] = &[
     (State::Nothing, &[("A", "ENOENT"), ("D", "ENOENT"), ("N=1", "ENOENT"), ("N=0", "EINVAL")]),
     (
@@ -140,11 +139,11 @@ const TRIM: &[(State, Script)] = &[
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     if !target.goes_down() {
-        note.skip("requests of a machine that goes down", "it cannot be brought to from here");
+        note.skip("requests during shutdown", "shutdown steps are not available here");
         return Ok(());
     }
     let done = every(target, note);
-    // Whatever happened, it must be up again.
+    // The machine must be restarted after a failure, too.
     done.and(target.step(Step::Restart))
 }
 
@@ -172,7 +171,7 @@ fn play(
 ) -> Result<(), Trouble> {
     suspended(target, state)?;
     let mut told = vec![match state {
-        State::Nothing => "nothing there, suspended",
+        State::Nothing => "empty list, suspended",
         State::Current => "current records, suspended",
         State::Staged => "staged records, suspended",
         State::Both => "staged and current records, suspended",
@@ -191,7 +190,7 @@ fn play(
                 continue;
             }
             "measure" => {
-                // Nobody needs to be told that it was refused.
+                // The measurement is refused; only its effect on the list counts.
                 let _ = target.add(1);
                 String::new()
             }
@@ -202,16 +201,15 @@ fn play(
         let answer = if refused { "EINVAL" } else { *answer };
         let after = lists(target)?;
         let expected = if answer == "ok" { granted(before, request) } else { before };
-        let same = if after == expected { "" } else { ", but other records than expected" };
+        let same = if after == expected { "" } else { ", unexpected records" };
         note.expect(case, answer, format!("{got}{same}"));
     }
     Ok(())
 }
 
-/// A machine that has just stopped measuring, with so much in its list. Both parts, the staged one
-/// first.
+/// Brings the machine to the point where it has stopped measuring, with the list in `state`.
 fn suspended(target: &Target<'_>, state: State) -> Result<(), Trouble> {
-    /// Others may add records until it has stopped.
+    /// Other programs may add records until the machine has stopped measuring.
     const ATTEMPTS: usize = 20;
     for _ in 0..ATTEMPTS {
         target.step(Step::Restart)?;
@@ -235,9 +233,10 @@ fn suspended(target: &Target<'_>, state: State) -> Result<(), Trouble> {
             return Ok(());
         }
     }
-    Err(Trouble(format!("others add records all the time: no list with {state:?}")))
+    Err(Trouble(format!("list state {state:?} not reached: other programs keep adding records")))
 }
 
+/// The records of both parts, the staged ones first.
 fn lists(target: &Target<'_>) -> Result<[List; 2], Trouble> {
     let staged = if target.dialect().stages() { target.list(STAGED)? } else { List::new() };
     Ok([staged, target.list(CURRENT)?])
@@ -260,7 +259,7 @@ fn ask(target: &Target<'_>, request: &str, [_, current]: &[List; 2]) -> Result<S
     Ok(crate::errno::wrote(&target.write(name, request.as_bytes()), request.len()))
 }
 
-/// What is left when a request was granted.
+/// The records of both parts after a granted request.
 fn granted([staged, current]: [List; 2], request: &str) -> [List; 2] {
     match request {
         "A" => [current, List::new()],
@@ -272,18 +271,18 @@ fn granted([staged, current]: [List; 2], request: &str) -> [List; 2] {
     }
 }
 
-/// The next kernel knows nothing of it.
+/// After a restart, the list and the requests start from scratch.
 fn restarted(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     suspended(target, State::Current)?;
     let before = target.list(CURRENT)?;
     target.step(Step::Restart)?;
     let [staged, current] = lists(target)?;
     note.expect("restarted: staged records", 0, staged.len());
-    // A program that others execute before and after it is measured by both kernels.
+    // Both kernels may measure the same file of other programs: count only files of this run.
     let is_old = |record: &&Vec<u8>| target.is_own(record) && before.contains(record);
     let old = current.iter().filter(is_old).count();
-    note.expect("restarted: records of before", 0, old);
-    note.holds("restarted: it measures again", target.add(2).is_ok(), "records", "none");
+    note.expect("restarted: records from before", 0, old);
+    note.holds("restarted: files are measured again", target.add(2).is_ok(), "records", "none");
     if target.dialect().stages() {
         let answer = target.write(STAGED, b"A\n");
         note.expect("restarted: \"A\\n\"", "ok:2", crate::errno::written(&answer));
@@ -294,8 +293,8 @@ fn restarted(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Staged records come first in the next kernel's list, then the current ones. Their digests are
-/// not known there.
+/// The next kernel's list starts with the staged records, then the current ones. It does not detect
+/// duplicates of them.
 fn carried(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.step(Step::Restart)?;
     target.empty()?;
@@ -310,12 +309,12 @@ fn carried(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     note.expect("kexec: staged records", 0, after_staged.len());
     let all = [staged, current].concat();
     note.holds(
-        "kexec: the records are carried over, the staged ones first",
+        "kexec: records are restored, the staged ones first",
         after.starts_with(&all),
         format!("{} records", all.len()),
         format!("{} records, or others", after.len()),
     );
-    note.holds("kexec: a record of its own follows", after.len() > all.len(), "one", "none");
+    note.holds("kexec: the new kernel adds a record", after.len() > all.len(), "one", "none");
     note.expect("kexec: violations", 0, target.number(VIOLATIONS)?);
     if target.dialect() == Dialect::Trim {
         note.expect("kexec: T", 0, target.number(TRIM_LOG)?);

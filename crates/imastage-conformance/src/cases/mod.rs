@@ -1,4 +1,4 @@
-//! The cases, one module a part of the interface.
+//! The cases, one module per part of the interface.
 
 mod calls;
 mod concurrent;
@@ -21,7 +21,7 @@ use ima_list::Duplicates;
 use ima_securityfs::Dialect;
 
 use crate::{
-    Options,
+    options::Options,
     report::Recorder,
     target::{Target, Trouble},
 };
@@ -37,42 +37,41 @@ pub(crate) struct Part {
     of: Of,
 }
 
-/// Where a part is to be tried.
+/// The configurations in which a part is tested.
 #[derive(Clone, Copy)]
 enum Of {
     Every,
-    /// The list must become empty before: not where a trimmed list is flushed, which deletes
-    /// nothing.
+    /// The group needs an empty list. Excluded: trim with flushed digests, which deletes nothing.
     Deleting,
     Staging,
     V4,
     Trim,
-    /// The kernel measures what it does itself.
+    /// The policy measures critical data.
     Critical,
-    /// Linux 7.2's lock keeps books that can go wrong.
+    /// Linux 7.2, whose lock accounting can become wrong.
     Hazards,
 }
 
-/// All there are.
-pub(crate) const PARTS: &[Part] = &[
+/// All parts.
+const PARTS: &[Part] = &[
     part("1.1", "files", files::cases, Of::Every),
     part("1.1", "other system calls", calls::cases, Of::Every),
-    part("1.2", "who may open what when", open::cases, Of::Every),
-    part("1.2", "copies of descriptors", descriptors::cases, Of::Every),
+    part("1.2", "concurrent opens", open::cases, Of::Every),
+    part("1.2", "duplicated descriptors", descriptors::cases, Of::Every),
     part("1.2", "permissions", permissions::cases, Of::Every),
-    part("1.3", "what a write may say", write::cases, Of::Every),
-    part("1.3", "what T:N may say", trim::grammar, Of::Trim),
-    part("1.3", "where a descriptor stands that writes", position::cases, Of::V4),
+    part("1.3", "request grammar", write::cases, Of::Every),
+    part("1.3", "T:N grammar", trim::grammar, Of::Trim),
+    part("1.3", "file position of requests", position::cases, Of::V4),
     part("1.4", "every request in every state", requests::cases, Of::Staging),
     part("1.4", "T:N in every state", trim::requests, Of::Trim),
-    part("1.5", "what reads show", reads::cases, Of::Deleting),
-    part("1.5", "what T reads show", trim::reads, Of::Trim),
+    part("1.5", "reads", reads::cases, Of::Deleting),
+    part("1.5", "reads of T", trim::reads, Of::Trim),
     part("1.5", "records added during requests", concurrent::cases, Of::Deleting),
-    part("1.6", "what the counters show", counters::cases, Of::Deleting),
-    part("1.7", "what is measured twice", duplicates::cases, Of::Deleting),
-    part("1.8", "a machine that goes down", going_down::cases, Of::Deleting),
-    part("1.10", "what a kernel measures of its own doing", critical_data::cases, Of::Critical),
-    part("1.9", "two descriptors of a writer", hazards::cases, Of::Hazards),
+    part("1.6", "counters", counters::cases, Of::Deleting),
+    part("1.7", "duplicate measurements", duplicates::cases, Of::Deleting),
+    part("1.8", "shutdown and kexec", going_down::cases, Of::Deleting),
+    part("1.10", "critical data", critical_data::cases, Of::Critical),
+    part("1.9", "two descriptors of one writer", hazards::cases, Of::Hazards),
 ];
 
 const fn part(rule: &'static str, title: &'static str, cases: Cases, of: Of) -> Part {
@@ -80,11 +79,11 @@ const fn part(rule: &'static str, title: &'static str, cases: Cases, of: Of) -> 
 }
 
 impl Part {
-    pub(crate) fn is_of(&self, options: &Options<'_>) -> bool {
+    fn is_of(&self, options: &Options<'_>) -> bool {
         let (dialect, trims) = (options.dialect, options.dialect == Dialect::Trim);
         let flush = options.duplicates == Duplicates::Flush;
         if options.critical_data {
-            // A list is never empty where trimming it adds a record.
+            // With critical data, trimming adds a record: the list is never empty.
             return matches!(self.of, Of::Critical) && !(trims && flush);
         }
         match self.of {
@@ -97,4 +96,10 @@ impl Part {
             Of::Hazards => options.hazards && dialect == Dialect::Linux72,
         }
     }
+}
+
+/// The groups that `options` select.
+pub(crate) fn groups<'a>(options: &'a Options<'_>) -> impl Iterator<Item = &'static Part> + 'a {
+    let of_rule = move |part: &&Part| options.rule.is_none_or(|rule| rule == part.rule);
+    PARTS.iter().filter(|part| part.is_of(options)).filter(of_rule)
 }

@@ -1,4 +1,4 @@
-//! Many readers or one writer, over all files together.
+//! All files share one lock: many readers or one writer.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ const STAGING: &[&str] = &[
     "binary_runtime_measurements_staged",
 ];
 
-/// The same where nothing is staged.
+/// The same for dialect trim.
 const TRIMMING: &[&str] =
     &[CURRENT, TRIM_LOG, "ascii_runtime_measurements_sha1", "binary_runtime_measurements"];
 
@@ -39,7 +39,7 @@ const OPENERS: [(Opener, &str); 3] = [
 const ACCESS: [(OFlags, &str); 3] =
     [(OFlags::RDONLY, "O_RDONLY"), (OFlags::WRONLY, "O_WRONLY"), (OFlags::RDWR, "O_RDWR")];
 
-/// Flags that make no difference.
+/// Flags that do not change the result.
 const FLAGS: [(OFlags, &str); 6] = [
     (OFlags::RDONLY.union(OFlags::NONBLOCK), "O_RDONLY|O_NONBLOCK"),
     (OFlags::RDWR.union(OFlags::NONBLOCK), "O_RDWR|O_NONBLOCK"),
@@ -50,14 +50,14 @@ const FLAGS: [(OFlags, &str); 6] = [
     (OFlags::PATH, "O_PATH"),
 ];
 
-/// Who has what open.
+/// How the list is open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Idle,
     Readers,
-    /// The same thread writes.
+    /// This thread has a file open for writing.
     Writing,
-    /// Another one does.
+    /// Another thread or process has.
     Written,
 }
 
@@ -123,7 +123,7 @@ fn matrix(target: &Target<'_>, note: &mut Recorder, held: &str, state: State) {
     let all = files.iter().flat_map(|file| ACCESS.iter().map(move |access| (*file, access)));
     for (file, (flags, access)) in all.chain(flags) {
         for (opener, by) in OPENERS {
-            // A shell chooses its flags itself.
+            // The shell always uses its own flags.
             if opener == Opener::OtherProcess && !ACCESS.iter().any(|(of, _)| of == flags) {
                 continue;
             }
@@ -142,14 +142,14 @@ fn expected(
     opener: Opener,
 ) -> Answer<()> {
     let reads = flags & OFlags::RWMODE == OFlags::RDONLY;
-    // T is read beside everybody.
+    // T can be opened for reading at any time.
     if flags.contains(OFlags::PATH) || reads && file == TRIM_LOG {
         return Ok(());
     }
     if !reads && !may_write(target, file) {
         return Err(Errno::EACCES);
     }
-    // Only Linux 7.2 lets a writer write more.
+    // Only Linux 7.2 permits a writer to open further files for writing.
     let own = opener == Opener::SameThread && target.dialect() == Dialect::Linux72;
     let granted = match state {
         State::Idle => true,
@@ -160,19 +160,17 @@ fn expected(
     if granted { Ok(()) } else { Err(Errno::EBUSY) }
 }
 
-/// Whether the mode lets us open a file for writing, or does not matter.
+/// Whether the file mode permits a write open, or CAP_DAC_OVERRIDE does.
 fn may_write(target: &Target<'_>, file: &str) -> bool {
     let numbers = file.ends_with("_staged") || file == TRIM_LOG;
     numbers || target.dialect() == Dialect::Linux72 || target.overrides_modes()
 }
 
 pub(crate) fn hold(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
-    target
-        .open(name, flags)
-        .map_err(|errno| Trouble(format!("{name} cannot be held open: {errno}")))
+    target.open(name, flags).map_err(|errno| Trouble(format!("opening {name}: {errno}")))
 }
 
-/// Does something while another thread has a file open.
+/// Runs `act` while another thread has a file open.
 fn while_a_thread_has(
     target: &Target<'_>,
     name: &str,
@@ -184,12 +182,12 @@ fn while_a_thread_has(
         let (finish, when_finished) = mpsc::channel::<()>();
         scope.spawn(move || {
             let file = hold(target, name, flags);
-            // If nobody listens there is nothing to do either.
+            // The receiver is gone only if this test has failed.
             let _ = opened.send(file.as_ref().map(drop).map_err(|trouble| trouble.0.clone()));
             let _ = when_finished.recv();
             drop(file);
         });
-        let held = when_opened.recv().map_err(|_| Trouble("a thread ended".into()));
+        let held = when_opened.recv().map_err(|_| Trouble("the opening thread panicked".into()));
         let held = held.and_then(|held| held.map_err(Trouble));
         if held.is_ok() {
             act();
@@ -211,13 +209,13 @@ impl Holder {
         Holder::start_with(target, name, &format!("exec 3{operator}\"$1\""))
     }
 
-    /// One that opens the file, the script's `$1`, as often as it likes.
+    /// Starts a shell script that opens the file (`$1`), possibly several times.
     pub(crate) fn start_with(
         target: &Target<'_>,
         name: &str,
         script: &str,
     ) -> Result<Holder, Trouble> {
-        let trouble = |why: &str| Trouble(format!("a process that has {name} open: {why}"));
+        let trouble = |why: &str| Trouble(format!("starting a process that opens {name}: {why}"));
         let mut child = Command::new("/bin/sh")
             .arg("-c")
             .arg(format!("{script} && echo open && read nothing"))
@@ -232,13 +230,13 @@ impl Holder {
         let holder = Holder(child);
         match said {
             Some(Ok(_)) => Ok(holder),
-            _ => Err(trouble("it could not open it")),
+            _ => Err(trouble("open failed")),
         }
     }
 
-    /// SIGKILL, so that the system closes its files.
+    /// Sends SIGKILL: the kernel closes the files.
     pub(crate) fn kill(&mut self) {
-        // It may have ended by itself.
+        // The process may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! Who is refused whatever is open.
+//! Permission checks, which precede the check whether the list is open.
 
 use std::{
     fs::File,
@@ -25,7 +25,7 @@ use crate::{
     target::{COUNT, CURRENT, Target, Trouble},
 };
 
-/// A user and group who own nothing.
+/// A user and group without files.
 const NOBODY: u32 = 65534;
 
 const READ: (OFlags, &str) = (OFlags::RDONLY, "O_RDONLY");
@@ -37,7 +37,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         note.skip("other users and missing capabilities", "needs root");
         return Ok(());
     }
-    // What hides the whole directory says nothing about the files.
+    // If the directory is not searchable for others, the file modes cannot be tested.
     let reached = Command::new("/bin/sh")
         .args(["-c", "cd \"$1\"", "sh"])
         .arg(target.dir())
@@ -48,18 +48,18 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
         others(target, note);
         with_the_capability(target, note)?;
     } else {
-        note.skip("other users", "they do not reach the directory");
+        note.skip("other users", "the directory is not searchable for other users");
     }
     without_the_capability(target, note)?;
     without_override(target, note)?;
     open_already(target, note)
 }
 
-/// Users by their groups, who have no capability.
+/// Users without capabilities, in and outside the files' group.
 fn others(target: &Target<'_>, note: &mut Recorder) {
     let writable = target.writable();
     let trims = target.dialect() == Dialect::Trim;
-    // T is for the privileged alone.
+    // Reading T needs CAP_SYS_ADMIN.
     let reads = if trims { "EPERM" } else { "ok" };
     let original = if target.dialect() == Dialect::Linux72 { "EPERM" } else { "EACCES" };
     for (group, who, name, (flags, access), expected) in [
@@ -80,7 +80,7 @@ fn others(target: &Target<'_>, note: &mut Recorder) {
     }
 }
 
-/// Users who are not root, but have the one capability that is asked for.
+/// Users other than root with CAP_SYS_ADMIN only.
 fn with_the_capability(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let writable = target.writable();
     let capable = CapabilitySet::SYS_ADMIN;
@@ -94,7 +94,7 @@ fn with_the_capability(target: &Target<'_>, note: &mut Recorder) -> Result<(), T
 
     let given = |group| chown(target.path(writable), None, Some(group)).map_err(Errno::from);
     note.expect(format!("chgrp of {writable}"), "ok", told(&given(NOBODY)));
-    let who = "a user of the file's group";
+    let who = "a member of the file's group";
     let reads = if target.dialect() == Dialect::Trim { "EPERM" } else { "ok" };
     for (capabilities, (flags, access), expected) in [
         (CapabilitySet::empty(), READ, reads),
@@ -143,7 +143,7 @@ fn without_the_capability(target: &Target<'_>, note: &mut Recorder) -> Result<()
     Ok(())
 }
 
-/// Root is kept out by the mode without the capability to go past it.
+/// Without CAP_DAC_OVERRIDE, file modes apply to root.
 fn without_override(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     if !target.overrides_modes() {
         return Ok(());
@@ -162,7 +162,7 @@ fn without_override(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     Ok(())
 }
 
-/// The capability is asked for when a file is opened, and never again.
+/// The capability is checked at open(2) only.
 fn open_already(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     target.at_least(3)?;
@@ -183,13 +183,13 @@ fn open_already(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble>
     }
     let why = "another user writes to an open file";
     let got = as_nobody(NOBODY, CapabilitySet::empty(), || ask("x\n"))?;
-    note.expect(format!("{why}: no request"), "EINVAL", told(&got));
+    note.expect(format!("{why}: an invalid request"), "EINVAL", told(&got));
     if !trims {
         target.add(1)?;
         let got = as_nobody(NOBODY, CapabilitySet::empty(), || ask("A\n"))?;
         note.expect(format!("{why}: a request"), "ok", told(&got));
     }
-    // Who lost the capability can close all the same.
+    // close(2) needs no capability.
     without(CapabilitySet::SYS_ADMIN, move || {
         drop::<File>(held);
         Ok(())
@@ -200,7 +200,7 @@ fn open_already(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble>
     Ok(())
 }
 
-/// Does something in a thread of its own that has not these capabilities.
+/// Runs `act` in a new thread without the capabilities `less`.
 fn without<T: Send>(
     less: CapabilitySet,
     act: impl FnOnce() -> Answer<T> + Send,
@@ -213,7 +213,7 @@ fn without<T: Send>(
     })
 }
 
-/// Does something in a thread of its own that is another user's, with these capabilities.
+/// Runs `act` in a new thread as another user with the capabilities `capable`.
 fn as_nobody<T: Send>(
     group: u32,
     capable: CapabilitySet,
@@ -224,7 +224,7 @@ fn as_nobody<T: Send>(
         let group = Gid::from_raw(group);
         set_thread_groups(&[])?;
         set_thread_res_gid(group, group, group)?;
-        // Some identity must stay root's, or no capability could be had again.
+        // One of the UIDs must remain 0: otherwise the kernel drops all capabilities.
         set_thread_res_uid(Uid::ROOT, Uid::from_raw(NOBODY), Uid::ROOT)?;
         sets.effective = capable;
         set_capabilities(None, sets)?;
@@ -236,6 +236,6 @@ fn in_a_thread<T: Send>(
     act: impl FnOnce() -> rustix::io::Result<Answer<T>> + Send,
 ) -> Result<Answer<T>, Trouble> {
     let done = thread::scope(|scope| scope.spawn(act).join());
-    let done = done.map_err(|_| Trouble("a thread ended".into()))?;
-    done.map_err(|errno| Trouble(format!("giving rights up: {}", Errno::from(errno))))
+    let done = done.map_err(|_| Trouble("a thread panicked".into()))?;
+    done.map_err(|errno| Trouble(format!("dropping privileges: {}", Errno::from(errno))))
 }

@@ -1,5 +1,5 @@
-//! Dialect v4: requests are taken at the beginning of a file only. A read moves a descriptor away
-//! from there, a write does not.
+//! Dialect v4 accepts requests at offset 0 of a file only. A read advances the offset, a write does
+//! not.
 
 use std::{
     fs::File,
@@ -25,7 +25,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
 fn writes_only(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.add(3)?;
     let mut file = hold(target, STAGED, OFlags::RDWR)?;
-    note.expect("one descriptor: bytes that nothing staged reads", 0, read_on(&mut file)?.len());
+    note.expect("one descriptor: bytes read with nothing staged", 0, read_on(&mut file)?.len());
     ask(note, &file, "A\n", "after a read of 0 bytes", "ok:2");
     ask(note, &file, "D\n", "right after A", "ok:2");
     target.add(6)?;
@@ -34,10 +34,10 @@ fn writes_only(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     ask(note, &file, "2\n", "as the third request", &number("ok:2"));
     ask(note, &file, "1\n", "as the fourth request", &number("ok:2"));
     if target.is_fuse() {
-        note.skip("lseek tells where a descriptor stands after writes", "FUSE counts them itself");
+        note.skip("offset after writes (lseek)", "FUSE advances the offset itself");
     } else {
         let at = file.stream_position().map_err(Errno::from).unwrap_or(u64::MAX);
-        note.expect("lseek tells where a descriptor stands after writes", 0, at);
+        note.expect("offset after writes (lseek)", 0, at);
     }
     Ok(())
 }
@@ -48,7 +48,7 @@ fn after_reads(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     let mut file = hold(target, STAGED, OFlags::RDWR)?;
     ask(note, &file, "A\n", "at the beginning", "ok:2");
     let records = parse(&read_on(&mut file)?).map_or(0, |list| list.len());
-    note.holds("the writer reads what is staged", records >= 4, "4 records or more", records);
+    note.holds("the writer reads what is staged", records >= 4, "at least 4 records", records);
     for request in ["D\n", "1\n", "A\n", "x\n", "0\n"] {
         ask(note, &file, request, "after a read", "EINVAL");
     }
@@ -62,9 +62,9 @@ fn after_reads(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     let read = read.is_ok_and(|len| len > 0);
     note.holds("pread at the beginning", read, "some bytes", "none");
     if target.is_fuse() {
-        // To FUSE a pread is a read at another place.
+        // FUSE passes a pread as a read at another offset.
         seek(&mut file, 0)?;
-        note.skip("\"D\\n\" after pread", "FUSE tells no pread from a read");
+        note.skip("\"D\\n\" after pread", "FUSE does not distinguish pread from read");
     } else {
         ask(note, &file, "D\n", "after pread", "ok:2");
         stage_new(target, note, &file)?;
@@ -77,7 +77,7 @@ fn after_reads(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     seek(&mut file, 0)?;
     let mut copy = file.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
     copy.read(&mut [0; 10]).map_err(|error| Trouble(format!("reading: {error}")))?;
-    ask(note, &file, "D\n", "after a read through a copy", "EINVAL");
+    ask(note, &file, "D\n", "after a read through a duplicate", "EINVAL");
     drop((copy, file));
 
     let append = hold(target, STAGED, OFlags::RDWR | OFlags::APPEND)?;
@@ -101,7 +101,7 @@ fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.add(3)?;
     target.must(STAGED, "A\n")?;
     let staged = target.list(STAGED)?.len();
-    note.holds("staged, closed, opened and read", staged >= 3, "3 records or more", staged);
+    note.holds("staged, closed, opened and read", staged >= 3, "at least 3 records", staged);
     let answer = written(&target.write(STAGED, b"D\n"));
     note.expect("staged, closed, opened and deleted", "ok:2", answer);
     Ok(())

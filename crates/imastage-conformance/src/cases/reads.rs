@@ -1,4 +1,4 @@
-//! What reads show, and from which record on.
+//! The content of reads, and the record at which they start.
 
 use std::{
     fs::File,
@@ -16,7 +16,7 @@ use crate::{
     target::{CURRENT, List, STAGED, Target, Trouble, file_of, parse, read_anew, read_on},
 };
 
-/// What a kernel renders at once: whole records of about a page.
+/// A kernel returns whole records of about a page per read(2).
 const PAGE: usize = 4096;
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
@@ -25,7 +25,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     growth(target, note)?;
     pages(target, note)?;
     large(target, note)?;
-    // In other dialects a writer cannot read what it changes.
+    // In the other dialects a writer cannot read the file it changes.
     if target.dialect() == Dialect::Linux72 {
         batches(target, note)?;
         tails(target, note)?;
@@ -36,7 +36,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     Ok(())
 }
 
-/// Every file shows the same records in its own form.
+/// Every file has the same records, each in its own form.
 fn forms(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.add(20)?;
     if target.dialect().stages() {
@@ -61,7 +61,7 @@ fn forms(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
                     format!("{name} shows the records of {part}"),
                     !list.is_empty() && got.starts_with(&expected),
                     format!("{} bytes", expected.len()),
-                    format!("{} bytes, or others", got.len()),
+                    format!("{} bytes, or different ones", got.len()),
                 );
             }
         }
@@ -69,31 +69,31 @@ fn forms(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Records stand in the order in which they were measured, and are there as soon as they were.
+/// Records are in the order of measurement, and readable as soon as they are measured.
 fn order(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     let paths = target.add(30)?;
     let all = format!("{:?}", (0..paths.len()).collect::<Vec<_>>());
     let found = Target::find(&paths, &target.list(CURRENT)?);
-    note.expect("new records in the order of measuring", &all, format!("{found:?}"));
+    note.expect("new records in measurement order", &all, format!("{found:?}"));
     if !target.dialect().stages() {
         return Ok(());
     }
     target.must(STAGED, "A\n")?;
     let staged = target.list(STAGED)?;
     let found = Target::find(&paths, &staged);
-    note.expect("staged records in the order of measuring", &all, format!("{found:?}"));
+    note.expect("staged records in measurement order", &all, format!("{found:?}"));
     let again = target.list(STAGED)?;
     note.holds("staged records read twice", staged == again, "the same", "others");
     let more = target.add(3)?;
     let same = target.list(STAGED)? == staged;
-    note.holds("staged records do not become more", same, "the same", "others");
+    note.holds("new records do not change the staged part", same, "the same", "others");
     let found = Target::find(&more, &target.list(CURRENT)?);
     note.expect("records added after \"A\\n\" are current", "[0, 1, 2]", format!("{found:?}"));
     Ok(())
 }
 
-/// A file that stays open for reading goes on where it ended.
+/// A file that is read to its end and stays open returns later records.
 fn growth(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     target.add(5)?;
@@ -109,7 +109,7 @@ fn growth(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     );
     let all = read_anew(&mut file)?;
     note.holds(
-        "after lseek to 0 it begins with what it began with",
+        "after lseek to 0 the first records are the same",
         all.starts_with(&before),
         "the same records",
         "others",
@@ -126,7 +126,7 @@ fn growth(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// One read(2) gives about a page of whole records, however much is asked for.
+/// One read(2) returns about a page of whole records, independent of the buffer size.
 fn pages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     target.add(100)?;
@@ -144,12 +144,12 @@ fn pages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         all.extend_from_slice(some);
     }
     note.holds(
-        "reads of 1 MiB give a page at most",
+        "reads of 1 MiB return at most one page",
         largest <= PAGE && calls > 1,
-        format!("{PAGE} bytes at most"),
+        format!("at most {PAGE} bytes"),
         format!("{largest} bytes in {calls} reads"),
     );
-    note.holds("reads of 1 MiB give whole records", whole, "whole records", "parts");
+    note.holds("reads of 1 MiB return whole records", whole, "whole records", "parts");
     file = open(target, CURRENT, OFlags::RDONLY)?;
     let mut bytes = Vec::new();
     let mut small = [0; 61];
@@ -161,13 +161,13 @@ fn pages(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         bytes.extend_from_slice(small.get(..len).unwrap_or_default());
     }
     let same = bytes.starts_with(&all) || all.starts_with(&bytes) && bytes.len() == all.len();
-    note.holds("reads of 61 bytes give the same bytes", same, "the same bytes", "others");
+    note.holds("reads of 61 bytes return the same bytes", same, "the same bytes", "others");
     Ok(())
 }
 
 /// A record that is larger than a page.
 fn large(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    /// With its digest and what stands before it, the longest path makes more than a page.
+    /// The longest path; digest and headers extend the record beyond a page.
     const PATH: usize = 4090;
     target.empty()?;
     let path = target.make_long(PATH)?;
@@ -178,7 +178,7 @@ fn large(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let found = Target::find(std::slice::from_ref(&path), &list);
     note.expect("a record larger than a page is there", "[0]", format!("{found:?}"));
     let largest = list.iter().map(Vec::len).max().unwrap_or_default();
-    note.holds("it is whole", largest > PAGE, format!("more than {PAGE} bytes"), largest);
+    note.holds("it is complete", largest > PAGE, format!("more than {PAGE} bytes"), largest);
     let file = open(target, CURRENT, OFlags::RDONLY)?;
     let mut buffer = vec![0; 1 << 20];
     let (mut whole, mut most) = (true, 0);
@@ -192,11 +192,11 @@ fn large(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         whole &= buffer.get(..len).is_some_and(|some| parse(some).is_ok());
     }
     let fits = whole && most >= largest;
-    note.holds("one read gives it whole, however large", fits, "whole records", "parts");
+    note.holds("one read returns it as a whole", fits, "whole records", "parts");
     Ok(())
 }
 
-/// A descriptor that reads several batches stands where the last one ended until it is moved.
+/// The offset of a descriptor stays at the end of a batch until lseek(2).
 fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     let paths = target.add(3)?;
@@ -210,8 +210,7 @@ fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     ask(&mut file, "D\n")?;
     note.expect("after \"D\\n\", without lseek: bytes", 0, read_on(&mut file)?.len());
     note.expect("after \"D\\n\", after lseek to 0: bytes", 0, read_anew(&mut file)?.len());
-    // The position is the number of records that were read, so a second batch that is no longer
-    // than the first reads as empty.
+    // The offset counts records read, so a second batch not longer than the first reads as empty.
     drop(file);
     target.add(6)?;
     let mut file = open(target, STAGED, OFlags::RDWR)?;
@@ -229,7 +228,7 @@ fn batches(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     ask(&mut file, "D\n")
 }
 
-/// N under a descriptor that has read some.
+/// N through a descriptor that has read some records.
 fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     target.add(30)?;
@@ -249,7 +248,7 @@ fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let after = records(&read_anew(&mut file)?)?;
     let rest = before.get(5..).unwrap_or_default();
     note.holds(
-        "after N = 5 and lseek to 0 a descriptor shows the exact rest",
+        "after N = 5 and lseek to 0 a descriptor returns the remaining records",
         after.starts_with(rest),
         format!("{} records", rest.len()),
         format!("{} records, or others", after.len()),
@@ -257,8 +256,8 @@ fn shortened(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// A read that ends within a record leaves the rest of it for the next one, whatever becomes of
-/// the record.
+/// A read that ends within a record leaves the rest of it for the next read, even if the record is
+/// deleted meanwhile.
 fn tails(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let name = "a record read in part, then \"D\\n\": the next read";
     note.quiet(name, "the rest of it, then nothing", || {
@@ -313,26 +312,26 @@ fn is(so: bool, what: &str, len: usize) -> String {
     if so { what.to_owned() } else { format!("{len} other bytes") }
 }
 
-/// Reads the first record and half of the second; gives the rest of that.
+/// Reads the first record and half of the second; returns the other half.
 fn read_in_part(file: &mut File) -> Result<Vec<u8>, Trouble> {
     let all = read_anew(file)?;
     let (first, second) = match &*records(&all)? {
         [first, second, ..] => (first.len(), second.len()),
-        _ => return Err(Trouble("there are fewer than 2 of 3 records".into())),
+        _ => return Err(Trouble("expected 3 records, found fewer than 2".into())),
     };
     let part = first + second / 2;
     take(file, part)?;
     Ok(all.get(part..first + second).unwrap_or_default().to_vec())
 }
 
-/// `rest`, and of another list what comes after its second record.
+/// `rest`, followed by `list` from its third record.
 fn followed(mut rest: Vec<u8>, list: &[u8]) -> Vec<u8> {
     let skipped = parse(list).unwrap_or_default().iter().take(2).map(Vec::len).sum::<usize>();
     rest.extend_from_slice(list.get(skipped..).unwrap_or_default());
     rest
 }
 
-/// Reads so many bytes, by one read(2).
+/// Reads the first `len` bytes with one read(2).
 fn take(file: &mut File, len: usize) -> Result<(), Trouble> {
     file.rewind().map_err(|error| Trouble(format!("lseek to 0: {error}")))?;
     let read = file.read(&mut vec![0; len]);
@@ -356,5 +355,5 @@ fn ask(file: &mut File, request: &str) -> Result<(), Trouble> {
 }
 
 fn records(bytes: &[u8]) -> Result<List, Trouble> {
-    parse(bytes).map_err(|why| Trouble(format!("what was read: {why}")))
+    parse(bytes).map_err(|why| Trouble(format!("records read: {why}")))
 }

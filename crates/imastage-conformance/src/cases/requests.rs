@@ -1,4 +1,4 @@
-//! A, D and N in every state: nothing there, current records, staged ones, both.
+//! A, D and N in every state: an empty list, current records, staged records, both.
 
 use ima_securityfs::Dialect;
 
@@ -8,7 +8,7 @@ use crate::{
     target::{CURRENT, STAGED, Target, Trouble, told_deleted},
 };
 
-/// A number beyond any list.
+/// A number larger than any list.
 const MOST: &str = "18446744073709551615\n";
 
 pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
@@ -20,7 +20,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     rounds(target, note)
 }
 
-/// What all the others rest on.
+/// The deletion that all other cases depend on.
 fn deletion(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.add(3)?;
     if target.list(STAGED)?.is_empty() {
@@ -34,7 +34,7 @@ fn deletion(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// N's answer where it would be this, if numbers were taken.
+/// `answer`, or EINVAL if numbers are refused.
 fn number<'a>(target: &Target<'_>, answer: &'a str) -> &'a str {
     if target.deletes_by_number() { answer } else { "EINVAL" }
 }
@@ -49,13 +49,13 @@ fn nothing(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         (numbered, MOST, none),
         (numbered, "0\n", "EINVAL"),
     ] {
-        note.quiet(format!("nothing there: {request:?}"), expected, || {
+        note.quiet(format!("empty list: {request:?}"), expected, || {
             target.empty()?;
             Ok(written(&target.write(name, request.as_bytes())))
         })?;
     }
     for name in [CURRENT, STAGED, "ascii_runtime_measurements_sha1_staged"] {
-        note.quiet(format!("nothing there: {name} reads"), "0 bytes", || {
+        note.quiet(format!("empty list: read of {name}"), "0 bytes", || {
             target.empty()?;
             Ok(format!("{} bytes", target.read(name)?.len()))
         })?;
@@ -73,7 +73,7 @@ fn current(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
 
     let numbered = target.numbered();
     if target.deletes_by_number() {
-        let case = "current records: N = one more than there are";
+        let case = "current records: N = all + 1";
         note.quiet(case, "ENOENT del=0", || n(target, 1))?;
         by_number(target, note)?;
         note.quiet("current records: N = all", "ok del=all", || n(target, 0))?;
@@ -105,7 +105,7 @@ fn current(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// N leaves the exact rest, and what comes later follows it.
+/// N leaves the remaining records unchanged; later ones follow them.
 fn by_number(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let numbered = target.numbered();
     target.at_least(5)?;
@@ -116,9 +116,9 @@ fn by_number(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let same = after.starts_with(&before) && after.len() >= before.len() + 2;
     note.expect("current records: N beyond all", "ENOENT", refused);
     note.holds(
-        "after a refused N, records are as they were and new ones follow",
+        "after a refused N, records are unchanged and new ones follow",
         same,
-        format!("{} and 2 more", before.len()),
+        format!("{} records and 2 more", before.len()),
         format!("{} records, or others", after.len()),
     );
     let staged = target.list(STAGED)?.len();
@@ -143,7 +143,7 @@ fn staged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         target.list(STAGED)
     };
     let numbered = target.numbered();
-    // In 7.2 N is about the current records; before, it staged them first.
+    // In 7.2, N deletes current records; in v4, it stages them first.
     let v4 = target.dialect() == Dialect::V4;
     let none = number(target, if v4 { "EEXIST" } else { "ENOENT" });
     for (name, request, errno) in [
@@ -200,11 +200,11 @@ fn both(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         let expected = number(target, "EEXIST");
         note.expect("staged and current records: N = all staged", expected, got);
     } else if target.deletes_by_number() {
-        let name = "staged and current records: N = one more than there are";
+        let name = "staged and current records: N = all + 1";
         note.quiet(name, "ENOENT del=0", || n(target, 1))?;
     }
     target.add(3)?;
-    note.expect("new records go to the current part", "staged unmoved", unmoved(target)?);
+    note.expect("new records are added to the current part", "staged unmoved", unmoved(target)?);
     let before = target.list(CURRENT)?;
     let got = written(&target.write(STAGED, b"D\n"));
     let got = format!(
@@ -218,14 +218,14 @@ fn both(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// What was deleted can be staged no more, and what comes then can.
+/// After each deletion, only new records are staged.
 fn rounds(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.empty()?;
     for round in ["first", "second", "third"] {
         let paths = target.add(3)?;
         target.must(STAGED, "A\n")?;
         let found = Target::find(&paths, &target.list(STAGED)?);
-        let case = format!("the {round} batch has the records since the last");
+        let case = format!("the {round} batch has the records since the previous one");
         note.expect(case, "[0, 1, 2]", format!("{found:?}"));
         let answer = written(&target.write(STAGED, b"A\n"));
         note.expect(format!("the {round} batch is pending: \"A\\n\""), "EEXIST", answer);
@@ -234,7 +234,7 @@ fn rounds(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Asks for N = all current records, at least 3, and `more`.
+/// Requests N = all current records (at least 3) + `more`.
 fn n(target: &Target<'_>, more: usize) -> Result<String, Trouble> {
     target.at_least(3)?;
     let before = target.list(CURRENT)?;

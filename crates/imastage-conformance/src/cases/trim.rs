@@ -1,4 +1,4 @@
-//! Dialect trim: `T:N` is written to a file of its own, which tells T, how many records were
+//! Dialect trim: `T:N` is written to a file of its own; reading it returns T, the number of records
 //! trimmed so far.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::{
     target::{COUNT, CURRENT, Opener, TRIM_LOG, Target, Trouble, read_anew, read_on, told_deleted},
 };
 
-/// What is written, `T` standing for how many were trimmed, and how many it deletes or why not.
+/// Requests, with `T` for the records trimmed so far, and the number deleted or the error.
 const REQUESTS: &[(&str, Result<usize, Errno>)] = &[
     ("T:5", Ok(5)),
     ("T:5\n", Ok(5)),
@@ -90,9 +90,9 @@ const REQUESTS: &[(&str, Result<usize, Errno>)] = &[
     ("T:99999999\n", Err(Errno::ENOENT)),
 ];
 
-/// To the byte.
+/// The grammar of `T:N`, byte by byte.
 pub(crate) fn grammar(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
-    // The first one while nothing was trimmed, if this is a new list: then no T at all is no 0.
+    // On a new list T is 0: an empty T must not be accepted as 0.
     for text in [":1\n", ":0", "x"] {
         one(target, note, text, text, Err(Errno::EINVAL))?;
     }
@@ -110,11 +110,12 @@ pub(crate) fn grammar(target: &Target<'_>, note: &mut Recorder) -> Result<(), Tr
         let text = format!("{trimmed:0width$}:5\n", width = len - 3);
         one(target, note, &format!("0...0T:5\\n of {len} bytes"), &text, answer)?;
     }
-    for (text, case) in [("1".repeat(32), "32 digits"), ("x".repeat(32), "32 bytes of no request")]
+    for (text, case) in
+        [("1".repeat(32), "32 digits"), ("x".repeat(32), "32 bytes of an invalid request")]
     {
         one(target, note, case, &text, Err(Errno::EINVAL))?;
     }
-    // What was written before leaves no trace.
+    // A refused request must not affect the next one.
     target.at_least(8)?;
     let file = hold(target, TRIM_LOG, OFlags::WRONLY)?;
     let refused = ask(&file, &"7".repeat(31));
@@ -128,21 +129,21 @@ pub(crate) fn grammar(target: &Target<'_>, note: &mut Recorder) -> Result<(), Tr
     Ok(())
 }
 
-/// In every state of the list, and of T.
+/// `T:N` in every state of the list and of T.
 pub(crate) fn requests(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     for (n, expected) in [("1", "ENOENT"), ("9223372036854775807", "ENOENT"), ("0", "ok")] {
-        note.quiet(format!("nothing there: T:{n}"), expected, || {
+        note.quiet(format!("empty list: T:{n}"), expected, || {
             target.empty()?;
             target.delete(n)
         })?;
     }
-    note.quiet("nothing there: it reads", "0 bytes", || {
+    note.quiet("empty list: read", "0 bytes", || {
         target.empty()?;
         Ok(format!("{} bytes", target.read(CURRENT)?.len()))
     })?;
     counted(target, note, "records: T:3", 3)?;
     counted(target, note, "records: T:0", 0)?;
-    note.quiet("records: N = one more than there are", "ENOENT del=0", || all_and(target, 1))?;
+    note.quiet("records: N = all + 1", "ENOENT del=0", || all_and(target, 1))?;
     note.quiet("records: N = all", "ok del=all", || all_and(target, 0))?;
 
     target.at_least(6)?;
@@ -152,7 +153,7 @@ pub(crate) fn requests(target: &Target<'_>, note: &mut Recorder) -> Result<(), T
     let after = target.list(CURRENT)?;
     let same = after.starts_with(&before) && after.len() >= before.len() + 2;
     note.expect("records: N beyond all", "ENOENT", refused);
-    let what = "after a refused N, records are as they were and new ones follow";
+    let what = "after a refused N, records are unchanged and new ones follow";
     note.holds(what, same, "all and 2 more", "others");
     let before = target.list(CURRENT)?;
     target.must_delete(2)?;
@@ -163,11 +164,11 @@ pub(crate) fn requests(target: &Target<'_>, note: &mut Recorder) -> Result<(), T
     agents(target, note)
 }
 
-/// Who is wrong about T is told so before anything else.
+/// A wrong T is reported before any other error, except for an invalid request.
 fn wrong_total(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let (stale, invalid) = ("ESTALE del=0", "EINVAL del=0");
     target.at_least(6)?;
-    // So that T is not 0.
+    // T must not be 0.
     target.must_delete(1)?;
     for (case, off, n, expected) in [
         ("T one too large: N = 5", 1, "5", stale),
@@ -175,7 +176,7 @@ fn wrong_total(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
         ("T far too large: N = 5", 1_000_000, "5", stale),
         ("T one too large: N = 0", 1, "0", stale),
         ("T one too large: N beyond all", 1, "99999999", stale),
-        ("T one too large: no N", 1, "x", invalid),
+        ("T one too large: invalid N", 1, "x", invalid),
     ] {
         let before = target.list(CURRENT)?;
         let trimmed = target.number(TRIM_LOG)?.saturating_add_signed(off);
@@ -187,11 +188,11 @@ fn wrong_total(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     let before = target.list(CURRENT)?;
     let got = wrote(&target.write(TRIM_LOG, b"0:5\n"), 4);
     let got = format!("{got} {}", told_deleted(&before, &target.list(CURRENT)?));
-    note.expect("T = 0 after some were trimmed: N = 5", stale, got);
+    note.expect("T = 0 after a trim: N = 5", stale, got);
     Ok(())
 }
 
-/// Two agents who read the same T: the second is told that it is not the same any more.
+/// Two agents read the same T: the request of the second one is stale.
 fn agents(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.at_least(8)?;
     let before = target.list(CURRENT)?;
@@ -205,16 +206,16 @@ fn agents(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     });
     note.expect("two agents with one T: the second", "ESTALE", wrote(&other, second.len()));
     let left = told_deleted(&before, &target.list(CURRENT)?);
-    note.expect("two agents with one T: what is left", "del=2", left);
+    note.expect("two agents with one T: deleted records", "del=2", left);
     let again = format!("{}:2\n", trimmed + 2);
     let got = wrote(&target.write(TRIM_LOG, again.as_bytes()), again.len());
-    note.expect("the second reads T and asks for the rest", "ok", got);
+    note.expect("the second reads T again and trims the rest", "ok", got);
     let left = told_deleted(&before, &target.list(CURRENT)?);
-    note.expect("both have trimmed what they said", "del=4", left);
+    note.expect("records trimmed by both", "del=4", left);
     Ok(())
 }
 
-/// What the file that takes T:N shows.
+/// The content of the file to which T:N is written.
 pub(crate) fn reads(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let trimmed = target.number(TRIM_LOG)?;
     let text = target.read(TRIM_LOG)?;
@@ -230,7 +231,7 @@ pub(crate) fn reads(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     let answer = target.write(TRIM_LOG, format!("{}:0\n", trimmed + 4).as_bytes());
     note.expect("T:0", "ok", told(&answer));
     note.expect("T after T:0", trimmed + 4, target.number(TRIM_LOG)?);
-    // Whether it is refused is another case's matter.
+    // Another case checks the refusal.
     let _ = target.write(TRIM_LOG, format!("{}:99999999\n", trimmed + 4).as_bytes());
     note.expect("T after a refused N", trimmed + 4, target.number(TRIM_LOG)?);
     beside_a_writer(target, note)?;
@@ -241,27 +242,27 @@ fn beside_a_writer(target: &Target<'_>, note: &mut Recorder) -> Result<(), Troub
     target.at_least(4)?;
     let writer = hold(target, TRIM_LOG, OFlags::WRONLY)?;
     let reader = target.open(TRIM_LOG, OFlags::RDONLY);
-    note.expect("T is opened for reading beside a writer", "ok", told(&reader));
+    note.expect("T O_RDONLY while a writer has it open", "ok", told(&reader));
     let before = target.number(TRIM_LOG)?;
     let asked = ask(&writer, &format!("{before}:2\n"));
-    note.expect("beside a reader of T: T:2", "ok", asked);
+    note.expect("T:2 while a reader has T open", "ok", asked);
     if let Ok(mut reader) = reader {
         let text = String::from_utf8_lossy(&read_anew(&mut reader)?).into_owned();
         let expected = format!("{}\\n", before + 2);
-        note.expect("the reader sees the new T", expected, text.escape_debug());
+        note.expect("the reader reads the new T", expected, text.escape_debug());
     }
     let got = target.try_open(CURRENT, OFlags::RDONLY, Opener::OtherThread);
-    note.expect("beside a writer: the list O_RDONLY", "EBUSY", told(&got));
+    note.expect("the list O_RDONLY while a writer has T open", "EBUSY", told(&got));
     drop(writer);
 
     let reader = hold(target, TRIM_LOG, OFlags::RDONLY)?;
     let got = target.try_open(TRIM_LOG, OFlags::RDWR, Opener::OtherProcess);
-    note.expect("a reader of T keeps no writer out", "ok", told(&got));
+    note.expect("a writer opens T while a reader has it open", "ok", told(&got));
     drop(reader);
     let reader = hold(target, CURRENT, OFlags::RDONLY)?;
     let request = target.number_request(1)?;
     let got: Answer<usize> = target.write(TRIM_LOG, request.as_bytes());
-    note.expect("a reader of the list keeps T:N out", "EBUSY", told(&got));
+    note.expect("T:1 while a reader has the list open", "EBUSY", told(&got));
     drop(reader);
     Ok(())
 }
@@ -330,7 +331,7 @@ fn counted(target: &Target<'_>, note: &mut Recorder, case: &str, n: usize) -> Re
     Ok(())
 }
 
-/// Asks for N = all records, at least 3, and `more`.
+/// Requests N = all records (at least 3) + `more`.
 fn all_and(target: &Target<'_>, more: usize) -> Result<String, Trouble> {
     target.at_least(3)?;
     let before = target.list(CURRENT)?;

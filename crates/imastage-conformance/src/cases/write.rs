@@ -1,4 +1,4 @@
-//! The grammar of requests, to the byte.
+//! The grammar of requests, byte by byte.
 
 use std::io::{IoSlice, Write};
 
@@ -11,7 +11,7 @@ use crate::{
     target::{CURRENT, STAGED, TRIM_LOG, Target, Trouble, file_of, told_deleted},
 };
 
-/// Deletes 5 records.
+/// Requests that delete 5 records.
 const FIVE: &[&[u8]] = &[
     b"5\n",
     b"05\n",
@@ -24,7 +24,7 @@ const FIVE: &[&[u8]] = &[
     b"+0000000000000000005\n",
 ];
 
-/// Is no number, or too long.
+/// Not a number, or too long.
 const NO_NUMBER: &[&[u8]] = &[
     b"\n",
     b"5",
@@ -65,13 +65,13 @@ const NO_NUMBER: &[&[u8]] = &[
     b"-1844674407370955161\n",
 ];
 
-/// Is a number of more records than there are.
+/// More records than the list has.
 const TOO_MANY: &[&[u8]] = &[b"18446744073709551615\n", b"9223372036854775808\n", b"99999999\n"];
 
-/// Is a number beyond 64 bits.
+/// Numbers beyond 64 bits.
 const BEYOND: &[&[u8]] = &[b"18446744073709551616\n", b"99999999999999999999\n"];
 
-/// Is no request to a staged file.
+/// Invalid requests for a staged file.
 const NOT_STAGED: &[&[u8]] = &[
     b"\n",
     b"A",
@@ -117,7 +117,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     every_file(target, note)
 }
 
-/// What the file that takes N makes of it, and how many records are deleted.
+/// The answers of the file that accepts N, and the number of deleted records.
 fn answers(target: &Target<'_>) -> impl Iterator<Item = (&'static [u8], Answer<usize>, usize)> {
     let refused = |bytes: &&'static [u8], errno| (*bytes, Err(errno), 0);
     let (v4, deletes) = (target.dialect() == Dialect::V4, target.deletes_by_number());
@@ -125,9 +125,9 @@ fn answers(target: &Target<'_>) -> impl Iterator<Item = (&'static [u8], Answer<u
         .chain(NO_NUMBER.iter().map(move |bytes| refused(bytes, Errno::EINVAL)))
         .chain(TOO_MANY.iter().map(move |bytes| refused(bytes, Errno::ENOENT)))
         .chain(BEYOND.iter().map(move |bytes| refused(bytes, Errno::ERANGE)))
-        // These are requests where all are made to one file.
+        // In v4 one file accepts all requests, these included.
         .filter(move |(bytes, _, _)| !(v4 && [&b"A\n"[..], b"D\n"].contains(bytes)))
-        // Where digests are flushed, numbers are not even read.
+        // With flushed digests, numbers are refused unparsed.
         .map(
             move |(bytes, answer, del)| {
                 if deletes { (bytes, answer, del) } else { (bytes, Err(Errno::EINVAL), 0) }
@@ -135,7 +135,7 @@ fn answers(target: &Target<'_>) -> impl Iterator<Item = (&'static [u8], Answer<u
         )
 }
 
-/// The file that takes N.
+/// The file that accepts N.
 fn numbers(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), Trouble> {
     for (bytes, answer, del) in answers(target) {
         target.unstage()?;
@@ -145,10 +145,10 @@ fn numbers(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), T
     Ok(())
 }
 
-/// The file that does not.
+/// The file that does not accept N.
 fn others(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), Trouble> {
     if name == CURRENT && !target.overrides_modes() {
-        note.skip(format!("no request to {name}"), "needs CAP_DAC_OVERRIDE");
+        note.skip(format!("invalid requests to {name}"), "needs CAP_DAC_OVERRIDE");
         return Ok(());
     }
     let requests = [&b"A\n"[..], b"D\n", b"0:5\n"];
@@ -157,7 +157,7 @@ fn others(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), Tr
         _ => Vec::new(),
     };
     for bytes in NOT_STAGED.iter().copied().chain(more) {
-        // One that was granted must not stand in the way of the others.
+        // A wrongly granted request must not affect the following ones.
         if target.dialect().stages() {
             target.unstage()?;
         }
@@ -167,11 +167,11 @@ fn others(target: &Target<'_>, note: &mut Recorder, name: &str) -> Result<(), Tr
     Ok(())
 }
 
-/// With something staged: a request taken for D would delete it.
+/// Invalid requests with records staged: one misread as D would delete them.
 fn over_staged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let v4 = target.dialect() == Dialect::V4;
     let not_staged = NOT_STAGED.iter().map(|bytes| (*bytes, Errno::EINVAL));
-    // Where N stages first, what is a number finds that something is staged.
+    // In v4, N stages first and fails with EEXIST if records are staged.
     let numbers = answers(target).map(|(bytes, answer, _)| match answer {
         Ok(_) | Err(Errno::ENOENT) => (bytes, Errno::EEXIST),
         Err(errno) => (bytes, errno),
@@ -191,7 +191,7 @@ fn over_staged(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> 
     target.unstage()
 }
 
-/// A list that is trimmed and flushed takes nothing at all.
+/// Dialect trim with flushed digests refuses every request.
 fn flushed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     target.at_least(8)?;
     for bytes in [&b"0:5\n"[..], b"0:5", b"0:0\n", b"1:5\n", b"0:99999999\n", b"x\n", b"5\n"] {
@@ -200,11 +200,11 @@ fn flushed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Writes that a FUSE file system sees otherwise, or not at all.
+/// Writes that FUSE changes, or does not pass to the file system.
 fn empty_and_vectors(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     if target.is_fuse() {
-        note.skip("\"\" to every part", "FUSE passes no empty writes on");
-        note.skip("writev: each element is a request", "FUSE passes all elements on as one write");
+        note.skip("\"\" to every part", "FUSE does not pass empty writes");
+        note.skip("writev: each element is a request", "FUSE passes all elements as one write");
         return Ok(());
     }
     target.at_least(8)?;
@@ -246,7 +246,7 @@ fn empty_and_vectors(target: &Target<'_>, note: &mut Recorder) -> Result<(), Tro
     Ok(())
 }
 
-/// A request to any file of a part is a request to the one list.
+/// A request to any file of a part acts on the same list.
 fn every_file(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     let mut names =
         vec!["ascii_runtime_measurements".to_owned(), "binary_runtime_measurements".to_owned()];
@@ -275,7 +275,7 @@ fn every_file(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         let answer = target.write(&staged, b"A\n");
         let shows = target.list(STAGED)?.starts_with(&before);
         let got =
-            format!("{} {}", written(&answer), if shows { "all staged" } else { "otherwise" });
+            format!("{} {}", written(&answer), if shows { "all staged" } else { "not all staged" });
         note.expect(format!("\"A\\n\" to {staged}"), "ok:2 all staged", got);
         let answer = target.write(&staged, b"D\n");
         let got = format!("{} {} staged", written(&answer), target.list(STAGED)?.len());
@@ -284,7 +284,7 @@ fn every_file(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// One write, and what it did to the current list.
+/// One write, and its effect on the current list.
 fn one(
     target: &Target<'_>,
     note: &mut Recorder,

@@ -1,3 +1,5 @@
+//! Performs the requests of the host.
+
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
@@ -18,14 +20,18 @@ use imastage_tpm::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    guest::{kexec::load_kernel, measuring::Measuring, mount_at, named, read_all},
+    guest::{
+        files::{mount_at, named, read_all},
+        kexec::load_kernel,
+        measuring::Measuring,
+    },
     wire::{Answer, Ask, Program},
 };
 
 const LIST: &str = "/sys/kernel/security/ima";
 const PCRS: &str = "/sys/class/tpm/tpm0";
 
-/// Does what the host asks, and keeps what runs meanwhile.
+/// Performs requests, and owns the processes and the thread they started.
 #[derive(Default)]
 pub struct Actions {
     children: BTreeMap<u32, Child>,
@@ -33,7 +39,7 @@ pub struct Actions {
 }
 
 impl Actions {
-    /// Does it; gives the answer and the bytes that go with it.
+    /// Performs a request; returns the answer and its bytes.
     pub fn done(&mut self, ask: Ask, bytes: &[u8]) -> io::Result<(Answer, Vec<u8>)> {
         match ask {
             Ask::Read { path, step } => {
@@ -85,7 +91,7 @@ impl Actions {
             }
             Ask::StopMeasuring => match self.measuring.take() {
                 Some(measuring) => Ok((measuring.stop()?, Vec::new())),
-                None => Err(io::Error::other("nothing is measured in the background")),
+                None => Err(io::Error::other("no background measuring to stop")),
             },
             Ask::Violate { path, reader_first } => {
                 violate(Path::new(&path), reader_first)?;
@@ -131,7 +137,8 @@ fn unknown(pid: u32) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("process {pid} was not started here"))
 }
 
-/// Standard error goes to the console as well for what is started, so that the host can show it.
+/// The command of a program. A started program inherits standard error, the console, so that the
+/// host can show it.
 fn command(program: &Program) -> Command {
     let mut command = Command::new(&program.path);
     command.args(&program.args).stdin(Stdio::null());
@@ -155,7 +162,7 @@ fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(mode))
 }
 
-/// A file that is open for reading and for writing at once: what was measured is not what is used.
+/// Opens a file for reading and for writing at once: its content can change after it is measured.
 fn violate(path: &Path, reader_first: bool) -> io::Result<()> {
     fs::write(path, b"as it was measured")?;
     let mut byte = [0];
@@ -170,7 +177,7 @@ fn violate(path: &Path, reader_first: bool) -> io::Result<()> {
     }
 }
 
-/// All files of the list and the PCR values that belong to them: read again until no PCR moved.
+/// All files of the list and the matching PCR values: read again until no PCR changed meanwhile.
 fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
     const TRIES: usize = 10;
     const STEP: usize = 1 << 16;
@@ -180,7 +187,7 @@ fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
         let mut bytes = Vec::new();
         for name in names(Path::new(LIST))? {
             let path = Path::new(LIST).join(&name);
-            // The policy cannot be read on kernels without CONFIG_IMA_READ_POLICY.
+            // Kernels without CONFIG_IMA_READ_POLICY refuse to read the policy.
             if name != "policy" {
                 let content = read_all(&path, STEP).map_err(|error| named(&path, error))?;
                 files.push((name, content.len()));
@@ -195,7 +202,7 @@ fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
             return Ok((Answer::Files(files), bytes));
         }
     }
-    Err(io::Error::other(format!("PCRs changed each of {TRIES} times the list was read")))
+    Err(io::Error::other(format!("PCRs changed during each of {TRIES} reads of the list")))
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {
@@ -224,7 +231,8 @@ fn pcrs() -> io::Result<Option<String>> {
     Ok(Some(lines))
 }
 
-/// The TPM's keys, those of the service; the kernel's resource manager removes them with the connection.
+/// The TPM's keys, the same as the service's; the kernel's resource manager flushes them when the
+/// connection is closed.
 fn keys() -> io::Result<(Tpm, EndorsementKey, AttestationKey)> {
     let mut tpm = connected()?;
     let endorsement = tpm.endorsement_key(KeyKind::EccP256).map_err(io::Error::other)?;

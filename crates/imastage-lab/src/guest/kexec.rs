@@ -1,18 +1,17 @@
+//! kexec_file_load(2), the one system call without a safe wrapper.
 #![allow(unsafe_code)]
-//! The one system call that no safe library has.
 
 use std::{ffi::CString, fs::File, io, os::fd::AsRawFd, path::Path};
 
-use crate::guest::named;
+use crate::guest::files::named;
 
-/// Loads a kernel to be gone over to (kexec_file_load(2)).
+/// Loads a kernel for kexec (kexec_file_load(2)).
 pub fn load_kernel(kernel: &Path, initramfs: &Path, command_line: &str) -> io::Result<()> {
     let kernel_file = File::open(kernel).map_err(|error| named(kernel, error))?;
     let initramfs_file = File::open(initramfs).map_err(|error| named(initramfs, error))?;
     let command_line = CString::new(command_line)?;
-    // SAFETY: both descriptors are open until the call returns; the pointer is to so many bytes, the
-    // last of them zero, which live until then, too; the call only reads them. It changes no memory
-    // of this process.
+    // SAFETY: both descriptors and the command line outlive the call; the length covers the command
+    // line with its NUL; the call only reads it and changes no memory of this process.
     let result = unsafe {
         libc::syscall(
             libc::SYS_kexec_file_load,

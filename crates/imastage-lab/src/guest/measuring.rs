@@ -1,3 +1,5 @@
+//! Creates and reads files, so that the kernel measures them.
+
 use std::{
     fs::{self, File},
     io::{self, Read},
@@ -12,29 +14,31 @@ use std::{
 
 use crate::wire::{Answer, Files};
 
-/// Files being made and read in the background, so that each is measured.
+/// A thread that creates and reads files.
 pub struct Measuring {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<Answer>>,
 }
 
 impl Measuring {
-    /// Makes and reads all files.
+    /// Creates and reads all files.
     pub fn now(files: &Files) -> io::Result<Answer> {
         measure(files, &AtomicBool::new(false))
     }
 
-    /// Begins.
+    /// Starts the thread.
     pub fn start(files: Files) -> Measuring {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         Measuring { stop, thread: thread::spawn(move || measure(&files, &seen)) }
     }
 
-    /// Stops; gives what was measured.
+    /// Stops the thread; returns the number of files and the time.
     pub fn stop(self) -> io::Result<Answer> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread died")))
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the measuring thread panicked")))
     }
 }
 

@@ -1,35 +1,35 @@
-//! The first process of a guest: it makes the machine usable and does what the host asks.
+//! The init of a guest: sets the machine up and performs the host's requests.
 
 mod actions;
+mod files;
 mod kexec;
 mod measuring;
 
 use std::{
-    ffi::CString,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    mount::{MountFlags, mount},
-    system::{RebootCommand, finit_module, reboot},
+use rustix::system::{RebootCommand, finit_module, reboot};
+
+use crate::{
+    guest::files::{mount_at, named},
+    wire::{self, Answer, Ask, PORT},
 };
 
-use crate::wire::{self, Answer, Ask, PORT};
-
-/// Where the guest finds the modules to load, in the order of their names.
+/// The directory of the modules to load, in the order of their names.
 pub const MODULES: &str = "lab/modules";
-/// On the kernel's command line: a shell on the console instead of questions from the host.
+/// The word on the kernel's command line for a shell on the console instead of host requests.
 pub const SHELL: &str = "lab.shell";
 
-/// Runs until the host has no more to ask; then the machine is turned off.
+/// Performs requests until the host ends the connection or an error occurs, then powers off.
 pub fn run() {
     if let Err(error) = live() {
-        // Standard error is the console, which the host keeps.
+        // Standard error is the console, which the host logs.
         let _ = writeln!(io::stderr(), "lab: {error}");
     }
     power_off();
@@ -85,13 +85,7 @@ fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-fn mount_at(source: &str, target: &str, kind: &str) -> io::Result<()> {
-    let kind = CString::new(kind)?;
-    let mounted = mount(source, target, kind.as_c_str(), MountFlags::empty(), None);
-    mounted.map_err(|error| named(Path::new(target), error.into()))
-}
-
-/// The device of the port to the host; drivers may take a moment.
+/// Waits for the device of the port to the host, which the drivers create.
 fn port() -> io::Result<PathBuf> {
     const PATIENCE: Duration = Duration::from_secs(120);
     let since = Instant::now();
@@ -106,7 +100,10 @@ fn port() -> io::Result<PathBuf> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no port {PORT}")))
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("no virtio port {PORT} after {} s", PATIENCE.as_secs()),
+    ))
 }
 
 fn shell() -> io::Result<()> {
@@ -120,27 +117,9 @@ fn power_off() {
     leave(RebootCommand::PowerOff);
 }
 
-/// Leaves this kernel; comes back only if that fails.
+/// Syncs the disks and leaves this kernel; returns only on failure.
 fn leave(how: RebootCommand) {
     rustix::fs::sync();
     let error = reboot(how);
     let _ = writeln!(io::stderr(), "lab: {how:?}: {error:?}");
-}
-
-/// The error with the file it is about.
-fn named(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-}
-
-/// Reads to the end, `step` bytes at a time.
-fn read_all(path: &Path, step: usize) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let mut bytes = Vec::new();
-    let mut piece = vec![0; step.clamp(1, 1 << 24)];
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(bytes),
-            n => bytes.extend_from_slice(&piece[..n]),
-        }
-    }
 }

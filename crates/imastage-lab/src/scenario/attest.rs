@@ -1,3 +1,5 @@
+//! Attestation of a guest to the host: credential activation, quotes, tokens.
+
 use ima_log::{Bank, Format, Records};
 use imastage_tpm::{Credential, PublicArea};
 use imastage_verifier::{
@@ -5,16 +7,18 @@ use imastage_verifier::{
 };
 
 use crate::{
-    Kernel, Lab, LabError, Machine, Plan,
-    error::must,
-    scenario::{Report, service::Service},
+    error::{LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan},
+    scenario::{report::Report, service::Service},
     wire::{Answer, Ask, Files},
 };
 
 const STATE: &str = "/run/state";
 const ROUNDS: usize = 4;
 
-/// A machine attests itself to this side, which knows nothing of it but its endorsement key.
+/// A guest attests to the host, which knows only its endorsement key.
 pub fn attest(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let mut machine = lab.boot(kernel, &Plan::default())?;
     let key = enrolled(&mut machine)?;
@@ -23,7 +27,7 @@ pub fn attest(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     let mut token: Option<Token> = None;
     let mut steps = Vec::new();
     for round in 0..ROUNDS {
-        // However slowly the other thread measures, there is something new in each round.
+        // Each round has a new record, even if the background thread is slow.
         machine.measure(Files { dir: format!("/b{round}"), first: 0, count: 1, size: 50 })?;
         let nonce = fresh()?;
         let from = token.as_ref().map_or(0, Token::next);
@@ -33,28 +37,29 @@ pub fn attest(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
             format!("round {round}: {}", appraisal.reason.map_or(String::new(), |r| r.to_string()))
         })?;
         steps.push(format!("{}+{}", appraisal.records, appraisal.excess));
-        must(appraisal.records > from, || format!("round {round} proved no new record"))?;
+        must(appraisal.records > from, || format!("round {round} verified no new record"))?;
 
         evidence.refuted_when_altered(&key, &nonce, token.as_ref())?;
         let other = evidence.quote().verify(&key, &fresh()?);
         must(other.is_err(), || "a quote over another nonce was accepted".to_owned())?;
         token = appraisal.token;
     }
-    report.saw("records proven, and those that came after, round by round", steps.join(", "));
+    report.saw("records verified + later ones, by round", steps.join(", "));
     let measured = machine.stop_measuring()?;
-    report.saw("measured meanwhile", measured.count);
+    report.saw("measured in the background", measured.count);
     service.stop(&mut machine)?;
     machine.power_off()
 }
 
-/// The attestation key that is in the TPM with the endorsement key.
+/// Enrols the guest: activates a credential, which proves that the attestation key is in the TPM of
+/// the endorsement key. Returns the attestation key.
 fn enrolled(machine: &mut Machine) -> Result<PublicKey, LabError> {
     let (answer, _) = machine.ask(&Ask::Identify, &[])?;
     let Answer::Identity { endorsement, attestation } = answer else {
-        return Err(LabError::Refuted(format!("no identity: {answer:?}")));
+        return Err(LabError::Refuted(format!("expected the TPM's keys, got {answer:?}")));
     };
     let bad = |error: &dyn std::fmt::Display| LabError::Refuted(error.to_string());
-    // What a manufacturer's certificate or an inventory would tell.
+    // In production, from the manufacturer's certificate or an inventory.
     let endorsement = PublicArea::from_bytes(&endorsement).map_err(|error| bad(&error))?;
     let attestation = PublicArea::from_bytes(&attestation).map_err(|error| bad(&error))?;
     let secret = fresh()?;
@@ -62,7 +67,7 @@ fn enrolled(machine: &mut Machine) -> Result<PublicKey, LabError> {
         Credential::make(&endorsement, &attestation, &secret).map_err(|error| bad(&error))?;
     let Credential { blob, seed } = credential;
     let (_, activated) = machine.ask(&Ask::Activate { blob, seed }, &[])?;
-    must(activated == secret, || "the secret did not come back".to_owned())?;
+    must(activated == secret, || "credential activation returned another secret".to_owned())?;
     let pem = attestation.attestation_pem().map_err(|error| bad(&error))?;
     PublicKey::from_pem(&pem).map_err(|error| bad(&error))
 }
@@ -109,7 +114,7 @@ impl Evidence {
         Ok(appraiser.finish())
     }
 
-    /// The same with a bit turned in the first record's template data.
+    /// Checks that the evidence is refuted after a bit flip in the first record's template data.
     fn refuted_when_altered(
         &self,
         key: &PublicKey,
@@ -118,7 +123,7 @@ impl Evidence {
     ) -> Result<(), LabError> {
         let first = Records::new(&self.list, Format::native(Bank::Sha1)).next();
         let Some(Ok(first)) = first else {
-            return Err(LabError::Refuted("there are no records".to_owned()));
+            return Err(LabError::Refuted("the list has no valid first record".to_owned()));
         };
         let mut list = self.list.clone();
         if let Some(byte) = list.get_mut(first.as_bytes().len() - 1) {
@@ -126,7 +131,7 @@ impl Evidence {
         }
         let altered =
             Evidence { message: self.message.clone(), signature: self.signature.clone(), list };
-        // It may not even parse any more.
+        // A parse error is a refutation, too.
         let fails = altered
             .appraise(key, nonce, token)
             .is_ok_and(|appraisal| appraisal.verdict == Verdict::Pass);

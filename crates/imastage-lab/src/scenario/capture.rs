@@ -1,14 +1,18 @@
+//! Captures of a kernel's list for the test corpus, and records that are awkward to parse.
+
 use std::{fs, path::Path};
 
 use crate::{
-    Kernel, Lab, LabError, Machine, Plan,
-    error::Doing,
+    error::{Doing, LabError},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan},
     scenario::quotes::quotes,
     wire::{Ask, Files},
 };
 
-/// Boots a kernel, measures some files, and writes what belongs together into a directory: the list
-/// in all its files, counters, PCR values, quotes over them, firmware's log, console.
+/// Boots a kernel, measures some files, and writes a consistent capture into a directory: all files
+/// of the list, counters, PCR values, quotes over them, the firmware's event log, the console.
 ///
 /// # Errors
 /// [`LabError`].
@@ -17,7 +21,6 @@ pub fn capture(lab: &Lab, kernel: &Kernel, plan: &Plan, out: &Path) -> Result<()
     let mut machine = lab.boot(kernel, plan)?;
     measure_awkward(&mut machine)?;
     let snapshot = machine.snapshot()?;
-    // Without a TPM there is nothing to quote.
     if !snapshot.pcrs().is_empty() {
         for (name, content) in quotes(&mut machine, &snapshot)? {
             let path = out.join(name);
@@ -25,7 +28,7 @@ pub fn capture(lab: &Lab, kernel: &Kernel, plan: &Plan, out: &Path) -> Result<()
         }
     }
     for (name, content) in snapshot.0 {
-        // As the corpus calls them.
+        // The corpus uses short names.
         let name = match name.as_str() {
             "runtime_measurements_count" => "count".to_owned(),
             name => name.replacen("_runtime_measurements", "", 1),
@@ -42,16 +45,16 @@ pub fn capture(lab: &Lab, kernel: &Kernel, plan: &Plan, out: &Path) -> Result<()
     machine.power_off()
 }
 
-/// What is awkward in a list.
+/// The awkward records in a list.
 pub struct Awkward {
-    /// Names of files that were measured, as any bytes.
+    /// Names of measured files, not necessarily UTF-8.
     pub names: Vec<Vec<u8>>,
-    /// Violations that were committed.
+    /// The number of violations.
     pub violations: u64,
 }
 
-/// Has all kinds of awkward records made: names with spaces, newlines, tabs, bytes that are not UTF-8
-/// and nearly as many bytes as a path may have; violations of both kinds.
+/// Adds awkward records: names with spaces, newlines, tabs, bytes that are not UTF-8, and close to
+/// PATH_MAX bytes; violations of both kinds.
 pub fn measure_awkward(machine: &mut Machine) -> Result<Awkward, LabError> {
     machine.measure(Files { dir: "/measured".to_owned(), first: 0, count: 10, size: 100 })?;
     let mut long = b"/long".to_vec();
@@ -69,7 +72,7 @@ pub fn measure_awkward(machine: &mut Machine) -> Result<Awkward, LabError> {
         long,
     ];
     for (number, name) in names.iter().enumerate() {
-        // Contents differ: an equal pair of digest and name would be measured once.
+        // Contents differ: records of equal digest and name are duplicates.
         machine.write(name, 0o644, format!("content {number}").as_bytes())?;
         machine.ask(&Ask::Read { path: name.clone(), step: 100 }, &[])?;
     }

@@ -1,21 +1,25 @@
+//! Costs of a long list and of the service.
+
 use std::time::Duration;
 
 use crate::{
-    Kernel, Lab, LabError, Machine, Plan,
+    error::LabError,
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan},
     scenario::{
-        Report,
+        report::Report,
         service::{LIST, Service},
     },
     wire::Files,
 };
 
-/// Lengths of the list at which it is read.
+/// Lengths of the list for the read measurements.
 const RECORDS: [u64; 3] = [1_000, 5_000, 20_000];
-/// Files measured to see what the service costs.
+/// Files measured with and without the service.
 const FILES: u64 = 1_000;
 
-/// What reading a long list costs, and what the service costs the measuring path. Nothing here is a
-/// verdict.
+/// The cost of reading a long list, and the service's cost for measuring. Without a verdict.
 pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let mut machine = lab.boot(kernel, &Plan { memory: 1024, ..Plan::default() })?;
     let mut first = 0;
@@ -26,7 +30,7 @@ pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabEr
     };
     for records in RECORDS {
         let missing = records.saturating_sub(count(&mut machine)?);
-        // In pieces: a question has to be answered in time.
+        // In pieces: every request must be answered before the timeout.
         for piece in pieces(missing) {
             rate(&mut machine, piece)?;
         }
@@ -36,8 +40,7 @@ pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabEr
             let (list, took) = machine.read_in_steps(&path, step)?;
             times.push(format!("{name} {} ms ({} KiB)", took.as_millis(), list.len() >> 10));
         }
-        report
-            .saw(&format!("reading {records:>6} records, by the size of a read"), times.join(", "));
+        report.saw(&format!("reading {records:>6} records, by read size"), times.join(", "));
     }
     let alone = rate(&mut machine, FILES)?;
     let service = Service::start(&mut machine, "/run/state", &[])?;
@@ -49,7 +52,7 @@ pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabEr
         [("without the service", alone), ("with it", followed), ("without it again", again)]
     {
         report.saw(
-            &format!("files measured a second, {what}"),
+            &format!("files measured per second, {what}"),
             format!("{:.0}", per_second(measured.count, measured.took)),
         );
     }
@@ -59,7 +62,11 @@ pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabEr
 fn count(machine: &mut Machine) -> Result<u64, LabError> {
     let text = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
     let text = String::from_utf8_lossy(&text).trim().to_owned();
-    text.parse().map_err(|_| LabError::Refuted(format!("the count is {text:?}")))
+    text.parse().map_err(|_| {
+        LabError::Refuted(format!(
+            "{LIST}/runtime_measurements_count: expected a number, found {text:?}"
+        ))
+    })
 }
 
 fn pieces(mut count: u64) -> Vec<u64> {

@@ -1,16 +1,20 @@
+//! `imastage doctor` on real kernels.
+
 use serde_json::Value;
 
 use crate::{
-    Kernel, Lab, LabError, Machine, Plan, Tpm,
-    error::{Doing, must},
+    error::{Doing, LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan, Tpm},
     scenario::{
-        Report,
+        report::Report,
         service::LIST,
         signed::{make_disk, mount_disk},
     },
 };
 
-/// What `imastage doctor` says of a kernel as it should be used, and of ones that are not fit.
+/// The findings of `imastage doctor` for a machine set up as recommended, and for unsuitable ones.
 pub fn doctor(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let dir = tempfile::tempdir().doing("temporary directory")?;
     let disk = dir.path().join("disk");
@@ -18,17 +22,19 @@ pub fn doctor(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     let mut machine = lab.boot(kernel, &Plan { disk: Some(disk), ..Plan::default() })?;
     mount_disk(&mut machine, "/disk")?;
     let (code, said) = machine.imastage(&["doctor", "--state", "/disk/state"])?;
-    must(code == 0, || format!("as it should be used, it is not fit: {said}"))?;
+    must(code == 0, || format!("recommended setup: expected code 0, found {code}: {said}"))?;
     says(&said, "kernel.dialect", "warning")?;
     says(&said, "kernel.policy.view", "warning")?;
     says(&said, "kernel.kexec", "note")?;
     says(&said, "list.replay", "ok")?;
-    // Whether the list is shown per bank goes with whether the kernel had the hashes in time.
+    // A kernel that lacks a bank's hash at boot pads SHA-1 digests and has no files for the bank.
     let shown = machine.names(LIST)?;
     let padded = finding(&said, "list.padded").is_some();
     let per_bank = shown.iter().any(|name| name.ends_with("measurements_sha384"));
-    must(padded != per_bank, || format!("padded banks {padded}, files per bank {per_bank}"))?;
-    report.saw("as it should be used", summary(&said));
+    must(padded != per_bank, || {
+        format!("finding list.padded: {padded}, files per bank: {per_bank}")
+    })?;
+    report.saw("recommended setup", summary(&said));
     machine.power_off()?;
 
     let none = Plan { tpm: Tpm::None, ..Plan::default() };
@@ -43,10 +49,10 @@ pub fn doctor(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     Ok(())
 }
 
-/// What it says of a machine whose state directory is on tmpfs.
+/// The findings for a machine whose state directory is on tmpfs.
 fn examine(mut machine: Machine) -> Result<Value, LabError> {
     let (code, said) = machine.imastage(&["doctor", "--state", "/run/state"])?;
-    must(code == 1, || format!("code {code} for a state directory on tmpfs"))?;
+    must(code == 1, || format!("state directory on tmpfs: expected code 1, found {code}"))?;
     machine.power_off()?;
     Ok(said)
 }
@@ -54,7 +60,7 @@ fn examine(mut machine: Machine) -> Result<Value, LabError> {
 fn says(said: &Value, check: &str, severity: &str) -> Result<(), LabError> {
     let found = finding(said, check);
     must(found.is_some_and(|found| found["severity"] == severity), || {
-        format!("of {check} it says {found:?}, expected severity {severity}; all: {said}")
+        format!("finding {check}: expected severity {severity}, found {found:?}; all: {said}")
     })
 }
 
@@ -62,7 +68,7 @@ fn finding<'a>(said: &'a Value, check: &str) -> Option<&'a Value> {
     said["findings"].as_array()?.iter().find(|finding| finding["check"] == check)
 }
 
-/// All but what is well and what is only noted.
+/// Warnings and problems, without notes.
 fn summary(said: &Value) -> String {
     let all = said["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
     let bad = all.iter().filter(|one| one["severity"] != "ok" && one["severity"] != "note");

@@ -1,4 +1,4 @@
-//! What is tried on real kernels, each with a verdict.
+//! Scenarios on real kernels, each with a verdict.
 
 mod attest;
 mod capture;
@@ -8,35 +8,28 @@ mod follow;
 mod policy;
 mod quotes;
 mod replays;
+mod report;
 mod restart;
 mod service;
 mod signed;
 mod templates;
 
 pub use capture::capture;
+pub use report::Report;
 
-use std::collections::BTreeMap;
+use crate::{error::LabError, kernel::Kernel, lab::Lab};
 
-use crate::{Kernel, Lab, LabError};
-
-/// Something to try on a kernel.
+/// A named test on a kernel.
 pub struct Scenario {
     /// Its name.
     pub name: &'static str,
-    /// What it shows, in a line.
+    /// What it shows, in one line.
     pub about: &'static str,
-    /// Runs it; [`LabError::Refuted`] is its "no".
+    /// Runs the scenario; [`LabError::Refuted`] is a negative verdict.
     pub run: fn(&Lab, &Kernel, &mut Report) -> Result<(), LabError>,
 }
 
-/// What was seen, for people and tables.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// By name.
-    pub seen: BTreeMap<String, String>,
-}
-
-/// All of them.
+/// All scenarios.
 pub const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "follow",
@@ -45,17 +38,17 @@ pub const SCENARIOS: [Scenario; 11] = [
     },
     Scenario {
         name: "attest",
-        about: "evidence from the guest, verified on this side, anchored in the endorsement key",
+        about: "evidence from the guest, verified on the host, anchored in the endorsement key",
         run: attest::attest,
     },
     Scenario {
         name: "restart",
-        about: "a reset begins an epoch and keeps the old one; the plug pulled at random moments",
+        about: "a reset starts an epoch, the old one is retained; power cuts at random moments",
         run: restart::restart,
     },
     Scenario {
         name: "kexec",
-        about: "kexec: stock kernels forget, the store can still attest; with IMA_KEXEC (6.12-lab) too",
+        about: "kexec: stock kernels lose the list, the store still attests; also with IMA_KEXEC",
         run: restart::kexec,
     },
     Scenario {
@@ -65,34 +58,28 @@ pub const SCENARIOS: [Scenario; 11] = [
     },
     Scenario {
         name: "signed",
-        about: "files signed with a key made on the spot, one altered afterwards",
+        about: "files signed with a fresh key, one altered afterwards",
         run: signed::signed,
     },
     Scenario {
         name: "templates",
-        about: "every ima_hash and ima_template a kernel can be told to use",
+        about: "every ima_hash and ima_template that a kernel accepts",
         run: templates::variants,
     },
     Scenario { name: "no-tpm", about: "a machine without a TPM", run: templates::no_tpm },
     Scenario {
         name: "doctor",
-        about: "imastage doctor names what is true of the kernel, and what makes it unfit",
+        about: "imastage doctor reports the properties and defects of a kernel",
         run: doctor::doctor,
     },
     Scenario {
         name: "policy",
-        about: "what ima_policy=tcb makes of view and store, and the rules that leave them out",
+        about: "ima_policy=tcb measures view and store; policy rules that exclude them",
         run: policy::policy,
     },
     Scenario {
         name: "cost",
-        about: "figures: reading a long list, what the service costs the measuring path (minutes)",
+        about: "figures: reading a long list; the service's cost for measuring (minutes)",
         run: cost::cost,
     },
 ];
-
-impl Report {
-    pub(crate) fn saw(&mut self, what: &str, value: impl ToString) {
-        self.seen.insert(what.to_owned(), value.to_string());
-    }
-}

@@ -1,10 +1,14 @@
+//! Policy rules that exclude the view and the store.
+
 use std::{fs, path::Path};
 
 use crate::{
-    Kernel, Lab, LabError, Machine, Plan,
-    error::{Doing, must},
+    error::{Doing, LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan},
     scenario::{
-        Report,
+        report::Report,
         service::{LIST, Service, stored},
         signed::{make_disk, mount_disk},
     },
@@ -13,11 +17,11 @@ use crate::{
 
 const STATE: &str = "/disk/state";
 const VIEW: &str = "/run/view";
-/// How often view and store are read.
+/// Reads of view and store.
 const READS: u64 = 3;
 
-/// `ima_policy=tcb` measures the view whenever it is opened, and the store on a disk; two rules end
-/// that, and leave out nothing else.
+/// `ima_policy=tcb` measures the view at every open, and the store on a disk; two rules exclude
+/// both and nothing else.
 pub fn policy(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let dir = tempfile::tempdir().doing("temporary directory")?;
     let disk = dir.path().join("disk");
@@ -41,7 +45,7 @@ pub fn policy(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     machine.power_off()
 }
 
-/// Records that came, by what was measured.
+/// New records, by measured file.
 struct Came {
     files: u64,
     view: u64,
@@ -55,7 +59,7 @@ impl std::fmt::Display for Came {
     }
 }
 
-/// Has a file measured, then reads the view and the store, a few times.
+/// Has a file measured, then reads the view and the store, [`READS`] times.
 fn read_both(machine: &mut Machine, service: &Service, dir: &str) -> Result<Came, LabError> {
     let before = machine.snapshot()?;
     for first in 0..READS {
@@ -75,11 +79,11 @@ fn read_both(machine: &mut Machine, service: &Service, dir: &str) -> Result<Came
     Ok(Came { files: below(dir), view: below(VIEW), state: below(STATE) })
 }
 
-/// The kernel's own `tcb` with the two rules before it (Documentation/ABI/testing/ima_policy). What
-/// is executed from FUSE or from the disk is still measured.
+/// The kernel's `tcb` policy, preceded by the two rules (Documentation/ABI/testing/ima_policy).
+/// Files executed from FUSE or from the disk are still measured.
 fn rules(uuid: &str) -> String {
-    /// File systems that tcb leaves out: proc, sysfs, debugfs, devpts, binfmt_misc, securityfs, both
-    /// of control groups, nsfs.
+    /// File systems that tcb excludes: proc, sysfs, debugfs, devpts, binfmt_misc, securityfs,
+    /// cgroup, cgroup2, nsfs.
     const LEFT_OUT: [u32; 9] = [
         0x9fa0,
         0x6265_6572,
@@ -111,7 +115,7 @@ fn rules(uuid: &str) -> String {
            measure func=POLICY_CHECK\n"
 }
 
-/// Of an ext4 file system: `s_uuid` of its superblock, which begins at byte 1024.
+/// The UUID of an ext4 file system: `s_uuid` of the superblock at byte 1024.
 fn uuid(disk: &Path) -> Result<String, LabError> {
     const AT: usize = 1024 + 0x68;
     let content = fs::read(disk).at(disk)?;
@@ -120,7 +124,7 @@ fn uuid(disk: &Path) -> Result<String, LabError> {
     let mut groups = Vec::new();
     for size in [8, 4, 4, 4, 12] {
         let Some((group, after)) = rest.split_at_checked(size) else {
-            return Err(LabError::Refuted("the disk has no file system".to_owned()));
+            return Err(LabError::Refuted(format!("{}: no ext4 superblock", disk.display())));
         };
         groups.push(group);
         rest = after;

@@ -1,27 +1,30 @@
+//! Quotes and PCR values in the form of the test corpus.
+
 use ima_log::{Bank, Digest};
 use imastage_verifier::PcrValues;
 
 use crate::{
-    LabError, Machine, Snapshot,
-    error::must,
+    ask::Snapshot,
+    error::{LabError, must},
+    machine::Machine,
     wire::{Answer, Ask},
 };
 
-/// What the corpus' quotes are over.
+/// The nonce of the corpus' quotes.
 const NONCE: [u8; 8] = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef];
 
 /// PCRs of some banks: bit i of a mask is PCR i.
 type Selection = &'static [(Bank, u32)];
 
-/// The corpus' quotes: name, whether an RSA key signs, what they cover.
+/// The corpus' quotes: name, whether the key is RSA, the quoted PCRs.
 const QUOTES: [(&str, bool, Selection); 3] = [
     ("quote", true, &[(Bank::Sha256, 1 << 10)]),
     ("quote_ecc", false, &[(Bank::Sha256, 1 << 10)]),
     ("quote_multi", true, &[(Bank::Sha1, 1 << 10), (Bank::Sha256, 0x7ff)]),
 ];
 
-/// The quotes that belong to a snapshot, and the keys that signed them, as the corpus calls them.
-/// Nothing may be measured in between.
+/// Quotes over a snapshot and their keys, by the file names of the corpus. Fails if anything is
+/// measured meanwhile.
 pub fn quotes(
     machine: &mut Machine,
     snapshot: &Snapshot,
@@ -34,7 +37,7 @@ pub fn quotes(
         let ask = Ask::Quote { rsa, nonce: NONCE.to_vec(), pcrs };
         let (answer, mut message) = machine.ask(&ask, &[])?;
         let Answer::Quoted { key, size } = answer else {
-            return Err(LabError::Refuted(format!("no quote: {answer:?}")));
+            return Err(LabError::Refuted(format!("expected a quote, got {answer:?}")));
         };
         let signature = message.split_off(size.min(message.len()));
         let key_file = if rsa { "ak.pub.pem" } else { "akecc.pub.pem" };
@@ -44,7 +47,7 @@ pub fn quotes(
         files.push((format!("{name}.pcrs"), pcr_file(selection, &values)?));
     }
     let now = machine.snapshot()?;
-    must(now == *snapshot, || "something was measured while quotes were made".to_owned())?;
+    must(now == *snapshot, || "records were added while the TPM quoted".to_owned())?;
     Ok(files)
 }
 
@@ -52,7 +55,7 @@ pub fn quotes(
 fn pcr_file(selection: Selection, values: &PcrValues) -> Result<Vec<u8>, LabError> {
     const BANKS: usize = 16;
     const VALUES: usize = 8;
-    /// Bytes of a bitmap that are used: 24 PCRs.
+    /// Used bytes of a bitmap: 24 PCRs.
     const USED: u8 = 3;
     let mut file = u32_bytes(selection.len());
     for (bank, mask) in selection {
@@ -78,7 +81,7 @@ fn pcr_file(selection: Selection, values: &PcrValues) -> Result<Vec<u8>, LabErro
         let end = file.len() + VALUES * (2 + Digest::MAX);
         for value in list {
             let bytes = value.as_bytes();
-            // Digests are far shorter than that.
+            // Two bytes suffice for the size of a digest.
             file.extend(u32_bytes(bytes.len()).into_iter().take(2));
             file.extend(bytes);
             file.resize(file.len() + Digest::MAX - bytes.len(), 0);
@@ -88,7 +91,7 @@ fn pcr_file(selection: Selection, values: &PcrValues) -> Result<Vec<u8>, LabErro
     Ok(file)
 }
 
-/// Counts here are small.
+/// A count as 4 bytes, little-endian.
 fn u32_bytes(number: usize) -> Vec<u8> {
     u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes().to_vec()
 }
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_written_as_tpm2_tools_does() {
+    fn pcr_file_round_trips_through_the_tpm2_tools_parser() {
         let mut text = String::new();
         for pcr in 0..24 {
             text += &format!("sha1 {pcr} {:040x}\nsha256 {pcr} {:064x}\n", pcr + 1, pcr + 100);
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_tpm2_quote_wrote_is_written_again() {
+    fn pcr_file_equals_that_of_tpm2_quote() {
         let folder =
             std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/corpus/debian-6.1");
         let text = std::fs::read_to_string(folder.join("pcrs")).unwrap();

@@ -1,14 +1,19 @@
+//! Replays of a list to the PCRs of a guest.
+
 use std::str::FromStr;
 
 use ima_log::{Bank, Digest, Extend, Format, IMA_PCR, ListReplay, PcrTarget, Record, Records};
 
 use crate::{
-    Kernel, Lab, LabError, Plan, Snapshot,
-    error::must,
-    scenario::{Report, capture::measure_awkward},
+    ask::Snapshot,
+    error::{LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::Plan,
+    scenario::{capture::measure_awkward, report::Report},
 };
 
-/// Everything a list can hold that is awkward, on one machine.
+/// A list with all awkward records, on one machine.
 pub fn awkward(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let plan = Plan { append: "ima_policy=\"tcb|critical_data\"".to_owned(), ..Plan::default() };
     let mut machine = lab.boot(kernel, &plan)?;
@@ -19,14 +24,14 @@ pub fn awkward(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     report.saw("records", replayed.records);
     report.saw("banks", extends(&replayed));
     must(replayed.violations == made.violations, || {
-        format!("{} violations, not {}", replayed.violations, made.violations)
+        format!("expected {} violations, found {}", made.violations, replayed.violations)
     })?;
     let records = parsed(snapshot.list(), Bank::Sha1)?;
     for name in &made.names {
-        // The kernel writes spaces as underscores, in both forms.
+        // The kernel replaces spaces by underscores, in both forms.
         let name: Vec<u8> = name.iter().map(|b| if *b == b' ' { b'_' } else { *b }).collect();
         must(records.iter().any(|record| record.event_name() == Some(&name)), || {
-            format!("no record of {}", String::from_utf8_lossy(&name))
+            format!("no record of file {}", String::from_utf8_lossy(&name))
         })?;
     }
     must(records.iter().any(|record| record.template().name() == "ima-buf"), || {
@@ -36,7 +41,7 @@ pub fn awkward(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     machine.power_off()
 }
 
-/// How each bank is extended, in words.
+/// The way each bank is extended, as text.
 pub fn extends(replayed: &Replayed) -> String {
     let words = replayed.banks.iter().map(|(bank, extend)| match extend {
         Extend::Own => bank.to_string(),
@@ -45,8 +50,8 @@ pub fn extends(replayed: &Replayed) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Whether each file of the list is, byte for byte, what `ima-log` makes of the binary sha1 one;
-/// gives how many there are.
+/// Checks that `ima-log` converts the binary sha1 file into every other file of the list, byte for
+/// byte; returns the number of files.
 pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
     let records = parsed(snapshot.list(), Bank::Sha1)?;
     let mut compared = 0;
@@ -67,40 +72,40 @@ pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
         let parts = ours.iter().zip(content).position(|(a, b)| a != b);
         must(ours == *content, || {
             let at = parts.unwrap_or(ours.len().min(content.len()));
-            format!("{name}: ours differs from the kernel's at byte {at}")
+            format!("{name}: ima-log's file differs from the kernel's at byte {at}")
         })?;
         compared += 1;
     }
     Ok(compared)
 }
 
-/// What a list replays to.
+/// The result of a replay.
 #[derive(Clone, Debug)]
 pub struct Replayed {
-    /// Its records that lead to the PCR.
+    /// The number of records that replay to the PCR.
     pub records: u64,
-    /// Violations in the whole list.
+    /// The number of violations in the whole list.
     pub violations: u64,
-    /// How each bank is extended.
+    /// The way each bank is extended.
     pub banks: Vec<(Bank, Extend)>,
 }
 
-/// Replays the whole list to PCR 10 of every bank.
+/// Replays the whole list of a snapshot to its PCR 10 in every bank.
 pub fn replay(snapshot: &Snapshot) -> Result<Replayed, LabError> {
     replay_list(snapshot.list(), snapshot)
 }
 
-/// Replays another list, to the end, to the PCR 10 of a snapshot.
+/// Replays all of `list` to PCR 10 of a snapshot in every bank.
 pub fn replay_list(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
     let all = parsed(list, Bank::Sha1)?.len() as u64;
     let replayed = replay_prefix(list, snapshot)?;
     must(replayed.records == all, || {
-        format!("the first {} of {all} records replay to PCR 10", replayed.records)
+        format!("only the first {} of {all} records replay to PCR 10", replayed.records)
     })?;
     Ok(replayed)
 }
 
-/// Replays another list, up to where PCR 10 of a snapshot is reached in every bank.
+/// Replays `list` until PCR 10 of a snapshot is reached in every bank.
 pub fn replay_prefix(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
     let targets = ima_pcrs(snapshot)?;
     let mut search = ListReplay::new(targets.iter().map(Digest::bank));
@@ -142,7 +147,7 @@ pub fn ima_pcrs(snapshot: &Snapshot) -> Result<Vec<Digest>, LabError> {
     Ok(values)
 }
 
-/// The records of a binary file.
+/// Parses the records of a binary file.
 pub fn parsed(list: &[u8], bank: Bank) -> Result<Vec<Record<'_>>, LabError> {
     let records: Result<Vec<_>, _> = Records::new(list, Format::native(bank)).collect();
     records.map_err(|error| LabError::Refuted(format!("the list does not parse: {error}")))

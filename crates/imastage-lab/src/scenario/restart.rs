@@ -1,13 +1,18 @@
+//! Resets, power cuts and kexec.
+
 use std::{path::Path, thread, time::Duration};
 
 use ima_log::Bank;
 
 use crate::{
-    Kernel, Lab, LabError, Machine, Plan, Snapshot,
-    error::{Doing, must},
+    ask::Snapshot,
+    error::{Doing, LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan},
     scenario::{
-        Report,
         replays::{parsed, replay, replay_list, replay_prefix},
+        report::Report,
         service::{LIST, Service, stored},
         signed::{make_disk, mount_disk},
     },
@@ -16,10 +21,10 @@ use crate::{
 
 /// The state directory, on the machine's disk.
 const STATE: &str = "/disk/state";
-/// How often the plug is pulled.
+/// The number of power cuts.
 const CUTS: u64 = 3;
 
-/// A machine whose disk and TPM outlive it.
+/// A disk and TPM state that outlive a machine.
 struct Lasting {
     dir: tempfile::TempDir,
 }
@@ -41,8 +46,8 @@ fn files(dir: &str) -> Files {
     Files { dir: dir.to_owned(), first: 0, count: 100_000, size: 50 }
 }
 
-/// A reset in good order: a new epoch, the old one kept, both verifiable. Then the plug is pulled at
-/// random moments: the store recovers each time.
+/// An orderly reset starts a new epoch and retains the old one; both are verifiable. The store then
+/// recovers from power cuts at random moments.
 pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let lasting = Lasting::new()?;
     let mut machine = lab.boot(kernel, &lasting.plan())?;
@@ -63,10 +68,12 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     let kept = stored(&mut machine, STATE, 1)?;
     let replayed = replay_list(&kept, &before)?;
     report.saw("records of the epoch before the reset, replayed", replayed.records);
-    // In this order: reading what is on the disk is measured, too.
+    // The snapshot comes second: reading the store adds records.
     let kept = stored(&mut machine, STATE, 2)?;
     let now = machine.snapshot()?;
-    must(now.list().starts_with(&kept), || "epoch 2 is not the kernel's list".to_owned())?;
+    must(now.list().starts_with(&kept), || {
+        "epoch 2 is not a prefix of the kernel's list".to_owned()
+    })?;
     service.stop(&mut machine)?;
     drop(machine);
 
@@ -84,7 +91,7 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
         drop(machine);
         lived.push(format!("{millis} ms"));
     }
-    // What the last one left is whole, too, and belongs to its epoch.
+    // After the last cut, the store is intact, too.
     let mut machine = lab.boot(kernel, &lasting.plan())?;
     mount_disk(&mut machine, "/disk")?;
     let (code, status) = machine.imastage(&["status", "--state", STATE])?;
@@ -92,13 +99,13 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     must(is_at_rest && status["problems"] == serde_json::json!([]), || {
         format!("code {code}: {status}")
     })?;
-    report.saw("measured until the plug was pulled", lived.join(", "));
-    report.saw("epochs kept", &status["epoch"]);
+    report.saw("time from start to power cut", lived.join(", "));
+    report.saw("epochs retained", &status["epoch"]);
     machine.power_off()
 }
 
-/// Kexec. The PCR goes on, whatever the list does: stock kernels forget it, so that what they have
-/// proves nothing any more; kernels with IMA_KEXEC hand it over, and nothing is stored twice.
+/// Kexec preserves the PCRs. Stock kernels lose the list, so the kernel's list alone does not
+/// replay; kernels with CONFIG_IMA_KEXEC restore it, and no record is stored twice.
 pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let lasting = Lasting::new()?;
     let mut machine = lab.boot(kernel, &lasting.plan())?;
@@ -108,15 +115,17 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
     load_kernel(&mut machine, kernel)?;
     let before = service.consistent(&mut machine)?;
     service.stop(&mut machine)?;
-    // Nothing may be read any more: that would be measured, and forgotten by all.
+    // From here on no file may be read: its record would be lost.
     let last = machine.snapshot()?;
     machine.leave(&Ask::Kexec)?;
 
     let now = machine.snapshot()?;
     report.saw("records before", &before["records"]);
     let carried = now.list().starts_with(last.list());
-    must(carried == kernel.carries_list, || format!("the list was carried over: {carried}"))?;
-    // Whatever else is in its list, a new kernel says what it was started on.
+    must(carried == kernel.carries_list, || {
+        format!("list restored after kexec: expected {}, found {carried}", kernel.carries_list)
+    })?;
+    // Each kernel adds a boot_aggregate.
     let boots = now.ascii().matches(" boot_aggregate").count();
     must(boots == 1 + usize::from(carried), || format!("{boots} boot_aggregates"))?;
     report.saw("boot_aggregates after", boots);
@@ -127,7 +136,7 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
         must(plain.as_ref().is_err_and(LabError::is_verdict), || {
             format!("the kernel's list alone replays: {plain:?}")
         })?;
-        // Nothing was measured or extended unseen: before and after together lead to the PCR.
+        // No record is missing: the lists before and after kexec together replay to the PCR.
         replay_list(&[last.list(), now.list()].concat(), &now)?;
     }
     mount_disk(&mut machine, "/disk")?;
@@ -143,18 +152,20 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
     let records = stored(&mut machine, STATE, 1)?;
     if carried {
         must(whole.list().starts_with(&records), || {
-            "the store is not the kernel's list".to_owned()
+            "the store is not a prefix of the kernel's list".to_owned()
         })?;
     }
-    must(records.starts_with(last.list()), || "records from before the kexec changed".to_owned())?;
+    must(records.starts_with(last.list()), || {
+        "the store changed records from before the kexec".to_owned()
+    })?;
     let replayed = replay_prefix(&records, &whole)?;
     report.saw("records after, replayed to the PCR", replayed.records);
-    report.saw("records the kernel still has", count(&mut machine)?);
+    report.saw("records in the kernel's list", count(&mut machine)?);
     service.stop(&mut machine)?;
     machine.power_off()
 }
 
-/// Has the guest load the kernel it runs, to be gone over to.
+/// Has the guest load the kernel that it runs, for kexec.
 fn load_kernel(machine: &mut Machine, kernel: &Kernel) -> Result<(), LabError> {
     let image = std::fs::read(&kernel.image).at(&kernel.image)?;
     let initramfs = machine.initramfs()?;

@@ -1,4 +1,4 @@
-//! The service in a guest.
+//! The service in a guest, and its store.
 
 use std::{
     thread,
@@ -7,11 +7,14 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{LabError, Machine, error::must, machine::PATIENCE};
+use crate::{
+    error::{LabError, must},
+    machine::{Machine, PATIENCE},
+};
 
-/// IMA's files in the guest.
+/// The directory of IMA's files in the guest.
 pub const LIST: &str = "/sys/kernel/security/ima";
-/// What SIGTERM is.
+/// SIGTERM.
 const TERM: i32 = 15;
 
 /// `imastage run` in a guest, following the kernel's list.
@@ -22,7 +25,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it and waits until it answers.
+    /// Starts the service and waits until it answers.
     pub fn start(machine: &mut Machine, state: &str, more: &[&str]) -> Result<Service, LabError> {
         let mut args = vec!["--json", "run", "--source", LIST, "--state", state];
         args.extend(more);
@@ -30,7 +33,7 @@ impl Service {
         let service = Service { pid, state: state.to_owned() };
         let since = Instant::now();
         loop {
-            // Until it has made its state directory, there is nothing to tell.
+            // Before the service has created its state directory, status fails.
             match machine.imastage(&["status", "--state", state]) {
                 Ok((_, status)) if status["pid"].is_u64() => return Ok(service),
                 Err(error @ LabError::Lost { .. }) => return Err(error),
@@ -46,19 +49,19 @@ impl Service {
         }
     }
 
-    /// What it says of itself, and the exit code of saying so.
+    /// The exit code and output of `imastage status`.
     pub fn status(&self, machine: &mut Machine) -> Result<(i32, Value), LabError> {
         machine.imastage(&["status", "--state", &self.state])
     }
 
-    /// Waits until all that is in the kernel's list is stored and replays to the TPM's PCR; gives the
-    /// status then.
+    /// Waits until the whole list of the kernel is stored and replays to the TPM's PCR; returns the
+    /// status.
     pub fn consistent(&self, machine: &mut Machine) -> Result<Value, LabError> {
         self.consistent_after(machine, 0)
     }
 
-    /// As [`Service::consistent`], where the kernel's list lacks the first `forgotten` records of the
-    /// epoch.
+    /// As [`Service::consistent`], for a kernel whose list lacks the first `forgotten` records of
+    /// the epoch.
     pub fn consistent_after(
         &self,
         machine: &mut Machine,
@@ -76,7 +79,7 @@ impl Service {
             if consistent && all && code == 0 {
                 return Ok(status);
             }
-            // What is in the way may go; what is refuted stays so.
+            // Code 1, a negative verdict, is final; other problems can be temporary.
             must(code != 1 && since.elapsed() < PATIENCE, || {
                 format!("the kernel counts {count} records; code {code}: {status}")
             })?;
@@ -84,15 +87,15 @@ impl Service {
         }
     }
 
-    /// Stops it after a last drain.
+    /// Stops the service, which drains the list first.
     pub fn stop(self, machine: &mut Machine) -> Result<(), LabError> {
         machine.signal(self.pid, TERM)?;
         let ran = machine.wait(self.pid)?;
-        must(ran.code == 0, || format!("the service ended with {}: {}", ran.code, ran.stderr))
+        must(ran.code == 0, || format!("the service exited with {}: {}", ran.code, ran.stderr))
     }
 }
 
-/// The records of an epoch as they lie in a state directory: all segments, one behind the other.
+/// The stored records of an epoch: the concatenation of its segments.
 pub fn stored(machine: &mut Machine, state: &str, epoch: u64) -> Result<Vec<u8>, LabError> {
     let dir = format!("{state}/epochs/{epoch:04}");
     let mut records = Vec::new();

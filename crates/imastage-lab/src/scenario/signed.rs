@@ -1,29 +1,33 @@
+//! Signed files, and the machine's disk, which keeps their signatures.
+
 use std::{fs, path::Path, process::Command};
 
 use ima_log::{Bank, SigningKey, VerifyError};
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 
 use crate::{
-    Kernel, Lab, LabError, Plan,
-    error::{Doing, must},
+    error::{Doing, LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, Plan},
     process::{find, run},
     scenario::{
-        Report,
         replays::{parsed, replay},
+        report::Report,
     },
     wire::Ask,
 };
 
 const FILES: usize = 5;
 
-/// Files signed on this side with a key made on the spot; one of them altered afterwards.
+/// Files signed on the host with a fresh key; one is altered afterwards.
 pub fn signed(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let dir = tempfile::tempdir().doing("temporary directory")?;
     let disk = dir.path().join("disk");
     make_disk(&disk, 32)?;
     let key = make_key(dir.path())?;
     let mut machine = lab.boot(kernel, &Plan { disk: Some(disk), ..Plan::default() })?;
-    // An initramfs keeps no extended attributes.
+    // An initramfs has no extended attributes.
     mount_disk(&mut machine, "/disk")?;
     for number in 0..FILES {
         let content = format!("signed content {number}");
@@ -47,36 +51,38 @@ pub fn signed(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
         match (name, record.verify_signature(&keys)) {
             (b"0", Err(VerifyError::Wrong(_))) => {}
             (b"0", other) => {
-                return Err(LabError::Refuted(format!("the altered file: {other:?}")));
+                return Err(LabError::Refuted(format!(
+                    "the altered file: expected a wrong signature, found {other:?}"
+                )));
             }
             (_, Ok(_)) => right += 1,
             (_, Err(error)) => return Err(LabError::Refuted(error.to_string())),
         }
     }
-    must(right == FILES - 1, || format!("{right} right signatures, not {}", FILES - 1))?;
-    report.saw("right signatures", right);
+    must(right == FILES - 1, || format!("expected {} valid signatures, found {right}", FILES - 1))?;
+    report.saw("valid signatures", right);
     machine.power_off()
 }
 
-/// An empty file system on a raw disk of so many MiB.
+/// Creates an empty ext4 file system on a raw disk of `size` MiB.
 pub fn make_disk(path: &Path, size: u32) -> Result<(), LabError> {
     let mkfs = find("mkfs.ext4", "e2fsprogs")?;
     run(Command::new(mkfs).args(["-q", "-F"]).arg(path).arg(format!("{size}M"))).map(drop)
 }
 
 /// Mounts the machine's disk.
-pub fn mount_disk(machine: &mut crate::Machine, target: &str) -> Result<(), LabError> {
+pub fn mount_disk(machine: &mut Machine, target: &str) -> Result<(), LabError> {
     let (source, kind) = ("/dev/vda".to_owned(), "ext4".to_owned());
     machine.done(&Ask::Mount { source, target: target.to_owned(), kind }, &[])
 }
 
-/// Makes a P-256 key: its private half in `key.pem`, its public half as a verifier takes it.
+/// Generates a P-256 key: writes the private key to `key.pem`, returns the public key.
 fn make_key(dir: &Path) -> Result<SigningKey, LabError> {
-    let bad = |error: String| LabError::Refuted(format!("the signing key: {error}"));
+    let bad = |error: String| LabError::Refuted(format!("generating the signing key: {error}"));
     let key = loop {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| bad(error.to_string()))?;
-        // All but one in 2^32 numbers are keys.
+        // All but one in 2^32 numbers are valid keys.
         if let Ok(key) = p256::SecretKey::from_slice(&secret) {
             break key;
         }
@@ -88,7 +94,7 @@ fn make_key(dir: &Path) -> Result<SigningKey, LabError> {
     SigningKey::parse(public.as_bytes()).map_err(|error| bad(error.to_string()))
 }
 
-/// evmctl's signature of a file, as it goes into security.ima.
+/// Signs a file with evmctl; returns the value for security.ima.
 fn sign(dir: &Path, content: &[u8]) -> Result<Vec<u8>, LabError> {
     let file = dir.join("file");
     fs::write(&file, content).at(&file)?;

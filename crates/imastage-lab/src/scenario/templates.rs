@@ -1,20 +1,24 @@
+//! Hashes, templates, and a machine without a TPM.
+
 use ima_log::Bank;
 
 use crate::{
-    Kernel, Lab, LabError, Plan, Tpm,
-    error::must,
+    error::{LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Plan, Tpm},
     scenario::{
-        Report,
         capture::measure_awkward,
         replays::{extends, forms, ima_pcrs, parsed, replay},
+        report::Report,
     },
 };
 
-/// What kernels can be told about hashes and templates, and what records are then made of.
+/// Boot parameters for hashes and templates, and the template of the resulting records.
 const VARIANTS: [(&str, &str); 8] = [
     ("ima_hash=sha1", "ima-sig"),
     ("ima_hash=sha512", "ima-sig"),
-    // This template is refused unless an old hash was given before it.
+    // The kernel refuses this template unless ima_hash=sha1 or md5 precedes it.
     ("ima_hash=sha1 ima_template=ima", "ima"),
     ("ima_template=ima-ng", "ima-ng"),
     ("ima_template=ima-ngv2", "ima-ngv2"),
@@ -23,7 +27,7 @@ const VARIANTS: [(&str, &str); 8] = [
     ("ima_template_fmt=d-ng|n-ng|iuid|imode", "d-ng|n-ng|iuid|imode"),
 ];
 
-/// Every hash and template a kernel can be told to use, a boot each.
+/// Every hash and template that a kernel accepts, one boot each.
 pub fn variants(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     for (words, template) in VARIANTS {
         let plan =
@@ -50,16 +54,16 @@ pub fn variants(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), L
     Ok(())
 }
 
-/// A machine without a TPM: the list is all there is.
+/// A machine without a TPM, which has a list but no PCRs.
 pub fn no_tpm(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let mut machine = lab.boot(kernel, &Plan { tpm: Tpm::None, ..Plan::default() })?;
     measure_awkward(&mut machine)?;
     let snapshot = machine.snapshot()?;
-    must(ima_pcrs(&snapshot)?.is_empty(), || "there are PCRs".to_owned())?;
+    must(ima_pcrs(&snapshot)?.is_empty(), || "expected no PCRs".to_owned())?;
     let records = parsed(snapshot.list(), Bank::Sha1)?;
     let first = records.first().and_then(|record| record.file_digest());
     let zero = first.is_some_and(|first| first.digest.iter().all(|byte| *byte == 0));
-    must(zero, || "boot_aggregate is not zero".to_owned())?;
+    must(zero, || "boot_aggregate: expected a digest of zeros".to_owned())?;
     report.saw("records", records.len());
     report.saw("files of the list", forms(&snapshot)?);
     machine.power_off()
