@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod caller;
+mod commands;
 pub mod control;
 mod descriptor;
+mod error;
 mod exec_watch;
 mod fault;
 mod faults;
@@ -17,15 +19,16 @@ mod filesystem;
 mod ima;
 mod kernel;
 mod machine;
-mod orders;
 mod reading;
 mod run_dir;
 mod sandbox;
+mod wire;
 
+pub use error::SandboxError;
 pub use fault::{Fault, UnknownFault};
 pub use ima::{HASH, Ima, Outcome, Policy};
 pub use ima_list::Duplicates;
 pub use ima_securityfs::Dialect;
 pub use kernel::Kernel;
 pub use machine::{Carried, Hazard, Kexec, Machine};
-pub use sandbox::{Config, Sandbox, SandboxError, TpmChoice, tpm_of};
+pub use sandbox::{Config, Sandbox, TpmChoice, tpm_of};

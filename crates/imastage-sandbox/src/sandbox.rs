@@ -1,5 +1,5 @@
 use std::{
-    fmt, fs, io,
+    fmt, fs,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -12,7 +12,7 @@ use ima_securityfs::Dialect;
 use imastage_tpm::{Endpoint, SharedTpm, Swtpm, Tpm, TpmError};
 
 use crate::{
-    Hazard, Ima, Kernel, Machine, Policy,
+    Hazard, Ima, Kernel, Machine, Policy, SandboxError,
     control::{self, RUN_LINK},
     exec_watch,
     fault::Fault,
@@ -64,34 +64,6 @@ pub struct Sandbox {
     watching: Result<(), String>,
     endpoint: Option<Endpoint>,
     run_dir: RunDir,
-}
-
-/// Why a sandbox could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    /// A directory or socket could not be made.
-    #[error("{}: {error}", path.display())]
-    Path {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The TPM does not do what it should.
-    #[error(transparent)]
-    Tpm(#[from] TpmError),
-    /// FUSE cannot be had.
-    #[error(
-        "{}: cannot mount through FUSE: {error}; it needs /dev/fuse, and without root fusermount3 \
-         (apt-get install fuse3)",
-        path.display()
-    )]
-    Fuse {
-        /// Where it was to be mounted.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
 }
 
 impl Config {

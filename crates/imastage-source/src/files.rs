@@ -8,11 +8,11 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::{Holders, Look, Request, Sink, SourceError};
+use crate::{
+    Holders, Look, Request, Sink, SourceError,
+    names::{CURRENT, STAGED, TRIM},
+};
 
-pub(crate) const CURRENT: &str = "binary_runtime_measurements";
-pub(crate) const STAGED: &str = "binary_runtime_measurements_staged";
-pub(crate) const TRIM: &str = "ima_trim_log";
 const COUNT: &str = "runtime_measurements_count";
 
 /// The files of one directory.

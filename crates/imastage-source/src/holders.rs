@@ -6,7 +6,7 @@ use std::{
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use crate::files::TRIM;
+use crate::names::TRIM;
 
 /// A process that has one of the list's files open.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@
 //! and is neither [`Send`] nor [`Sync`].
 #![forbid(unsafe_code)]
 
+mod dialect;
 mod error;
 mod files;
 mod first;
@@ -22,6 +23,7 @@ mod holders;
 mod in_process;
 mod lock;
 mod message;
+mod names;
 mod open;
 mod process;
 mod staged;
@@ -29,11 +31,12 @@ mod trim;
 
 use std::num::NonZeroU64;
 
+pub use dialect::{DeleteMode, Dialect};
 pub use error::{Request, SourceError};
 pub use holders::{Holder, Holders};
 pub use in_process::InProcess;
 pub use lock::{ListLock, ListService, STATE_ARGUMENT, parent, service_of};
-pub use open::{DEFAULT_DIR, DeleteMode, Dialect, open};
+pub use open::{DEFAULT_DIR, open};
 pub use process::{SourceProcess, serve};
 
 /// Takes the bytes of a list as they are read: the binary sha1 form, in chunks that may end inside

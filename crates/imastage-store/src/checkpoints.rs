@@ -8,15 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Replay};
+use ima_log::Replay;
 
 use crate::{
     Epoch, StoreError,
     commits::{self, Commit, HEADER},
     disk::{Content, Disk, Mode},
     files::{self, At, CHECKPOINTS, EPOCH},
-    reader::Reader,
-    writing::extend,
 };
 
 /// The file, open.
@@ -24,7 +22,7 @@ use crate::{
 pub(crate) struct Checkpoints {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn Content>,
-    reset: Vec<Replay>,
+    pub(crate) reset: Vec<Replay>,
     /// An entry follows after each of so many records.
     pub(crate) distance: u64,
 }
@@ -69,58 +67,6 @@ impl Checkpoints {
         let header = commits::header(MAGIC, short, &json.unwrap_or_default());
         file.write_all(&header, 0).at(&path, "write")?;
         Ok(Checkpoints { path, file, reset: epoch.reset(), distance: short.into() })
-    }
-
-    /// Opens the file for writing, or makes it, and makes what is missing of it. Reads all of it, and
-    /// the records from the first entry on that is missing: after a crash those of the last segment,
-    /// because the file is synced when a segment begins.
-    pub(crate) fn complete(
-        disk: &Arc<dyn Disk>,
-        dir: &Path,
-        distance: u64,
-    ) -> Result<Checkpoints, StoreError> {
-        let reader = Reader::open_epoch(Arc::clone(disk), dir)?;
-        let epoch = reader.epoch();
-        let checkpoints = match Checkpoints::open(disk.as_ref(), dir, epoch, Mode::Write) {
-            Some(checkpoints) => checkpoints,
-            None => Checkpoints::create(disk.as_ref(), dir, epoch, distance)?,
-        };
-        let due = checkpoints.due(reader.len());
-        // Entries behind the end are those of records that were cut off.
-        let (file, path) = (checkpoints.file.as_ref(), &checkpoints.path);
-        files::cut(file, checkpoints.offset(due), path)?;
-        // Not more than there are, whatever the commits claim.
-        let size = file.size().at(path, "look at")?;
-        let there = due.min(size.saturating_sub(HEADER) / commits::entry_len(&checkpoints.reset));
-        let missing = (0..there).find(|at| checkpoints.read(*at).is_none()).unwrap_or(there);
-        if missing < due {
-            match checkpoints.make(&reader, missing, due) {
-                // Where records are damaged there are none, and behind that the next ones are due.
-                Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. }) => {}
-                made => made?,
-            }
-        }
-        Ok(checkpoints)
-    }
-
-    /// Makes the entries `from..to` from the records.
-    fn make(&self, reader: &Reader, from: u64, to: u64) -> Result<(), StoreError> {
-        let Some(pcr) = reader.pcr() else { return Ok(()) };
-        let mut state = reader.start(from * self.distance)?;
-        state.pcr = Some(pcr);
-        let mut cursor = reader.cursor(&state, to * self.distance)?;
-        while let Some(record) = cursor.next_record()? {
-            extend(&mut state.pcrs, pcr, &record, &record.template_digest(Bank::Sha1));
-            state.records += 1;
-            state.violations += u64::from(record.is_violation());
-            state.bytes += record.as_bytes().len() as u64;
-            (state.segment, state.segment_len) = cursor.place();
-            if state.records.is_multiple_of(self.distance) {
-                state.crc = reader.crc_of_commit_with(state.records - 1)?;
-                self.write(&state)?;
-            }
-        }
-        self.file.sync().at(&self.path, "sync")
     }
 
     /// How many entries there should be for so many records.
@@ -170,11 +116,11 @@ fn lies_between(checkpoint: &Commit, commit: &Commit, next: &Commit) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ima_log::{Extend, RecordBuf};
+    use ima_log::{Bank, Extend, RecordBuf};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{EpochId, Store, check::check_on, sim::SimDisk, store::Layout};
+    use crate::{EpochId, Reader, Store, check::check_on, sim::SimDisk, store::Layout};
 
     const STATE: &str = "/state";
 

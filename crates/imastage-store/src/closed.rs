@@ -2,7 +2,6 @@
 //! is the open one and is never touched.
 
 use std::{
-    ffi::OsStr,
     fs::File,
     io,
     path::Path,
@@ -18,9 +17,9 @@ use crate::{
     check::check_epoch_on,
     commits::Commits,
     disk::{Content, Disk, Kind, Mode},
-    files::{self, At},
+    files::{self, At, CHUNK},
     packed::{self, Packed},
-    reader::{CHUNK, Reader},
+    reader::Reader,
     store::lock_soon,
 };
 
@@ -336,7 +335,7 @@ fn kept<'a>(all: &'a [EpochSummary], retention: &Retention, now: u64) -> &'a [Ep
 /// Removes what is left of epochs that are none any more, be it from before a crash.
 fn sweep(disk: &dyn Disk, epochs: &Path) -> Result<(), StoreError> {
     let names = disk.list(epochs).at(epochs, "list")?;
-    for dir in names.iter().filter(|name| is_gone(name)).map(|name| epochs.join(name)) {
+    for dir in names.iter().filter(|name| files::is_gone(name)).map(|name| epochs.join(name)) {
         let kind = disk.kind(&dir).at(&dir, "look at")?;
         if kind != Kind::Directory {
             return Err(Foreign::error(&dir, kind, "a directory")).at(&dir, "remove");
@@ -352,12 +351,6 @@ fn sweep(disk: &dyn Disk, epochs: &Path) -> Result<(), StoreError> {
         disk.remove_dir(&dir).at(&dir, "remove")?;
     }
     files::sync_dir(disk, epochs)
-}
-
-/// Whether a name is one that pruning gives an epoch.
-pub(crate) fn is_gone(name: &OsStr) -> bool {
-    let epoch = name.to_str().and_then(|name| name.strip_suffix(".gone"));
-    epoch.is_some_and(|epoch| files::epoch_number(epoch.as_ref()).is_some())
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::{
 use crate::{
     Damage, Remedy, StoreError,
     beneath::SystemDisk,
-    closed::is_gone,
     commits::Commits,
     disk::{Disk, Kind, Mode},
     files::{self, At, FORMAT, LOCK},
@@ -92,7 +91,7 @@ pub(crate) fn check_directory_on(
     names.sort();
     for name in names {
         let path = epochs.join(&name);
-        if files::epoch_number(&name).is_some() || is_gone(&name) || is_begun(&name) {
+        if files::epoch_number(&name).is_some() || files::is_gone(&name) || is_begun(&name) {
             report.look(disk, &path, Kind::Directory)?;
         } else {
             report.found(path, "the store makes no epoch of this name".to_owned());

@@ -13,8 +13,10 @@ use crate::{
     beneath::Foreign,
     disk::{Content, Disk, Kind, Mode},
     packed::Packed,
-    reader::CHUNK,
 };
+
+/// How much is read at once, in bytes.
+pub(crate) const CHUNK: usize = 256 << 10;
 
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const EPOCH: &str = "epoch.json";
@@ -393,4 +395,10 @@ pub(crate) fn require(disk: &dyn Disk, state: &Path) -> Result<(), StoreError> {
 
 fn not_a_store(state: &Path, why: String) -> StoreError {
     StoreError::NotAStore { path: state.to_owned(), why }
+}
+
+/// Whether a name is one that pruning gives an epoch.
+pub(crate) fn is_gone(name: &OsStr) -> bool {
+    let epoch = name.to_str().and_then(|name| name.strip_suffix(".gone"));
+    epoch.is_some_and(|epoch| epoch_number(epoch.as_ref()).is_some())
 }

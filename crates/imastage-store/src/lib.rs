@@ -16,6 +16,7 @@ mod check;
 mod checkpoints;
 mod closed;
 mod commits;
+mod damage;
 mod directory;
 mod disk;
 mod epoch;
@@ -24,6 +25,7 @@ mod files;
 mod notes;
 mod packed;
 mod reader;
+mod rebuild;
 mod repair;
 #[cfg(test)]
 mod sim;
@@ -32,8 +34,9 @@ mod store;
 mod survival;
 mod writing;
 
-pub use check::{CheckReport, Damage, Remedy, check, check_epoch, check_with};
+pub use check::{CheckReport, check, check_epoch, check_with};
 pub use closed::{EpochSummary, Packing, Retention, epochs, pack, prune};
+pub use damage::{Damage, Remedy};
 pub use directory::{COMPARED, DirectoryReport, SideFile, check_directory};
 pub use epoch::{Epoch, EpochId};
 pub use error::StoreError;

@@ -11,10 +11,9 @@ use crate::{
     Epoch, StoreError,
     beneath::SystemDisk,
     checkpoints::Checkpoints,
-    commits::{Commit, Commits},
+    commits::{Commit, Commits, extend},
     disk::{Content, Disk, Mode},
-    files::{self, At},
-    writing::extend,
+    files::{self, At, CHUNK},
 };
 
 /// The records of the latest epoch as they were when this was opened. Any number may read, in any
@@ -62,8 +61,6 @@ struct Segment {
     next: u64,
 }
 
-/// How much is read at once, in bytes.
-pub(crate) const CHUNK: usize = 256 << 10;
 /// As much as is needed from one checkpoint to the next is read at once.
 const REPLAY_CHUNK: usize = 64 << 10;
 

@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use ima_log::{Bank, Digest, Extend, Format, Record, Replay};
+use ima_log::{Bank, Format, Record};
 
 use crate::{
     Epoch, StoreError,
     checkpoints::Checkpoints,
-    commits::{Commit, Commits},
+    commits::{Commit, Commits, extend},
     disk::{Content, Disk, Mode},
     files::{self, At, COMMITS},
 };
@@ -333,28 +333,5 @@ impl Writing {
         copy.sync().at(&to, "sync")?;
         files::sync_dir(disk, &self.dir)?;
         Ok(Some(to))
-    }
-}
-
-/// Extends the values of a PCR as the kernel did, given the record's SHA-1 template digest.
-pub(crate) fn extend(pcrs: &mut [Replay], pcr: u32, record: &Record<'_>, sha1: &Digest) {
-    if record.pcr() != pcr {
-        return;
-    }
-    for pcr in pcrs {
-        let bank = pcr.value().bank();
-        // What was hashed once is not hashed again.
-        let value = match pcr.extend_kind() {
-            _ if record.is_violation() => None,
-            Extend::Own if bank == Bank::Sha1 => Some(*sha1),
-            Extend::Own => None,
-            Extend::Sha1Padded | Extend::Sha1PaddedViolations => Some(sha1.padded_to(bank)),
-        };
-        match value {
-            Some(value) => {
-                *pcr = Replay::resume(pcr.value().extended_with(&value), pcr.extend_kind());
-            }
-            None => pcr.extend(record),
-        }
     }
 }

@@ -7,7 +7,7 @@ use tpm2_protocol::{
     frame::TpmCommand,
 };
 
-use crate::{ResponseCode, tpm::response_code, transport::HEADER};
+use crate::{ResponseCode, command::response_code, transport::HEADER};
 
 /// Which client of a shared TPM has loaded what: transient objects and sessions, by handle.
 ///

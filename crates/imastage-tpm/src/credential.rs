@@ -17,7 +17,7 @@ use tpm2_protocol::{
 
 use crate::{
     KeyKind,
-    key::{coordinate, pem},
+    kind::{coordinate, pem},
 };
 
 /// A secret that only the TPM with a certain endorsement key can read, and only if a certain other

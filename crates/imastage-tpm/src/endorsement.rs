@@ -16,8 +16,8 @@ use tpm2_protocol::{
 
 use crate::{
     AttestationKey, Credential, KeyKind, PublicArea, Tpm, TpmError,
+    command::{password, unwritable},
     credential::endorsement_attributes,
-    tpm::{password, unwritable},
 };
 
 /// The key a TPM is known by: its manufacturer's certificate is about this one. It decrypts, and

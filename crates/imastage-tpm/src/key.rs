@@ -1,32 +1,8 @@
-//! Attestation keys, the identity of a TPM, and public keys as PEM.
+//! Attestation keys in a TPM's memory.
 
-use ima_log::{Bank, Digest};
-use p256::pkcs8::{EncodePublicKey, LineEnding};
-use rsa::BoxedUint;
-use tpm2_protocol::{
-    basic::{TpmHandle, TpmUint16, TpmUint32},
-    data::{
-        Tpm2bPublic, TpmAlgId, TpmEccCurve, TpmRh, TpmaObject, TpmsEccParms, TpmsEccPoint,
-        TpmsRsaParms, TpmsSchemeHash, TpmtEccScheme, TpmtPublic, TpmtRsaScheme, TpmtSymDefObject,
-        TpmuAsymScheme, TpmuPublicId, TpmuPublicParms,
-    },
-    frame::{TpmCreatePrimaryCommand, TpmCreatePrimaryResponse},
-};
+use tpm2_protocol::basic::TpmHandle;
 
-use crate::{
-    PublicArea, Tpm, TpmError,
-    tpm::{malformed, password},
-};
-
-/// What kind of key signs quotes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum KeyKind {
-    /// NIST P-256, ECDSA with SHA-256.
-    EccP256,
-    /// RSA 2048, RSASSA (PKCS #1 v1.5) with SHA-256. Making it takes software TPMs a second.
-    Rsa2048,
-}
+use crate::PublicArea;
 
 /// A restricted signing key in the TPM's memory: it signs nothing but what the TPM itself says.
 #[derive(Debug)]
@@ -37,6 +13,14 @@ pub struct AttestationKey {
 }
 
 impl AttestationKey {
+    pub(crate) fn new(
+        handle: TpmHandle,
+        public_pem: String,
+        public_area: PublicArea,
+    ) -> AttestationKey {
+        AttestationKey { handle, public_pem, public_area }
+    }
+
     /// The public half as SubjectPublicKeyInfo in PEM, as `tpm2_readpublic -f pem` writes it.
     pub fn public_pem(&self) -> &str {
         &self.public_pem
@@ -50,140 +34,4 @@ impl AttestationKey {
     pub(crate) fn handle(&self) -> TpmHandle {
         self.handle
     }
-}
-
-impl Tpm {
-    /// Makes an attestation key in the owner (storage) hierarchy. It is a primary key of a fixed
-    /// template: the same TPM makes the same key each time, until TPM2_Clear changes its owner seed.
-    ///
-    /// It has to end there. TPM2_Clear sets clock and counters to zero, and who may clear the TPM
-    /// could bring them, and PCRs, to where they were before; a key of the endorsement hierarchy,
-    /// whose seed stays, would vouch for that (Part 3, TPM2_Clear).
-    ///
-    /// # Errors
-    /// [`TpmError`]; [`TpmError::OwnerAuth`] if the owner hierarchy has an authorization value.
-    pub fn attestation_key(&mut self, kind: KeyKind) -> Result<AttestationKey, TpmError> {
-        self.primary_key(kind, TpmRh::Owner).map_err(|error| match error {
-            TpmError::Refused { command, code } if code.is_wrong_auth() => {
-                TpmError::OwnerAuth { command, code }
-            }
-            error => error,
-        })
-    }
-
-    /// Tells this TPM from others: SHA-256 of the public half (PEM) of a primary key of the
-    /// endorsement hierarchy. As long as its maker's seed is in the TPM this stays; TPM2_Clear does
-    /// not change it.
-    ///
-    /// # Errors
-    /// [`TpmError`]; [`TpmError::Refused`] if the endorsement hierarchy is switched off or has an
-    /// authorization value.
-    pub fn identity(&mut self) -> Result<Digest, TpmError> {
-        let key = self.primary_key(KeyKind::EccP256, TpmRh::Endorsement)?;
-        let identity = Bank::Sha256.hash(&[key.public_pem().as_bytes()]);
-        self.flush(key)?;
-        Ok(identity)
-    }
-
-    fn primary_key(&mut self, kind: KeyKind, hierarchy: TpmRh) -> Result<AttestationKey, TpmError> {
-        const WHAT: &str = "TPM2_CreatePrimary";
-        let command = TpmCreatePrimaryCommand {
-            in_public: Tpm2bPublic { inner: template(kind) },
-            handles: [TpmHandle::from(hierarchy as u32)],
-            ..Default::default()
-        };
-        let response: TpmCreatePrimaryResponse = self.ask(WHAT, &command, &[password()])?;
-        let [handle] = response.handles;
-        // If a client had this handle, what it stood for is gone.
-        self.claims.forget(handle.value());
-        match pem(kind, &response.out_public.inner) {
-            Ok(public_pem) => {
-                let public_area = PublicArea::new(response.out_public.inner);
-                Ok(AttestationKey { handle, public_pem, public_area })
-            }
-            Err(why) => {
-                self.flush_handle(handle)?;
-                Err(malformed(WHAT, &why))
-            }
-        }
-    }
-}
-
-pub(crate) fn template(kind: KeyKind) -> TpmtPublic {
-    let sha256 = TpmuAsymScheme::Hash(TpmsSchemeHash { hash_alg: TpmAlgId::Sha256 });
-    let (object_type, parameters, unique) = match kind {
-        KeyKind::EccP256 => (
-            TpmAlgId::Ecc,
-            TpmuPublicParms::Ecc(TpmsEccParms {
-                symmetric: TpmtSymDefObject::default(),
-                scheme: TpmtEccScheme { scheme: TpmAlgId::Ecdsa, details: sha256 },
-                curve_id: TpmEccCurve::NistP256,
-                kdf: Default::default(),
-            }),
-            TpmuPublicId::Ecc(TpmsEccPoint::default()),
-        ),
-        KeyKind::Rsa2048 => (
-            TpmAlgId::Rsa,
-            TpmuPublicParms::Rsa(TpmsRsaParms {
-                symmetric: TpmtSymDefObject::default(),
-                scheme: TpmtRsaScheme { scheme: TpmAlgId::Rsassa, details: sha256 },
-                key_bits: TpmUint16::from(2048),
-                exponent: TpmUint32::from(0),
-            }),
-            TpmuPublicId::Rsa(Default::default()),
-        ),
-    };
-    TpmtPublic {
-        object_type,
-        name_alg: TpmAlgId::Sha256,
-        object_attributes: TpmaObject::FIXED_TPM
-            | TpmaObject::FIXED_PARENT
-            | TpmaObject::SENSITIVE_DATA_ORIGIN
-            | TpmaObject::USER_WITH_AUTH
-            | TpmaObject::NO_DA
-            | TpmaObject::RESTRICTED
-            | TpmaObject::SIGN_ENCRYPT,
-        auth_policy: Default::default(),
-        parameters,
-        unique,
-    }
-}
-
-/// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) in PEM.
-pub(crate) fn pem(kind: KeyKind, public: &TpmtPublic) -> Result<String, String> {
-    if public.object_attributes != template(kind).object_attributes {
-        return Err(format!("the key has attributes {:?}", public.object_attributes));
-    }
-    match (kind, &public.parameters, &public.unique) {
-        (KeyKind::EccP256, TpmuPublicParms::Ecc(_), TpmuPublicId::Ecc(point)) => {
-            let (x, y) = (coordinate(&point.x)?, coordinate(&point.y)?);
-            let point = p256::Sec1Point::from_affine_coordinates(&x.into(), &y.into(), false);
-            let key = p256::PublicKey::from_sec1_bytes(point.as_bytes())
-                .map_err(|error| format!("the key is no point of P-256: {error}"))?;
-            key.to_public_key_pem(LineEnding::LF).map_err(|error| error.to_string())
-        }
-        (KeyKind::Rsa2048, TpmuPublicParms::Rsa(parameters), TpmuPublicId::Rsa(modulus)) => {
-            let modulus = BoxedUint::from_be_slice(modulus, 2048).map_err(|e| e.to_string())?;
-            let exponent = match parameters.exponent.value() {
-                // What 0 stands for (Part 2, TPMS_RSA_PARMS).
-                0 => 65537,
-                exponent => exponent,
-            };
-            let key = rsa::PublicKey::new(modulus, BoxedUint::from(exponent))
-                .map_err(|error| error.to_string())?;
-            key.to_public_key_pem(LineEnding::LF).map_err(|error| error.to_string())
-        }
-        _ => Err("the key is of another kind than was asked for".to_owned()),
-    }
-}
-
-/// A TPM may leave leading zeros out.
-pub(crate) fn coordinate(bytes: &[u8]) -> Result<[u8; 32], String> {
-    let mut coordinate = [0; 32];
-    let start = 32usize.checked_sub(bytes.len());
-    match start {
-        Some(start) => coordinate[start..].copy_from_slice(bytes),
-        None => return Err(format!("a coordinate of {} bytes", bytes.len())),
-    }
-    Ok(coordinate)
 }

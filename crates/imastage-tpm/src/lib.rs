@@ -11,10 +11,13 @@
 #![forbid(unsafe_code)]
 
 mod claims;
+mod command;
 mod credential;
 mod endorsement;
 mod error;
 mod key;
+mod kind;
+mod primary;
 mod shared;
 mod swtpm;
 mod tpm;
@@ -23,7 +26,8 @@ mod transport;
 pub use credential::{Credential, CredentialError, PublicArea};
 pub use endorsement::EndorsementKey;
 pub use error::{ResponseCode, TpmError};
-pub use key::{AttestationKey, KeyKind};
+pub use key::AttestationKey;
+pub use kind::KeyKind;
 pub use shared::{Serving, SharedTpm};
 pub use swtpm::Swtpm;
 pub use tpm::{ClockInfo, PcrSelection, PcrValue, Quote, Tpm};

@@ -20,7 +20,8 @@ use tpm2_protocol::{
 use crate::{
     AttestationKey, Endpoint, ResponseCode, TpmError,
     claims::Claims,
-    transport::{HEADER, MAX_FRAME, Transport},
+    command::{malformed, password, response_code, unwritable},
+    transport::{MAX_FRAME, Transport},
 };
 
 /// One connection to a TPM. Once an operation failed with [`TpmError::Io`] it has to be made anew.
@@ -362,25 +363,6 @@ impl PcrSelection {
         let PcrSelection { bank, pcrs } = *self;
         (0..u32::BITS).filter(move |pcr| pcrs >> pcr & 1 == 1).map(move |pcr| (bank, pcr))
     }
-}
-
-/// The code of a response, which has a header.
-pub(crate) fn response_code(response: &[u8]) -> ResponseCode {
-    let code = response.get(6..HEADER).and_then(|code| code.first_chunk());
-    ResponseCode(code.map_or(u32::MAX, |code| u32::from_be_bytes(*code)))
-}
-
-/// An empty password, which hierarchies and our keys have.
-pub(crate) fn password() -> TpmsAuthCommand {
-    TpmsAuthCommand { session_handle: TpmHandle::from(TpmRh::Pw as u32), ..Default::default() }
-}
-
-pub(crate) fn malformed(command: &'static str, why: &str) -> TpmError {
-    TpmError::Malformed { command, why: why.to_owned() }
-}
-
-pub(crate) fn unwritable(command: &'static str) -> impl Fn(tpm2_protocol::TpmError) -> TpmError {
-    move |error| TpmError::Command { command, error }
 }
 
 fn unmarshal<R: TpmUnmarshalBody>(

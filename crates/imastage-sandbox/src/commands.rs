@@ -13,7 +13,7 @@ use walkdir::WalkDir;
 
 use crate::{
     Ima, Machine, Outcome,
-    control::{Answer, Command, Measured, Status},
+    wire::{Answer, Command, Measured, Status},
 };
 
 /// Tells how far it is; an error means that nobody wants to know any more.
