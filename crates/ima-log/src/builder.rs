@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Bank, Digest, Endian, MAX_NAME, MAX_TEMPLATE_DATA, ParseErrorKind, RecordBuf, Template,
+    Bank, BuildError, Digest, Endian, MAX_NAME, MAX_TEMPLATE_DATA, ParseErrorKind, RecordBuf,
+    Template,
 };
 
 /// Builds records of every template, as a kernel of either byte order does.
@@ -48,22 +49,6 @@ pub struct EvmSig<'a> {
     pub gid: u32,
     /// The inode's type and permissions.
     pub mode: u16,
-}
-
-/// Why a record cannot be built.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// It would be no record.
-    #[error(transparent)]
-    Record(#[from] ParseErrorKind),
-    /// The digest in template `ima` is a SHA-1 or MD5 one and has no length before it.
-    #[error("template ima takes a digest of 20 or 16 bytes, found {0}")]
-    DigestLength(usize),
-    /// The data of template `ima` reads as another digest and name than were given: one of 20 bytes
-    /// where 16 were meant, as its template digest is not looked at in a violation.
-    #[error("as template ima has no lengths, this digest and name read as another record")]
-    Ambiguous,
 }
 
 impl RecordBuilder {

@@ -1,4 +1,4 @@
-//! Errors of parsing a binary list.
+//! Errors of parsing binary records and of building them.
 
 use core::fmt;
 
@@ -97,3 +97,19 @@ impl fmt::Display for ParseErrorKind {
 
 impl core::error::Error for ParseError {}
 impl core::error::Error for ParseErrorKind {}
+
+/// Why a record cannot be built.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// It would be no record.
+    #[error(transparent)]
+    Record(#[from] ParseErrorKind),
+    /// The digest in template `ima` is a SHA-1 or MD5 one and has no length before it.
+    #[error("template ima takes a digest of 20 or 16 bytes, found {0}")]
+    DigestLength(usize),
+    /// The data of template `ima` reads as another digest and name than were given: one of 20 bytes
+    /// where 16 were meant, as its template digest is not looked at in a violation.
+    #[error("as template ima has no lengths, this digest and name read as another record")]
+    Ambiguous,
+}

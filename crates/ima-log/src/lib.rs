@@ -58,8 +58,6 @@ extern crate alloc;
 
 mod aggregate;
 mod ascii;
-mod ascii_in;
-mod build;
 mod builder;
 #[cfg(feature = "cel")]
 pub mod cel;
@@ -68,7 +66,9 @@ mod digest;
 mod error;
 mod event;
 mod explain;
+mod format;
 mod hash;
+mod ima_ng;
 #[cfg(feature = "json")]
 mod import;
 #[cfg(feature = "json")]
@@ -80,19 +80,20 @@ mod list_replay;
 mod pcrs;
 mod printable;
 mod record;
+mod record_buf;
 mod replay;
 mod signature;
 mod template;
 
 pub use aggregate::{AggregateError, AggregatedPcrs, boot_aggregate, check_boot_aggregate};
-pub use ascii_in::{AsciiDecoder, AsciiError, AsciiErrorKind};
-pub use build::RecordBuf;
-pub use builder::{BuildError, DigestType, EvmSig, RecordBuilder};
+pub use ascii::{AsciiDecoder, AsciiError, AsciiErrorKind};
+pub use builder::{DigestType, EvmSig, RecordBuilder};
 pub use decoder::{Decoder, Records};
 pub use digest::{Bank, Digest, DigestLengthError, UnknownBankError};
-pub use error::{ParseError, ParseErrorKind};
+pub use error::{BuildError, ParseError, ParseErrorKind};
 pub use event::{Event, FileDigest, KexecSizes};
 pub use explain::{Cause, Explain, Explanation};
+pub use format::{Endian, Format, MAX_FIELDS, MAX_NAME, MAX_TEMPLATE_DATA, MAX_TEXT_DATA};
 #[cfg(feature = "json")]
 pub use import::{ImportError, ImportErrorKind};
 pub use kexec::{KexecBuffer, KexecError, KexecRecords, KexecWriter};
@@ -101,7 +102,8 @@ pub use keys::{KeyError, SigningKey, VerifyError};
 pub use list_replay::{BankReplay, ListReplay, PcrTarget, Prefix};
 pub use pcrs::{BankPcrs, PcrSet, PcrSetError};
 pub use printable::Printable;
-pub use record::{Endian, Format, MAX_FIELDS, MAX_NAME, MAX_TEMPLATE_DATA, MAX_TEXT_DATA, Record};
+pub use record::Record;
+pub use record_buf::RecordBuf;
 pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};

@@ -2,7 +2,7 @@
 
 use core::str;
 
-use crate::record::Cursor;
+use crate::format::Cursor;
 use crate::{Bank, Digest, Endian, Format, ParseErrorKind};
 
 /// A record's template: which fields its data is made of.

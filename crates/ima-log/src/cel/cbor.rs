@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Content, Event, IMA_TEMPLATE, IMA_TLV, MAX_DIGESTS, digest};
+use super::event::{Content, Event, IMA_TEMPLATE, IMA_TLV, MAX_DIGESTS, digest};
 use crate::import::check_data;
 use crate::{Bank, ImportErrorKind};
 

@@ -1,8 +1,9 @@
 //! Reads a Canonical Event Log in any of its encodings, as a stream.
 
 use super::cbor::{self, Reader, Stop};
+use super::event::{Encoding, Event};
 use super::json::Scanner;
-use super::{Encoding, Event, json, tlv};
+use super::{json, tlv};
 use crate::import::{Input, MAX_RECORD};
 use crate::{Endian, ImportError, ImportErrorKind, Record};
 

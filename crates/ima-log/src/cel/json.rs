@@ -8,7 +8,7 @@ use serde::{
     de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{Content, Event, MAX_DIGESTS, bank_of, digest};
+use super::event::{Content, Event, MAX_DIGESTS, bank_of, digest};
 use crate::import::{Limited, Scalar, Text, check_data, syntax};
 use crate::{Bank, ImportErrorKind};
 
@@ -163,7 +163,7 @@ pub(super) fn event(object: &[u8]) -> Result<Event<'_>, ImportErrorKind> {
         digests.extend(digest(bank, &hex("digest", &found.digest)?)?);
     }
     let RecordContent { template_name, template_data, text } = record.content;
-    let content = if is(&record.content_type, "ima_template", super::IMA_TEMPLATE) {
+    let content = if is(&record.content_type, "ima_template", super::event::IMA_TEMPLATE) {
         let (Some(name), Some(data)) = (template_name, template_data) else {
             let expected = "an object with template_name and template_data";
             return Err(ImportErrorKind::Member { name: "content", expected });
@@ -171,7 +171,7 @@ pub(super) fn event(object: &[u8]) -> Result<Event<'_>, ImportErrorKind> {
         let data = hex("template_data", &data)?;
         check_data(&data)?;
         Content::ImaTemplate { name, data: data.into() }
-    } else if is(&record.content_type, "ima_tlv", super::IMA_TLV) {
+    } else if is(&record.content_type, "ima_tlv", super::event::IMA_TLV) {
         let expected = "hex digits";
         let text = text.ok_or(ImportErrorKind::Member { name: "content", expected })?;
         let data = hex("content", &text)?;

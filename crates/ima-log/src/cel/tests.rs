@@ -5,7 +5,10 @@ use alloc::{format, string::String, vec::Vec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ImportError, RecordBuf, Records};
+use crate::import::Binary;
+use crate::{
+    Bank, Digest, Endian, Format, ImportError, ImportErrorKind, RecordBuf, Records, Template,
+};
 
 const ENCODINGS: [Encoding; 3] = [Encoding::Json, Encoding::Cbor, Encoding::Tlv];
 

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::cbor::Stop;
-use super::{Content, Event, IMA_TEMPLATE, IMA_TLV, MAX_DIGESTS, digest, extended};
+use super::event::{Content, Event, IMA_TEMPLATE, IMA_TLV, MAX_DIGESTS, digest, extended};
 use crate::import::{MAX_RECORD, check_data};
 use crate::{Bank, ImportErrorKind, Record};
 

@@ -3,8 +3,9 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{
-    Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, cbor, extended, hash_name, tlv as encoded,
-    tlv_value,
+    cbor,
+    event::{Encoding, IMA_TEMPLATE, IMA_TLV, TLV_TEMPLATE, extended, hash_name, tlv_value},
+    tlv as encoded,
 };
 use crate::import::push_string;
 use crate::{Bank, Record, ascii};

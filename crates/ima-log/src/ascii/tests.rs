@@ -3,7 +3,7 @@
 use core::str;
 
 use super::*;
-use crate::{DigestType, EvmSig, RecordBuilder};
+use crate::{DigestType, EvmSig, MAX_FIELDS, RecordBuilder};
 use proptest::{collection::vec, prelude::*};
 
 fn lines(records: &[RecordBuf], bank: Bank) -> Vec<u8> {

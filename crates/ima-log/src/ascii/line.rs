@@ -3,7 +3,7 @@
 use alloc::{borrow::Cow, vec::Vec};
 use core::str;
 
-use super::AsciiErrorKind;
+use super::error::AsciiErrorKind;
 use crate::{
     Bank, BuildError, Digest, Endian, FieldKind, MAX_FIELDS, ParseErrorKind, RecordBuf,
     RecordBuilder, Template,
