@@ -11,10 +11,13 @@ use crate::{
     error::{Doing, LabError},
     initramfs::Programs,
     kernel::{Kernel, OWN},
-    machine::{Machine, Plan},
+    machine::{Machine, Plan, Tpm},
     own_kernel,
     process::{find, run},
 };
+
+/// Readable once a kernel (Linux 5.12 or later) has found its TPM.
+const PCR: &str = "/sys/class/tpm/tpm0/pcr-sha256/0";
 
 /// The cache of kernels and the programs for guests.
 #[derive(Clone, Debug)]
@@ -66,12 +69,25 @@ impl Lab {
         own_kernel::build(&self.cache, &self.cache.join("kernels").join(OWN))
     }
 
-    /// Boots a machine.
+    /// Boots a machine. A kernel's TPM driver gives up after its own time limits, which an emulated
+    /// machine on a busy host may exceed: a machine without the TPM of its plan is booted again.
     ///
     /// # Errors
-    /// [`LabError`].
+    /// [`LabError`]; [`LabError::Guest`] if the kernel finds no TPM in three boots.
     pub fn boot(&self, kernel: &Kernel, plan: &Plan) -> Result<Machine, LabError> {
-        Machine::boot(kernel, &self.programs, plan)
+        const BOOTS: u32 = 3;
+        let mut boot = 1;
+        loop {
+            let mut machine = Machine::boot(kernel, &self.programs, plan)?;
+            if plan.tpm == Tpm::None {
+                return Ok(machine);
+            }
+            match machine.read(PCR) {
+                Ok(_) => return Ok(machine),
+                Err(LabError::Guest { .. }) if boot < BOOTS => boot += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

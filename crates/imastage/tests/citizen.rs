@@ -230,14 +230,14 @@ fn log_level_is_an_option_that_wins_over_rust_log() {
         assert_eq!(status.code(), Some(if options.contains(&"loud") { 2 } else { 0 }), "{text}");
         text
     };
-    let warned = |text: String| text.contains("it is empty");
+    let warned = |text: String| text.contains("empty: a list without records");
     assert!(warned(logged(&[], None, false)));
     assert!(!warned(logged(&[], Some("error"), false)));
     assert!(!warned(logged(&["--log-level", "error"], None, false)));
     assert!(!warned(logged(&["--log-level", "error"], Some("trace"), false)));
     assert!(warned(logged(&["--log-level", "warn"], Some("error"), false)));
     let text = logged(&["--json", "--log-level", "debug"], Some("error"), true);
-    assert!(text.lines().any(|line| line.starts_with("<4>") && line.contains("it is empty")));
+    assert!(text.lines().any(|line| line.starts_with("<4>") && line.contains("empty: a list without records")));
     assert_eq!(logged(&["--json", "--log-level", "error"], None, true), "");
     assert!(logged(&["--log-level", "loud"], None, false).contains("possible values: error, warn"));
 }
