@@ -1,5 +1,5 @@
-//! How long A, D and N hold the list, what adding a record costs, and what memory it takes, from
-//! 1,000 to 1,000,000 records. `cargo bench -p ima-list`
+//! Duration of A, D and N, cost of an append, and memory, for 1,000 to 1,000,000 records.
+//! `cargo bench -p ima-list`
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::{
@@ -16,7 +16,7 @@ use ima_log::{Bank, Digest, RecordBuf};
 
 const MOST: u64 = 1_000_000;
 
-/// Argument of the process that measures memory: what a process freed before blurs it.
+/// Argument of the process that measures memory: memory freed earlier would distort the result.
 const MEMORY: &str = "--memory-of";
 
 fn main() {
@@ -28,20 +28,20 @@ fn main() {
     let bytes: usize = records.iter().map(|(record, _)| record.as_bytes().len()).sum();
     println!("records of {:.0} bytes on average\n", bytes as f64 / records.len() as f64);
 
-    println!("A, D, N with cold caches, median of rounds; an append on average");
+    println!("A, D, N with cold caches (median), and the mean append");
     println!("   records       A       D  N=half   N=all  append");
     for (size, rounds) in [(1_000, 101), (10_000, 51), (100_000, 21), (MOST as usize, 9)] {
         row(&records[..size], rounds);
     }
 
-    println!("\nbytes a record beyond its own (RSS)");
+    println!("\noverhead per record in bytes (RSS)");
     println!("   records    held deleted");
     for size in ["1000", "10000", "100000", "1000000"] {
         let status = Command::new(env::current_exe().unwrap()).args([MEMORY, size]).status();
         assert!(status.unwrap().success());
     }
 
-    println!("\nappend beside another thread, p50 / p99 / p99.9 / most");
+    println!("\nappend while another thread runs, p50 / p99 / p99.9 / max");
     for deleting in [false, true, false, true] {
         beside(&records, deleting);
     }
@@ -121,8 +121,8 @@ fn memory(size: u64) {
     println!("{size:10} {held:7.1} {deleted:7.1}");
 }
 
-/// Times appends to a list of many records, idle otherwise, or while all those are deleted in a
-/// thousand requests.
+/// Times appends to a list of many records, while another thread is idle or deletes all those
+/// records in a thousand requests.
 fn beside(records: &[(RecordBuf, Digest)], deleting: bool) {
     const REQUESTS: u64 = 1_000;
     let (old, new) = records.split_at(MOST as usize);
@@ -155,7 +155,7 @@ fn beside(records: &[(RecordBuf, Digest)], deleting: bool) {
     println!("{what:>10} {p50:>7.0?} {p99:>7.0?} {p999:>7.0?} {most:>7.0?}  ({during:.0?})");
 }
 
-/// This process's memory, bytes.
+/// This process's resident memory in bytes.
 fn rss() -> i64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<i64>().unwrap() * 4096

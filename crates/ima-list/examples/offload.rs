@@ -1,5 +1,5 @@
-//! Threads add records to a list while another moves them to a file: stage, write, sync, delete.
-//! Afterwards the file replays to the PCR that was extended as records were added.
+//! Threads append records to a list while another thread offloads them to a file: stage, write,
+//! sync, delete. The file then replays to the PCR that was extended as records were appended.
 //!
 //! ```text
 //! cargo run --example offload -- FILE
@@ -33,7 +33,7 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     let path = env::args().nth(1).ok_or("usage: offload FILE")?;
     let mut file = File::create(&path)?;
     let list = SharedList::new(Options::default());
-    // Stands in for the TPM: the list calls it in the order of its records.
+    // Emulates the TPM's PCR: the list extends it in record order.
     let pcr = Mutex::new(Replay::new(Bank::Sha256, Extend::Own));
 
     thread::scope(|scope| -> Result<(), Box<dyn Error>> {
@@ -66,12 +66,12 @@ fn add(list: &SharedList, pcr: &Mutex<Replay>, thread: u32) {
         let record = RecordBuf::ima_ng(IMA_PCR, &digest, format!("/file/{thread}/{i}").as_bytes());
         let key = record.record().template_digest(Bank::Sha256);
         let extend = || pcr.lock().unwrap_or_else(PoisonError::into_inner).extend(&record.record());
-        // A duplicate is not recorded again, which is no failure.
+        // A duplicate is not appended; this is not a failure.
         let _ = list.append(&record, &key, extend);
     }
 }
 
-/// One round. Records are deleted only when they are on disk.
+/// One round. Records are deleted only after the file is synced.
 fn offload(list: &SharedList, file: &mut File) -> Result<(), Box<dyn Error>> {
     match list.stage() {
         Ok(_) => {}
@@ -82,7 +82,7 @@ fn offload(list: &SharedList, file: &mut File) -> Result<(), Box<dyn Error>> {
         file.write_all(slice)?;
     }
     file.sync_data()?;
-    // The records' memory is freed when what this returns is dropped: the list is not locked then.
+    // Dropping the removed records frees their memory, with the list unlocked.
     drop(list.delete_staged()?);
     Ok(())
 }

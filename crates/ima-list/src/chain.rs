@@ -5,24 +5,24 @@ use core::{mem, ops::Range};
 
 use crate::segments::{Position, Segment, Segments};
 
-/// Records one behind the other, packed into segments: what a part of the list is made of.
+/// The consecutive records of one part of the list, packed into segments.
 ///
-/// Only the last segment, the open one, is written to. The others are sealed, so that they can be
-/// shared with readers and let go as a whole. Each has at most [`LARGEST`] bytes, or one record.
-// All but the open segment stands in one line of memory, for the reason given at `List`.
+/// Only the last segment, the open one, is appended to. The others are sealed: readers share them,
+/// and deletion frees them whole. A segment has at most [`LARGEST`] bytes, or one record.
+// All fields but the open segment share one cache line, for the reason given at `List`.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Chain {
     tail: Position,
-    /// The first record that is not deleted. May be inside a segment, which then stays.
+    /// The first record that is not deleted. If it is inside a segment, the segment stays.
     head: Position,
     open_at: Position,
     sealed: Segments,
     open: Segment,
 }
 
-/// What of a list must be known to make a deletion ready ([`Outline::cut`]) while others use the
-/// list. It costs one step to take.
+/// The state of a list that prepares a deletion ([`Outline::cut`]) outside the list's lock.
+/// Constant time to take.
 #[derive(Debug)]
 pub struct Outline {
     sealed: Segments,
@@ -30,30 +30,30 @@ pub struct Outline {
     open_at: Position,
 }
 
-/// The deletion of a list's first records, made ready; afterwards, what was deleted.
+/// A prepared deletion of a list's first records; after the deletion, the deleted records.
 ///
-/// The list may have changed since it was made. That costs time if a segment was filled up or
-/// records were deleted, and nothing otherwise.
+/// The list may change after the preparation. If a segment was sealed or records were deleted, the
+/// deletion is prepared again under the lock.
 #[derive(Debug)]
 #[must_use = "deletes nothing by itself"]
 pub struct Cut {
     n: u64,
-    /// What the chain was.
+    /// The chain's sealed segments when the deletion was prepared.
     sealed: Segments,
-    /// What it is to be: these segments, and this head if it is in one of them.
+    /// The sealed segments that remain, and the new head if it is in one of them.
     rest: Segments,
     head: Option<Position>,
-    /// Instead, if all are taken.
+    /// Replaces the chain if all its records are deleted.
     spare: Spare,
     bytes: u64,
 }
 
-/// Memory that staging needs, allocated while others use the list.
+/// Memory for staging, allocated before the list is locked.
 #[derive(Debug, Default)]
 pub struct Spare(pub(crate) Box<Chain>);
 
-/// Some records of a list as they were at one moment. What is taken from the list later stays in
-/// memory as long as a chunk holds it.
+/// A snapshot of consecutive records of a list. Records deleted later stay in memory until every
+/// chunk that shares them is dropped.
 #[derive(Debug, Default)]
 pub struct Chunk {
     pieces: Vec<Piece>,
@@ -66,13 +66,14 @@ enum Piece {
     Copied(Vec<u8>),
 }
 
-/// When a segment of a short list is full, in bytes.
+/// Size limit of a segment of a short list, in bytes.
 const SMALLEST: usize = 64 << 10;
-/// When a segment of a long list is full. Also bounds what a reader copies from the open segment.
+/// Size limit of a segment of a long list, in bytes. Bounds the copy a reader makes of the open
+/// segment.
 const LARGEST: usize = 1 << 20;
 
-/// The open segment's memory grows by this many bytes for each record in the chain: that bounds
-/// what is allocated and not yet used, and what is deleted and not yet freed, by as much a record.
+/// The open segment grows in steps of this many bytes for each record in the chain. This bounds the
+/// memory per record that is allocated and unused, or deleted and not yet freed.
 const SLACK: u64 = 8;
 
 impl Chain {
@@ -87,7 +88,7 @@ impl Chain {
         self.tail.bytes - self.head.bytes
     }
 
-    /// Adds a record at the end. Constant time, but for the record's length.
+    /// Appends a record. Time grows only with the record's length.
     pub(crate) fn push(&mut self, record: &[u8]) {
         let used = self.open.bytes.len();
         if self.open.bytes.capacity() - used < record.len() {
@@ -113,11 +114,11 @@ impl Chain {
         Outline { sealed: self.sealed.clone(), head: self.head, open_at: self.open_at }
     }
 
-    /// Takes as many records off the beginning as `cut` says, all if there are not more, and puts
-    /// them into `cut`.
+    /// Moves the number of records that `cut` states from the beginning into `cut`; all records if
+    /// the chain has no more.
     ///
-    /// A few pointers change if the chain is still what `cut` was made from. Otherwise that is made
-    /// anew.
+    /// Changes a few pointers if the sealed segments are those `cut` was prepared from; prepares
+    /// `cut` again otherwise.
     #[inline]
     pub(crate) fn cut(self: &mut Box<Self>, cut: &mut Cut) {
         cut.bytes = self.size();
@@ -126,7 +127,7 @@ impl Chain {
             return;
         }
         if !self.sealed.is(&cut.sealed) {
-            self.make_anew(cut);
+            self.prepare_again(cut);
         }
         self.head = match cut.head {
             Some(head) => head,
@@ -137,7 +138,7 @@ impl Chain {
     }
 
     #[cold]
-    fn make_anew(&self, cut: &mut Cut) {
+    fn prepare_again(&self, cut: &mut Cut) {
         *cut = Cut { bytes: cut.bytes, ..self.outline().cut(cut.n) };
     }
 
@@ -146,9 +147,9 @@ impl Chain {
         self.open_at.at(&self.open, self.head.records + n)
     }
 
-    /// Takes records from the `from`-th on, first 0: as many as are whole in `max_bytes`, but at
-    /// least one if there is one. Copies at most `max_bytes` (or that one record), and only from
-    /// the open segment.
+    /// A snapshot of the records from index `from` on: as many whole records as fit in `max_bytes`,
+    /// but at least one if one exists. Copies at most `max_bytes` (or that one record), and only
+    /// from the open segment.
     pub(crate) fn snapshot(&self, from: u64, max_bytes: usize) -> Chunk {
         let mut chunk = Chunk::default();
         if from >= self.records() {
@@ -186,7 +187,7 @@ impl Chain {
         chunk
     }
 
-    /// Seals the open segment, unless it is empty, and opens another.
+    /// Seals the open segment, unless it is empty, and opens a new one.
     fn seal(&mut self) {
         let mut full = mem::take(&mut self.open);
         let at = mem::replace(&mut self.open_at, self.tail);
@@ -198,8 +199,8 @@ impl Chain {
 }
 
 impl Outline {
-    /// Makes ready to delete the first `n` records. Takes time and memory with the logarithm of the
-    /// list's length.
+    /// Prepares the deletion of the first `n` records. Time and memory grow with the logarithm of
+    /// the list's length.
     pub fn cut(self, n: u64) -> Cut {
         let Outline { sealed, head, open_at } = self;
         let record = head.records.saturating_add(n);
@@ -214,27 +215,27 @@ impl Outline {
 }
 
 impl Cut {
-    /// How many records are to be deleted, or were.
+    /// The number of records to delete, or deleted.
     #[inline]
     pub fn records(&self) -> u64 {
         self.n
     }
 
-    /// The size of those that were deleted in bytes, in the sha1 form.
+    /// The size of the deleted records in bytes, in the sha1 form.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 }
 
 impl Chunk {
-    /// How many records there are.
+    /// The number of records.
     #[inline]
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// The records' bytes in the sha1 form, in order; each slice is a few whole records, which
-    /// [`ima_log::Records`] takes apart.
+    /// The records' bytes in the sha1 form, in order. Each slice contains whole records;
+    /// [`ima_log::Records`] parses them.
     pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
         self.pieces.iter().map(|piece| match piece {
             Piece::Shared(segment, range) => &segment.bytes[range.clone()],

@@ -1,4 +1,4 @@
-//! Dumps a list to the buffer that is passed on by kexec, and restores it.
+//! Dumps a list to the buffer that kexec passes to the next kernel, and restores the list from it.
 
 use alloc::vec::Vec;
 
@@ -7,33 +7,33 @@ use ima_log::{Bank, Endian, Format, KexecBuffer, KexecError, KexecWriter, Record
 use crate::{Chunk, List, Options};
 
 impl List {
-    /// What the next kernel is handed (struct `ima_kexec_hdr`): all records, the staged ones first.
-    /// Digests of deleted records are not carried. At most `capacity` bytes.
+    /// The buffer for the next kernel (struct `ima_kexec_hdr`), at most `capacity` bytes: all
+    /// records, the staged ones first. Digests of deleted records are not carried over.
     ///
-    /// `endian` is the byte order the records were made in. Time and memory grow with the list.
+    /// `endian` is the byte order of the records. Time and memory grow with the list.
     ///
-    /// Whether the buffer holds all or not, what is staged now counts as handed over
-    /// ([`Rules::V4`]).
+    /// Records staged now count as dumped ([`Rules::V4`]), even if the buffer is too small for
+    /// them.
     ///
     /// [`Rules::V4`]: crate::Rules::V4
     ///
     /// # Errors
-    /// The buffer holds the records before the first one that it cannot carry, and a [`KexecError`]
-    /// says why not that one: mostly because the buffer is full. It and all behind it are lost.
+    /// A [`KexecError`] gives the reason, usually a full buffer, that a record could not be
+    /// written. The buffer contains the records before it; that record and all later ones are lost.
     pub fn dump(&mut self, endian: Endian, capacity: usize) -> (Vec<u8>, Result<(), KexecError>) {
         write(&self.carried(), endian, capacity)
     }
 
-    /// The list of a kernel that was handed `buffer`: its records are current ones, in the buffer's
+    /// The list of a kernel that received `buffer`: all its records are current, in the buffer's
     /// byte order.
     ///
-    /// Their SHA-1 template digests are computed anew, unless they are violations. As in the kernel
-    /// their digests are not known to duplicate detection, so that files are measured again, and
-    /// violations are not counted.
+    /// The SHA-1 template digests are recomputed, except those of violations. As in the kernel,
+    /// duplicate detection does not know the restored digests, so files are measured again, and
+    /// restored violations are not counted.
     ///
     /// # Errors
-    /// The list holds the records before the first that a kernel does not restore, and a
-    /// [`KexecError`] says why not that one.
+    /// A [`KexecError`] gives the reason that a record could not be restored. The list contains the
+    /// records before it.
     pub fn restore(options: Options, buffer: &KexecBuffer<'_>) -> (List, Result<(), KexecError>) {
         let mut list = List::new(options);
         let mut bytes = Vec::new();
@@ -54,7 +54,7 @@ impl List {
     }
 }
 
-/// A kexec buffer of `chunks`, and why it ends before they do.
+/// A kexec buffer of `chunks`, and the error that truncated it.
 pub(crate) fn write(
     chunks: &[Chunk],
     endian: Endian,

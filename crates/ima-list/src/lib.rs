@@ -1,20 +1,20 @@
 //! The IMA measurement list: append, stage, delete.
 //!
-//! The kernel keeps every record of a measurement from boot on. Since Linux 7.2 user space can take
-//! records over: *stage* the list, read what was staged, *delete* it; or delete the first N, or
-//! *trim* (T:N). This crate is that list, made so that no part of it ever waits for an amount of
-//! work that grows with the list:
+//! The kernel keeps every measurement record since boot. Since Linux 7.2 user space can offload
+//! records: *stage* the list, read the staged records and *delete* them, or delete the first N.
+//! Other patches *trim* (T:N). This crate implements that list so that no operation waits for work
+//! that grows with the list:
 //!
-//! - [`List`] is the list, without a lock. Records are packed as they stand in the binary sha1 form,
-//!   a few hundred or thousand to a segment; deleting takes whole segments out and leaves their
-//!   freeing to whoever drops [`Removed`];
-//! - [`Chunk`] is a piece of the list as it was at one moment, taken without copying whole
-//!   segments. Other forms (ASCII, other banks) are computed from it, outside any lock;
+//! - [`List`] is the list, without a lock. Records are packed in the binary sha1 form, a few
+//!   hundred or thousand per segment. Deletion unlinks whole segments; their memory is freed when
+//!   the caller drops [`Removed`];
+//! - [`Chunk`] is a snapshot of part of the list, taken without copying whole segments. Other forms
+//!   (ASCII, other banks) are computed from it, outside any lock;
 //! - [`List::dump`] and [`List::restore`] carry a list over a kexec;
 //! - [`SharedList`] (feature `std`) is the list for many threads.
 //!
-//! Digests of deleted records are kept, as in the kernel, so that nothing is recorded twice
-//! ([`Duplicates`] has the other choices).
+//! Digests of deleted records are kept by default, as in the kernel, so that nothing is recorded
+//! twice ([`Duplicates`] has the alternatives).
 //!
 //! ```
 //! use ima_list::{AppendError, List, Options, Part};
@@ -35,7 +35,7 @@
 //! ```
 //!
 //! # Crate features
-//! `std` (default): [`SharedList`]. Without it the crate is `no_std` with `alloc`.
+//! `std` (default): [`SharedList`]. Without `std` the crate is `no_std` with `alloc`.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![no_std]
 #![forbid(unsafe_code)]
@@ -45,7 +45,7 @@ extern crate alloc;
 extern crate std;
 
 mod chain;
-mod digests;
+mod digest_set;
 mod kexec;
 mod list;
 mod rules;

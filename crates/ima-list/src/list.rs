@@ -8,23 +8,22 @@ use ima_log::{Digest, RecordBuf};
 use crate::{
     AppendError, Chunk, DeleteError, Duplicates, Options, Rules, StageError, TrimError,
     chain::{Chain, Cut, Outline, Spare},
-    digests::DigestSet,
+    digest_set::DigestSet,
 };
 
 /// A measurement list, for one thread at a time.
 ///
-/// No operation takes time that grows with the list. [`Removed`] is where memory is freed: drop it
-/// where nobody waits.
+/// Only [`List::dump`] and [`List::restore`] take time proportional to the list. Dropping
+/// [`Removed`] frees the memory: drop it outside any lock.
 ///
-/// Who shares a list behind a lock can do more of the work outside: [`List::outline`] and [`Spare`]
-/// make requests ready that then change a few pointers. [`SharedList`](crate::SharedList) does so.
-// What requests look at stands in the line of memory that every addition touches: whoever holds the
-// lock then waits for no memory that is in no cache. Code is memory, too: what requests mostly do
-// is inlined.
+/// A list behind a lock can prepare requests outside the lock: with [`List::outline`] and [`Spare`]
+/// a request only changes a few pointers. [`SharedList`](crate::SharedList) does so.
+// The fields that requests read share the cache line that every append touches, so a request under
+// the lock has no cache miss. The common paths of requests are inlined for the same reason.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct List {
-    /// Boxed, so that what a request changes are pointers.
+    /// Boxed, so that a request only changes pointers.
     current: Box<Chain>,
     staged: Option<Box<Chain>>,
     total: u64,
@@ -32,7 +31,7 @@ pub struct List {
     trimmed: u64,
     options: Options,
     suspended: bool,
-    /// The next kernel was handed what is staged.
+    /// The staged records were dumped for the next kernel.
     staged_dumped: bool,
     violations: u64,
     digests: DigestSet,
@@ -41,37 +40,37 @@ pub struct List {
 /// A part of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// The records since the list was last staged, without those that were deleted.
+    /// The records added since the list was last staged and not deleted.
     Current,
-    /// The records that were staged and not yet deleted. No record is ever added to these.
+    /// The records that were staged and not yet deleted. No record is ever added to this part.
     Staged,
 }
 
-/// How much there is and was.
+/// Numbers and sizes of present and past records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Records in the current part.
     pub current: u64,
     /// Records in the staged part.
     pub staged: u64,
-    /// Records that were ever added, or restored.
+    /// Records ever added or restored.
     pub total: u64,
-    /// Violations that were ever added; not those that were restored.
+    /// Violations ever added, without restored ones.
     pub violations: u64,
     /// Bytes of the records in both parts, in the sha1 form.
     pub held_bytes: u64,
-    /// Bytes of the records that were deleted, in the sha1 form.
+    /// Bytes of the deleted records, in the sha1 form.
     pub freed_bytes: u64,
 }
 
-/// Records that were taken out of a list, with their memory: it is freed when this is dropped.
+/// Records removed from a list. Dropping this frees their memory.
 #[derive(Debug)]
-#[must_use = "dropping this frees memory: do it when the list is unlocked"]
+#[must_use = "dropping this frees memory: drop it when the list is unlocked"]
 pub struct Removed(Memory);
 
 #[derive(Debug)]
 enum Memory {
-    /// And the digests, if they are forgotten.
+    /// The staged records, and the digests if they are flushed.
     Staged {
         records: Option<Box<Chain>>,
         _digests: Option<DigestSet>,
@@ -96,9 +95,9 @@ impl List {
         }
     }
 
-    /// Adds a record. `key` is its template digest in the hash that tells duplicates apart, the
-    /// IMA default hash; at least SHA-256, if measurements are not to be suppressed by collisions.
-    /// A violation has no digest of its own and is always added.
+    /// Appends a record. `key` is its template digest for duplicate detection, in the IMA default
+    /// hash: SHA-256 or stronger, so that collisions cannot suppress measurements. A violation has
+    /// no digest of its own and is always added.
     ///
     /// # Errors
     /// [`AppendError`], in the order of its variants.
@@ -116,18 +115,18 @@ impl List {
         Ok(())
     }
 
-    /// Makes all current records the staged ones (`A`), and says how many they are.
+    /// Stages all current records (`A`) and returns their number.
     ///
     /// # Errors
-    /// [`StageError`], in the order of its variants. Nothing has changed then.
+    /// [`StageError`], in the order of its variants. The list is unchanged.
     pub fn stage(&mut self) -> Result<u64, StageError> {
         self.stage_with(Spare::default())
     }
 
-    /// As [`List::stage`], with memory that was allocated before the list was locked.
+    /// As [`List::stage`], with memory allocated before the list was locked.
     ///
     /// # Errors
-    /// As there.
+    /// As [`List::stage`].
     #[inline]
     pub fn stage_with(&mut self, spare: Spare) -> Result<u64, StageError> {
         if self.staged.is_some() {
@@ -147,7 +146,7 @@ impl List {
     /// Deletes the staged records (`D`).
     ///
     /// # Errors
-    /// [`DeleteError`], in the order of its variants. Nothing has changed then.
+    /// [`DeleteError`], in the order of its variants. The list is unchanged.
     #[inline]
     pub fn delete_staged(&mut self) -> Result<Removed, DeleteError> {
         let refused = match self.options.rules {
@@ -155,37 +154,37 @@ impl List {
             Rules::V4 => self.staged_dumped,
         };
         if self.staged.is_none() || refused {
-            return Err(self.why_not_staged());
+            return Err(self.staged_refusal());
         }
-        // What was staged is not looked at: nobody may have touched its memory for long.
+        // Does not read the staged chain: its memory is probably in no cache.
         let records = self.staged.take();
         let digests = match self.options.duplicates {
-            Duplicates::Flush => Some(self.forget()),
+            Duplicates::Flush => Some(self.flush_digests()),
             Duplicates::Detect | Duplicates::Off => None,
         };
         Ok(Removed(Memory::Staged { records, _digests: digests }))
     }
 
-    /// Deletes the first `n` current records (`N`). Records that are staged are older; whether they
-    /// may be there is a matter of [`Rules`].
+    /// Deletes the first `n` current records (`N`). [`Rules`] decides whether this is permitted
+    /// while (older) records are staged.
     ///
     /// # Errors
-    /// [`DeleteError`], in the order of its variants. Nothing has changed then.
+    /// [`DeleteError`], in the order of its variants. The list is unchanged.
     pub fn delete_first(&mut self, n: u64) -> Result<Removed, DeleteError> {
         let mut cut = self.outline().cut(n);
         self.delete_first_with(&mut cut)?;
         Ok(Removed::first(cut))
     }
 
-    /// As [`List::delete_first`], with what was made ready before the list was locked. That holds
-    /// what was deleted: drop it when the list is unlocked.
+    /// As [`List::delete_first`], with a deletion prepared before the list was locked. `cut` then
+    /// owns the deleted records: drop it when the list is unlocked.
     ///
     /// # Errors
-    /// As there.
+    /// As [`List::delete_first`].
     #[inline]
     pub fn delete_first_with(&mut self, cut: &mut Cut) -> Result<(), DeleteError> {
-        // The patches stage and put back in two steps, and answer ESTALE if the list is dumped
-        // between them. This is one step.
+        // The patches stage and splice back in two steps, and return ESTALE if the list is dumped
+        // in between. Here both are one step.
         if self.options.rules == Rules::V4 && self.staged.is_some() {
             return Err(DeleteError::Pending);
         }
@@ -200,24 +199,24 @@ impl List {
         Ok(())
     }
 
-    /// Deletes the first `n` current records if `expected_total` were trimmed before (`T:N`): so
-    /// that of two who read the same records and delete them, the second deletes none that it did
-    /// not read.
+    /// Deletes the first `n` current records if `expected_total` records were trimmed before
+    /// (`T:N`). If two clients read and trim the same records, the second trim is refused instead
+    /// of deleting records that its client did not read.
     ///
     /// # Errors
-    /// [`TrimError`], in the order of its variants. Nothing has changed then. To trim 0 records is no
-    /// error where the total is right.
+    /// [`TrimError`], in the order of its variants. The list is unchanged. Trimming 0 records is
+    /// not an error if the total is right.
     pub fn trim(&mut self, expected_total: u64, n: u64) -> Result<Removed, TrimError> {
         let mut cut = self.outline().cut(n);
         self.trim_with(expected_total, &mut cut)?;
         Ok(Removed::first(cut))
     }
 
-    /// As [`List::trim`], with what was made ready before the list was locked. That holds what was
-    /// deleted: drop it when the list is unlocked.
+    /// As [`List::trim`], with a deletion prepared before the list was locked. `cut` then owns the
+    /// deleted records: drop it when the list is unlocked.
     ///
     /// # Errors
-    /// As there.
+    /// As [`List::trim`].
     #[inline]
     pub fn trim_with(&mut self, expected: u64, cut: &mut Cut) -> Result<(), TrimError> {
         if self.options.duplicates == Duplicates::Flush {
@@ -238,30 +237,31 @@ impl List {
         Ok(())
     }
 
-    /// How many records were trimmed so far (`T`). Not carried over a kexec.
+    /// The number of records trimmed so far (`T`). Not carried over a kexec.
     pub fn trimmed(&self) -> u64 {
         self.trimmed
     }
 
-    /// What of the current records must be known to make a deletion ready.
+    /// The state of the current records that prepares a deletion.
     #[inline]
     pub fn outline(&self) -> Outline {
         self.current.outline()
     }
 
-    /// Refuses change from now on, as a kernel does that is going down: no record is added any
-    /// more. What else is refused is a matter of [`Rules`].
+    /// Suspends the list, as a kernel that is going down does: no more records are added. [`Rules`]
+    /// decides which other requests are refused.
     pub fn suspend(&mut self) {
         self.suspended = true;
     }
 
-    /// Takes records of a part from the `from`-th on, first 0: as many as are whole in `max_bytes`,
-    /// but at least one if there is one. Copies at most `max_bytes` (or that one record).
+    /// A snapshot of a part's records from index `from` on: as many whole records as fit in
+    /// `max_bytes`, but at least one if one exists. Copies at most `max_bytes` (or that one
+    /// record).
     pub fn snapshot(&self, part: Part, from: u64, max_bytes: usize) -> Chunk {
         self.part(part).map(|part| part.snapshot(from, max_bytes)).unwrap_or_default()
     }
 
-    /// How many records a part holds.
+    /// The number of records in a part.
     pub fn count(&self, part: Part) -> u64 {
         self.part(part).map_or(0, Chain::records)
     }
@@ -271,7 +271,7 @@ impl List {
         self.part(part).map_or(0, Chain::size)
     }
 
-    /// How much there is and was.
+    /// Numbers and sizes of present and past records.
     pub fn counts(&self) -> Counts {
         let held_bytes = self.size(Part::Current) + self.size(Part::Staged);
         Counts {
@@ -284,22 +284,22 @@ impl List {
         }
     }
 
-    /// Both parts as they are at this moment, in the order of the records, for the next kernel.
+    /// A snapshot of both parts, in record order, for the next kernel.
     pub(crate) fn carried(&mut self) -> [Chunk; 2] {
         self.staged_dumped = self.staged.is_some();
         [Part::Staged, Part::Current].map(|part| self.snapshot(part, 0, usize::MAX))
     }
 
-    /// Adds a record, whatever it is.
+    /// Appends a record without any check.
     pub(crate) fn push(&mut self, record: &[u8]) {
         self.current.push(record);
         self.total += 1;
         self.total_bytes += record.len() as u64;
     }
 
-    /// Why what is staged is not deleted.
+    /// The reason that the staged records cannot be deleted.
     #[cold]
-    fn why_not_staged(&self) -> DeleteError {
+    fn staged_refusal(&self) -> DeleteError {
         match self.options.rules {
             _ if self.staged.is_none() => DeleteError::Empty,
             Rules::Linux72 => DeleteError::Suspended,
@@ -308,7 +308,7 @@ impl List {
     }
 
     #[cold]
-    fn forget(&mut self) -> DigestSet {
+    fn flush_digests(&mut self) -> DigestSet {
         mem::take(&mut self.digests)
     }
 
@@ -331,7 +331,7 @@ impl Removed {
         Removed(Memory::First(cut))
     }
 
-    /// How many records these are.
+    /// The number of records.
     pub fn records(&self) -> u64 {
         match &self.0 {
             Memory::Staged { records, .. } => records.as_deref().map_or(0, Chain::records),
@@ -348,8 +348,8 @@ impl Removed {
     }
 }
 
-/// A record's PCR, and whether it is a violation. Both stand at its beginning, so that a record
-/// need not be parsed while the list is locked.
+/// A record's PCR, and whether it is a violation. Both are at the record's beginning, so it need
+/// not be parsed while the list is locked.
 fn head(record: &RecordBuf) -> (u32, bool) {
     let bytes = record.as_bytes();
     let format = record.format();
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_before_that_the_list_is_suspended() {
+    fn missing_records_are_reported_before_suspension() {
         let mut list = List::new(Options::default());
         list.suspend();
         assert_eq!(list.stage(), Err(StageError::Empty));
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspended_list_refuses_everything_and_keeps_its_records() {
+    fn suspended_list_refuses_all_requests_and_keeps_its_records() {
         let mut list = list_of(3);
         list.suspend();
         assert_eq!(list.stage(), Err(StageError::Suspended));
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn staged_records_are_deleted_before_more_are_staged() {
+    fn staging_is_refused_until_staged_records_are_deleted() {
         let mut list = list_of(3);
         assert_eq!(list.stage(), Ok(3));
         assert_eq!(list.stage(), Err(StageError::Pending));
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn violations_are_never_duplicates_and_are_not_detected_by_digest() {
+    fn violations_are_never_duplicates() {
         let mut list = List::new(Options::default());
         let violation = RecordBuf::ima_ng_violation(10, Bank::Sha256, b"/v");
         for _ in 0..3 {
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_digests_of_different_pcrs_are_no_duplicates() {
+    fn equal_digests_of_different_pcrs_are_not_duplicates() {
         let mut list = List::new(Options::default());
         for pcr in [10, 11] {
             let record = RecordBuf::ima_ng(pcr, &Bank::Sha256.hash(&[]), b"a");
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_longer_than_a_segment_stands_alone() {
+    fn record_longer_than_a_segment_gets_its_own_segment() {
         let mut list = List::new(Options::default());
         let long = alloc::vec![b'x'; 3 << 20];
         for name in [b"a", &long[..], b"b"] {
@@ -451,8 +451,9 @@ mod tests {
         assert_eq!(list.snapshot(Part::Current, 0, 0).records(), 1);
         assert_eq!(list.snapshot(Part::Current, 1, 0).records(), 0);
     }
+
     #[test]
-    fn records_added_after_all_were_deleted_are_found() {
+    fn records_appended_after_deleting_all_are_found() {
         let mut list = list_of(3);
         assert_eq!(list.delete_first(3).unwrap().records(), 3);
         add(&mut list, b"new").unwrap();
@@ -460,8 +461,9 @@ mod tests {
         assert_eq!(chunk.records(), 1);
         assert_eq!(chunk.slices().map(<[u8]>::len).sum::<usize>() as u64, list.size(Part::Current));
     }
+
     #[test]
-    fn a_chunk_is_filled_to_the_last_byte() {
+    fn chunk_contains_every_record_that_fits() {
         let mut list = list_of(20);
         let one = list.size(Part::Current) as usize / 20;
         let long = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), &[b'x'; 1 << 20]);
@@ -472,7 +474,7 @@ mod tests {
                 assert_eq!(taken(one * records), records as u64, "{sealed}");
                 assert_eq!(taken(one * (records + 1) - 1), records as u64, "{sealed}");
             }
-            // More than the open segment has room for.
+            // Exceeds the open segment's capacity, so that segment is sealed.
             list.append(&long, &key).ok();
         }
     }

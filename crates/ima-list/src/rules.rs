@@ -3,116 +3,117 @@
 /// How a list behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// What becomes of records that are there already.
+    /// The treatment of duplicate records.
     pub duplicates: Duplicates,
-    /// When requests are refused.
+    /// The conditions under which requests are refused.
     pub rules: Rules,
 }
 
-/// When requests are refused. They differ where records are staged already, and where the machine
-/// is going down. [`List::trim`](crate::List::trim) is the same in both.
+/// The conditions under which requests are refused. They differ while records are staged and while
+/// the machine is going down. [`List::trim`](crate::List::trim) is the same in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rules {
-    /// As in Linux 7.2: N leaves what is staged alone, and nothing is staged or deleted once the
-    /// list is suspended.
+    /// As in Linux 7.2: N does not affect staged records, and a suspended list refuses to stage or
+    /// delete.
     #[default]
     Linux72,
-    /// As in version 4 of the staging patches: N stages, deletes and puts the rest back, so that it
-    /// is refused while records are staged. Suspending refuses nothing; only what was staged when
-    /// the list was dumped stays.
+    /// As in version 4 of the staging patches: N stages, deletes and splices the rest back, so it
+    /// is refused while records are staged. A suspended list still stages and deletes; only records
+    /// that were staged when the list was dumped cannot be deleted.
     V4,
 }
 
-/// What becomes of records that are there already: same digest, same PCR.
+/// The treatment of duplicate records: same digest, same PCR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Duplicates {
-    /// They are refused, even when the first one was deleted (the kernel's default).
+    /// Duplicates are refused, even if the first record was deleted (the kernel's default).
     #[default]
     Detect,
-    /// They are refused, but deleting the staged records forgets all digests, those of current
-    /// records too (boot parameter `ima_flush_htable`, with which the kernel deletes only what was
-    /// staged).
+    /// Duplicates are refused, but deleting the staged records flushes all digests, including those
+    /// of current records (boot parameter `ima_flush_htable`; the kernel then deletes only staged
+    /// records).
     Flush,
-    /// They are added (`CONFIG_IMA_DISABLE_HTABLE`).
+    /// Duplicates are added (`CONFIG_IMA_DISABLE_HTABLE`).
     Off,
 }
 
-/// Why a record was not added.
+/// The reason a record was not appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// The list is suspended (in the kernel ENODEV).
-    #[error("no record is added to a suspended list: the machine is going down")]
+    #[error("record not appended: the list is suspended, the machine is going down")]
     Suspended,
     /// A record with this digest and PCR is or was in the list (in the kernel EEXIST).
-    #[error("a record with this digest and PCR was added before")]
+    #[error("record not appended: a record with this digest and PCR was appended before")]
     Duplicate,
 }
 
-/// Why nothing was staged. The first that applies, in this order.
+/// The reason nothing was staged. The first variant that applies is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StageError {
-    /// Records are staged already (EEXIST).
-    #[error("records are staged already; delete them first")]
+    /// Records are already staged (EEXIST).
+    #[error("staging refused: records are already staged; delete them first")]
     Pending,
     /// There are no current records (ENOENT).
-    #[error("there are no records to stage")]
+    #[error("staging refused: the list has no current records")]
     Empty,
     /// The list is suspended (EACCES).
-    #[error("nothing is staged from a suspended list: the machine is going down")]
+    #[error("staging refused: the list is suspended, the machine is going down")]
     Suspended,
 }
 
-/// Why nothing was deleted. The first that applies, in this order.
+/// The reason nothing was deleted. The first variant that applies is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeleteError {
-    /// Records are staged, and N needs the staged part for itself: [`Rules::V4`] (EEXIST).
-    #[error("records are staged; delete them before others")]
+    /// Records are staged, and N itself uses the staged part: [`Rules::V4`] (EEXIST).
+    #[error("deletion refused: records are staged; delete the staged records first")]
     Pending,
     /// No records are staged (ENOENT).
-    #[error("no records are staged")]
+    #[error("deletion refused: no records are staged")]
     Empty,
-    /// There are fewer current records than were to be deleted (ENOENT).
-    #[error("{asked} records cannot be deleted where there are {found}")]
+    /// The list has fewer current records than requested (ENOENT).
+    #[error("deletion of {asked} records refused: the list has {found}")]
     TooMany {
-        /// How many were to be deleted.
+        /// Records requested.
         asked: u64,
-        /// How many there are.
+        /// Current records.
         found: u64,
     },
-    /// The list is suspended: [`Rules::Linux72`] (ESTALE). Its records may come back in the next
-    /// kernel.
-    #[error("nothing is deleted from a suspended list: the machine is going down")]
+    /// The list is suspended: [`Rules::Linux72`] (ESTALE). The next kernel may restore its records.
+    #[error("deletion refused: the list is suspended, the machine is going down")]
     Suspended,
-    /// What is staged was dumped: [`Rules::V4`] (ESTALE). It comes back in the next kernel, unless
-    /// that was handed less than all.
-    #[error("the next kernel was handed the staged records already; they are not deleted")]
+    /// The staged records were dumped: [`Rules::V4`] (ESTALE). The next kernel restores them,
+    /// unless the dump was truncated.
+    #[error("deletion refused: the staged records were already dumped for the next kernel")]
     Dumped,
 }
 
-/// Why nothing was trimmed. The first that applies, in this order.
+/// The reason nothing was trimmed. The first variant that applies is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrimError {
-    /// The list forgets digests when records are deleted, which is for staged ones only: see
+    /// The list flushes digests on deletion and therefore deletes only staged records: see
     /// [`Duplicates::Flush`] (EINVAL).
-    #[error("a list that forgets digests deletes only what was staged")]
+    #[error("trim refused: a list that flushes digests deletes only staged records")]
     Flush,
-    /// Others trimmed, or T was never right (ESTALE).
-    #[error("{found} records were trimmed so far, not {expected}: read again what is left")]
+    /// Another client trimmed the list, or T was never correct (ESTALE).
+    #[error(
+        "trim refused: {found} records were trimmed before, not {expected}; read the list again"
+    )]
     WrongTotal {
-        /// T, as it was expected.
+        /// The expected T.
         expected: u64,
-        /// T, as it is.
+        /// The actual T.
         found: u64,
     },
-    /// There are fewer current records than were to be trimmed (ENOENT).
-    #[error("{asked} records cannot be trimmed where there are {found}")]
+    /// The list has fewer current records than requested (ENOENT).
+    #[error("trim of {asked} records refused: the list has {found}")]
     TooMany {
-        /// How many were to be trimmed.
+        /// Records requested.
         asked: u64,
-        /// How many there are.
+        /// Current records.
         found: u64,
     },
-    /// The list is suspended (ESTALE): its records may come back in the next kernel.
-    #[error("nothing is trimmed from a suspended list: the machine is going down")]
+    /// The list is suspended (ESTALE). The next kernel may restore its records.
+    #[error("trim refused: the list is suspended, the machine is going down")]
     Suspended,
 }

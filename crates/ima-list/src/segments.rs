@@ -1,28 +1,27 @@
-//! Segments of whole records, and the tree of sealed segments whose shared nodes never change.
+//! Segments of whole records, and the copy-on-write tree of sealed segments.
 
 use alloc::{sync::Arc, vec, vec::Vec};
 use core::ptr;
 
-/// Counted from a chain's first record and byte ever.
+/// A position, counted from the first record and byte that a chain ever had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     pub(crate) records: u64,
     pub(crate) bytes: u64,
 }
 
-/// Whole records, one behind the other.
+/// Consecutive whole records.
 #[derive(Debug, Default)]
 pub(crate) struct Segment {
     pub(crate) bytes: Vec<u8>,
-    /// Where in `bytes` each record begins.
+    /// The offset in `bytes` at which each record begins.
     starts: Vec<u32>,
 }
 
-/// Segments that take no more records, in order, each with where it begins.
+/// Sealed segments in order, each with its position.
 ///
-/// A tree of which nothing that is shared is ever changed. So a clone, which costs one step, stays
-/// what it is; and to leave out the first segments takes a new node on each level, which can be
-/// made while others use the tree.
+/// A copy-on-write tree: shared nodes never change. A clone takes constant time and keeps its
+/// content. Removing the first segments makes one new node per level, without locking the tree.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Segments {
     root: Option<Arc<Node>>,
@@ -30,9 +29,9 @@ pub(crate) struct Segments {
 
 #[derive(Clone, Debug)]
 struct Node {
-    /// Levels below this one.
+    /// The number of levels below this one.
     height: u32,
-    /// At least one, at most [`FANOUT`].
+    /// 1 to [`FANOUT`] children.
     children: Vec<(Position, Child)>,
 }
 
@@ -45,7 +44,7 @@ enum Child {
 const FANOUT: usize = 16;
 
 impl Position {
-    /// Where `record` begins, which is in `segment`, which begins here.
+    /// The position of `record` in `segment`, which begins at this position.
     pub(crate) fn at(self, segment: &Segment, record: u64) -> Position {
         let bytes = self.bytes + segment.start(record.saturating_sub(self.records)) as u64;
         Position { records: record, bytes }
@@ -53,9 +52,9 @@ impl Position {
 }
 
 impl Segment {
-    /// Adds a record.
+    /// Appends a record.
     pub(crate) fn push(&mut self, record: &[u8]) {
-        // Fits: a segment of more than one record has less than 4 GiB.
+        // No truncation: a segment of more than one record has less than 4 GiB.
         self.starts.push(self.bytes.len() as u32);
         self.bytes.extend_from_slice(record);
     }
@@ -64,12 +63,12 @@ impl Segment {
         self.starts.len() as u64
     }
 
-    /// Where the segment's `index`-th record begins; its end if there are not so many.
+    /// The offset of the record at `index`, or the segment's end if `index` is out of range.
     pub(crate) fn start(&self, index: u64) -> usize {
         self.starts.get(index as usize).map_or(self.bytes.len(), |start| *start as usize)
     }
 
-    /// How many records are wholly before byte `end`.
+    /// The number of records that end at or before byte `end`.
     pub(crate) fn records_before(&self, end: usize) -> u64 {
         if end >= self.bytes.len() {
             return self.records();
@@ -85,7 +84,7 @@ impl Segment {
 }
 
 impl Segments {
-    /// Adds one behind the others. Allocates on each level at most.
+    /// Appends a segment. Allocates at most once per level.
     pub(crate) fn push(&mut self, at: Position, segment: Segment) {
         let segment = Child::Segment(Arc::new(segment));
         let Some(root) = &mut self.root else {
@@ -101,7 +100,7 @@ impl Segments {
         }
     }
 
-    /// The segment that holds `record`, or would if it had no end, and where it begins.
+    /// The last segment that begins at or before `record`, and its position.
     pub(crate) fn find(&self, record: u64) -> Option<(Position, &Arc<Segment>)> {
         let mut node = self.root.as_deref()?;
         loop {
@@ -112,12 +111,12 @@ impl Segments {
         }
     }
 
-    /// The segments from the one on that holds `record`, or would if it had no end.
+    /// The segments from the last one that begins at or before `record`.
     pub(crate) fn from(&self, record: u64) -> Segments {
         Segments { root: self.root.as_ref().map(|root| Arc::new(root.from(record))) }
     }
 
-    /// Whether nothing was added or left out between this one and `other`, of which one is a clone.
+    /// Whether this and `other`, one of which is a clone of the other, are still the same tree.
     #[inline]
     pub(crate) fn is(&self, other: &Segments) -> bool {
         let root = |segments: &Segments| segments.root.as_ref().map_or(ptr::null(), Arc::as_ptr);
@@ -126,7 +125,7 @@ impl Segments {
 }
 
 impl Node {
-    /// Gives the segment back if there is no room left.
+    /// Appends a segment; returns the segment if the node is full.
     fn push(&mut self, at: Position, mut segment: Child) -> Result<(), Child> {
         if let Some((_, Child::Node(last))) = self.children.last_mut() {
             match Arc::make_mut(last).push(at, segment) {
@@ -150,14 +149,14 @@ impl Node {
         Node { height: self.height, children }
     }
 
-    /// Which child holds `record`, or would if it had no end.
+    /// The index of the last child that begins at or before `record`.
     fn child(&self, record: u64) -> usize {
         self.children.partition_point(|(at, _)| at.records <= record).saturating_sub(1)
     }
 }
 
 impl Child {
-    /// A segment as the child of a node of `height`.
+    /// Wraps a segment so that it can be the child of a node of `height`.
     fn below(self, height: u32, at: Position) -> Child {
         (0..height).fold(self, |below, height| {
             Child::Node(Arc::new(Node { height, children: vec![(at, below)] }))
@@ -171,14 +170,14 @@ mod tests {
     use alloc::collections::VecDeque;
     use proptest::prelude::*;
 
-    /// Of so many records.
+    /// A segment of `records` records.
     fn segment(records: u64) -> Segment {
         let mut segment = Segment::default();
         (0..records).for_each(|_| segment.push(b"record"));
         segment
     }
 
-    /// What is found for every record is what a list of (first record, records) says.
+    /// Compares every lookup with a model of (first record, records) pairs.
     fn check(segments: &Segments, model: &VecDeque<(u64, u64)>) {
         assert_eq!(segments.find(0).is_none(), model.is_empty());
         for (at, records) in model {
@@ -193,7 +192,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn segments_are_a_list_and_a_clone_stays_what_it_was(
+        fn tree_matches_a_list_and_clones_never_change(
             ops in prop::collection::vec((1u64..400, prop::option::weighted(0.4, 0.0f64..1.0)), 1..12),
         ) {
             let mut segments = Segments::default();
@@ -226,12 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn the_tree_is_as_high_as_it_must_be_however_often_it_is_cut() {
+    fn repeated_cuts_keep_the_tree_at_minimum_height() {
         let mut segments = Segments::default();
         for i in 0..5_000 {
             segments.push(Position { records: i, bytes: 0 }, segment(1));
             segments = segments.from(i.saturating_sub(100));
-            // Two full nodes fewer than there must be for another level, one on each side.
+            // 101 segments, plus a partly filled node at each side, need at most three levels.
             assert!(segments.root.as_ref().unwrap().height <= 2, "{i}");
         }
     }

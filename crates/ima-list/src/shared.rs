@@ -1,8 +1,8 @@
-//! The list for many threads.
+//! The list for many threads, behind two locks.
 
 use std::{sync::PoisonError, vec::Vec};
 
-// tests/loom.rs tries the threads' interleavings with a mutex that counts them.
+// tests/loom.rs explores the threads' interleavings with loom's mutex.
 #[cfg(loom)]
 use loom::sync::{Mutex, MutexGuard};
 #[cfg(not(loom))]
@@ -17,10 +17,9 @@ use crate::{
 
 /// A list for many threads.
 ///
-/// Two locks: one gives records their order and is held while the TPM is extended, so that the TPM
-/// sees records in the order of the list; the other guards the list and is only ever held for a
-/// moment. So whoever reads, stages or deletes never waits for the TPM, only those who add do.
-/// A record can be read a moment before the TPM was extended with it, never after.
+/// Two locks: the order lock is held while the TPM is extended, so the TPM is extended in list
+/// order; the list lock is only held briefly. Readers, stage and delete requests never wait for the
+/// TPM; only appends do. A record becomes readable before the TPM is extended with it, never after.
 #[derive(Debug)]
 pub struct SharedList {
     order: Mutex<()>,
@@ -33,11 +32,11 @@ impl SharedList {
         List::new(options).into()
     }
 
-    /// Adds a record, then calls `extend`, and lets nobody else add a record before that returns.
+    /// Appends a record, then calls `extend`; no other record is appended until `extend` returns.
     /// See [`List::append`].
     ///
     /// # Errors
-    /// [`AppendError`]; `extend` was not called then.
+    /// [`AppendError`]; `extend` was not called.
     pub fn append(
         &self,
         record: &RecordBuf,
@@ -59,8 +58,8 @@ impl SharedList {
         self.lock().stage_with(spare)
     }
 
-    /// [`List::delete_staged`]. Memory is freed when what is returned is dropped; the list is
-    /// unlocked by then.
+    /// [`List::delete_staged`]. Dropping the returned value frees the memory, with the list
+    /// unlocked.
     ///
     /// # Errors
     /// [`DeleteError`].
@@ -68,8 +67,8 @@ impl SharedList {
         self.lock().delete_staged()
     }
 
-    /// [`List::delete_first`]. Memory is freed when what is returned is dropped; the list is
-    /// unlocked by then.
+    /// [`List::delete_first`]. Dropping the returned value frees the memory, with the list
+    /// unlocked.
     ///
     /// # Errors
     /// [`DeleteError`].
@@ -79,8 +78,7 @@ impl SharedList {
         Ok(Removed::first(cut))
     }
 
-    /// [`List::trim`]. Memory is freed when what is returned is dropped; the list is unlocked by
-    /// then.
+    /// [`List::trim`]. Dropping the returned value frees the memory, with the list unlocked.
     ///
     /// # Errors
     /// [`TrimError`].
@@ -105,10 +103,10 @@ impl SharedList {
         self.lock().snapshot(part, from, max_bytes)
     }
 
-    /// [`List::dump`]. The list is locked only while its segments are noted.
+    /// [`List::dump`]. The list is locked only for the snapshot.
     ///
     /// # Errors
-    /// As there.
+    /// As [`List::dump`].
     pub fn dump(&self, endian: Endian, capacity: usize) -> (Vec<u8>, Result<(), KexecError>) {
         let all = self.lock().carried();
         kexec::write(&all, endian, capacity)
@@ -124,14 +122,15 @@ impl SharedList {
         self.lock().counts()
     }
 
-    /// Looks for the `n`-th record and allocates, both while the list is not locked.
+    /// Prepares a deletion: finds the `n`-th record and allocates with the list unlocked.
     fn cut(&self, n: u64) -> Cut {
         let outline = self.lock().outline();
         outline.cut(n)
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
-        // Nothing in the list panics halfway; a panic of a caller's `extend` leaves it whole.
+        // A poisoned lock is safe to use: the list never panics during a change, and the caller's
+        // `extend` runs without this lock.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,7 +148,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn the_tpm_is_extended_in_the_order_of_the_list() {
+    fn tpm_is_extended_in_list_order() {
         const EACH: u32 = 500;
         let list = SharedList::new(Options::default());
         let extended = Mutex::new(Vec::new());

@@ -1,4 +1,4 @@
-//! A list of a real kernel, and that of the kernel it booted with kexec.
+//! The list of a real kernel, and the list of the kernel it booted by kexec.
 #![allow(clippy::unwrap_used)]
 
 use std::{fs, path::Path};
@@ -6,9 +6,9 @@ use std::{fs, path::Path};
 use ima_list::{List, Options, Part};
 use ima_log::{Bank, Endian, Format, KexecBuffer, RecordBuf, Records};
 
-/// The second list begins with the records that were carried over.
+/// The second list begins with the records carried over.
 #[test]
-fn a_real_kernel_carries_the_same() {
+fn dump_matches_what_a_real_kernel_carries_over_a_kexec() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/corpus/kexec");
     let [before, after] =
         ["1-before", "2-after"].map(|boot| fs::read(corpus.join(boot).join("binary")).unwrap());

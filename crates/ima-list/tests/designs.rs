@@ -1,4 +1,4 @@
-//! The designs of the lock study are all lists: what is measured does what it should.
+//! All designs of the lock study compared with one model, to validate what the study measures.
 
 use std::{
     collections::HashSet,
@@ -10,10 +10,10 @@ use ima_list::Part;
 use ima_log::{Bank, Digest, RecordBuf};
 use proptest::prelude::*;
 
-#[allow(dead_code, reason = "the benchmark asks for more")]
+#[allow(dead_code, reason = "only the benchmark uses all of it")]
 #[path = "../benches/lock_study/clock.rs"]
 mod clock;
-#[allow(dead_code, reason = "the benchmark asks for more")]
+#[allow(dead_code, reason = "only the benchmark uses all of it")]
 #[path = "../benches/lock_study/designs.rs"]
 mod designs;
 #[path = "../benches/lock_study/ours.rs"]
@@ -140,7 +140,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn every_design_is_a_list_of_vectors(ops in ops(), detect in any::<bool>()) {
+    fn every_design_matches_a_model_of_vectors(ops in ops(), detect in any::<bool>()) {
         for kind in Kind::ALL {
             check(kind, detect, &ops)?;
         }
@@ -148,7 +148,7 @@ proptest! {
 }
 
 #[test]
-fn whoever_adds_while_records_are_deleted_finds_the_order_kept() {
+fn appends_concurrent_with_deletions_keep_their_order() {
     const MOST: u64 = 3_000;
     let records: Vec<_> = (0..MOST).map(record).collect();
     for kind in Kind::ALL {
@@ -166,10 +166,10 @@ fn whoever_adds_while_records_are_deleted_finds_the_order_kept() {
                 deleted
             });
             for (record, key) in &records {
-                list.append(record, key).expect("no record is there twice");
+                list.append(record, key).expect("all records are distinct");
             }
             done.store(true, Ordering::Relaxed);
-            deleting.join().expect("nothing goes wrong")
+            deleting.join().expect("the deleting thread does not panic")
         });
         let left: Vec<_> =
             records[deleted as usize..].iter().flat_map(|(record, _)| record.as_bytes()).collect();

@@ -1,4 +1,4 @@
-//! What a list carries over a kexec, and what it does not.
+//! Dump and restore of a list over a kexec.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -20,7 +20,7 @@ fn record(i: u16) -> (RecordBuf, Digest) {
     (record, key)
 }
 
-/// A list of `staged` and then `current` records; before them `deleted` ones, which are gone.
+/// A list that deleted `deleted` records and has `staged` and then `current` records.
 fn list_of(deleted: u16, staged: u16, current: u16) -> List {
     let mut list = List::new(Options::default());
     add(&mut list, 0..deleted);
@@ -49,7 +49,7 @@ fn restored(buffer: &[u8]) -> (List, Result<(), KexecError>) {
 
 proptest! {
     #[test]
-    fn what_is_carried_is_staged_then_current_as_far_as_there_is_room(
+    fn dump_contains_staged_then_current_records_up_to_its_capacity(
         deleted in 0u16..50,
         staged in 0u16..50,
         current in 0u16..200,
@@ -82,7 +82,7 @@ proptest! {
 }
 
 #[test]
-fn a_file_whose_record_was_carried_is_recorded_once_more() {
+fn restored_record_does_not_count_as_duplicate() {
     let mut old = list_of(0, 0, 3);
     old.suspend();
     let (buffer, whole) = old.dump(Endian::native(), 4096);
@@ -95,7 +95,7 @@ fn a_file_whose_record_was_carried_is_recorded_once_more() {
 }
 
 #[test]
-fn digests_are_computed_anew_but_those_of_violations() {
+fn restore_recomputes_all_digests_except_those_of_violations() {
     let mut list = list_of(0, 0, 2);
     let (mut buffer, _) = list.dump(Endian::native(), 4096);
     let size = record(0).0.as_bytes().len();
@@ -103,14 +103,14 @@ fn digests_are_computed_anew_but_those_of_violations() {
     let (next, _) = restored(&buffer);
     assert_eq!(bytes(&next, Part::Current), bytes(&list, Part::Current));
 
-    // A digest of zeros says violation, whatever the data is.
+    // A zero digest marks a violation, whatever the data is.
     buffer[HEADER + size + 4..][..20].fill(0);
     let (next, _) = restored(&buffer);
     assert_eq!(bytes(&next, Part::Current), buffer[HEADER..]);
 }
 
 #[test]
-fn records_before_one_that_cannot_be_restored_are_kept() {
+fn restore_keeps_the_records_before_a_malformed_one() {
     let mut list = list_of(0, 2, 5);
     let (mut buffer, _) = list.dump(Endian::native(), 4096);
     let last = record(6).0.as_bytes().len();

@@ -1,7 +1,7 @@
-//! What several threads may do to one list, in every interleaving of their locks.
+//! Concurrent use of one list by several threads, in every interleaving of their locks.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p ima-list --test loom --release`; without the flag there is
-//! nothing here.
+//! `RUSTFLAGS="--cfg loom" cargo test -p ima-list --test loom --release`; without the flag this
+//! file is empty.
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -30,7 +30,7 @@ struct Machine {
     made: Made,
 }
 
-/// What stands for a PCR extend: the result depends on every record before it and on their order.
+/// Models a PCR extend: the result depends on every earlier record and on their order.
 fn extended(pcr: u64, record: usize) -> u64 {
     pcr * 10 + record as u64 + 1
 }
@@ -39,7 +39,7 @@ impl Machine {
     fn append(&self, record: usize) -> Result<(), AppendError> {
         let (bytes, key) = &self.made[record];
         self.list.append(bytes, key, || {
-            // Two steps, as a TPM's: another extend in between would be lost.
+            // Two steps, so that a concurrent extend would be lost.
             let before = self.pcr.load(Ordering::Relaxed);
             self.pcr.store(extended(before, record), Ordering::Relaxed);
         })
@@ -59,14 +59,14 @@ impl Machine {
                 .made
                 .iter()
                 .position(|(record, _)| bytes.starts_with(record.as_bytes()))
-                .expect("what is read are whole records that were added");
+                .expect("the list contains whole records that were appended");
             bytes = &bytes[self.made[record].0.as_bytes().len()..];
             records.push(record);
         }
         records
     }
 
-    /// All that was taken, then what is left, is what the PCR was extended with.
+    /// Checks that the offloaded records, followed by those in the list, replay to the PCR.
     fn settle(&self, mut taken: Vec<usize>) {
         taken.extend(self.read(Part::Staged));
         taken.extend(self.read(Part::Current));
@@ -82,8 +82,8 @@ impl Machine {
             Err(refused) => panic!("only one thread stages: {refused}"),
             Ok(staged) => {
                 let read = self.read(Part::Staged);
-                assert_eq!(read.len() as u64, staged, "nothing joins what is staged");
-                assert_eq!(self.read(Part::Staged), read, "nor leaves it");
+                assert_eq!(read.len() as u64, staged, "no record is added to the staged part");
+                assert_eq!(self.read(Part::Staged), read, "no record leaves the staged part");
                 assert_eq!(self.list.delete_staged().map(gone), Ok(staged));
                 read
             }
@@ -95,7 +95,7 @@ fn gone(removed: Removed) -> u64 {
     removed.records()
 }
 
-/// Runs `test` in every interleaving of the threads it starts, on a list that `options` describe.
+/// Runs `test` in every interleaving of the threads it starts, on a list with `options`.
 fn every_interleaving(options: Options, test: impl Fn(Arc<Machine>) + Send + Sync + 'static) {
     let made: Made = StdArc::new(
         (0..4u8)
@@ -116,7 +116,7 @@ fn every_interleaving(options: Options, test: impl Fn(Arc<Machine>) + Send + Syn
 }
 
 #[test]
-fn whoever_drains_gets_the_records_in_the_order_of_the_pcr() {
+fn drain_returns_records_in_pcr_order() {
     every_interleaving(Options::default(), |machine| {
         let adding: Vec<_> = [[0, 1], [2, 3]]
             .map(|records| {
@@ -133,7 +133,7 @@ fn whoever_drains_gets_the_records_in_the_order_of_the_pcr() {
 }
 
 #[test]
-fn of_equal_records_one_is_added_even_while_it_is_being_deleted() {
+fn one_of_two_equal_records_is_appended_during_a_deletion() {
     every_interleaving(Options::default(), |machine| {
         let adding = [(); 2].map(|()| {
             let machine = Arc::clone(&machine);
@@ -153,7 +153,7 @@ fn of_equal_records_one_is_added_even_while_it_is_being_deleted() {
 }
 
 #[test]
-fn flushing_forgets_digests_at_one_moment() {
+fn flush_drops_all_digests_atomically() {
     let options = Options { duplicates: Duplicates::Flush, ..Options::default() };
     every_interleaving(options, |machine| {
         machine.append(0).unwrap();
@@ -164,10 +164,11 @@ fn flushing_forgets_digests_at_one_moment() {
         let taken = machine.drain();
         let [new, again] = adding.join().unwrap();
         assert_eq!(new, Ok(()));
-        // Added again only if that was after the deletion; then the deleted one is not the only one.
+        // Record 0 is appended again only after the flush, and is then in the current part.
         let current = machine.read(Part::Current);
         assert_eq!(current.contains(&0), again.is_ok(), "{again:?}, {current:?}");
-        // If record 0 came before the flush, so did record 1, and its digest is forgotten too.
+        // If the second append of record 0 preceded the flush, so did record 1, and its digest is
+        // flushed too.
         let forgotten = machine.append(1).is_ok();
         assert!(forgotten || again.is_ok(), "{current:?}");
         machine.settle(taken);
@@ -175,7 +176,7 @@ fn flushing_forgets_digests_at_one_moment() {
 }
 
 #[test]
-fn deleting_the_first_leaves_the_rest_whoever_adds() {
+fn deleting_the_first_n_leaves_concurrent_appends() {
     every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = [1, 2].map(|record| {
@@ -191,7 +192,7 @@ fn deleting_the_first_leaves_the_rest_whoever_adds() {
             Ok(records) => {
                 assert_eq!((records, left.len()), (2, 1));
                 assert!(before.len() == 3 || !before.contains(&left[0]), "{before:?}, {left:?}");
-                // The first two are those that are not left: their order is what the PCR has.
+                // The deleted records are those not left in the list, in PCR order.
                 let mut taken = vec![0, 3 - left[0]];
                 taken.retain(|record| *record != left[0]);
                 machine.settle(taken);
@@ -206,7 +207,7 @@ fn deleting_the_first_leaves_the_rest_whoever_adds() {
 }
 
 #[test]
-fn of_two_who_trim_what_both_have_read_one_does() {
+fn second_trim_of_the_same_records_is_refused() {
     every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = {
@@ -228,7 +229,7 @@ fn of_two_who_trim_what_both_have_read_one_does() {
         let mut taken = Vec::new();
         for (total, done, read) in both {
             match done {
-                // Right only if nobody trimmed between the total and the records being read.
+                // The total matches only if nobody trimmed between reading it and the records.
                 Ok(records) if total == taken.len() as u64 => {
                     assert_eq!(records, read.len() as u64);
                     taken.extend(read);
@@ -246,7 +247,7 @@ fn of_two_who_trim_what_both_have_read_one_does() {
 }
 
 #[test]
-fn what_was_staged_when_the_list_was_dumped_stays_whoever_deletes() {
+fn records_staged_during_a_dump_cannot_be_deleted() {
     let options = Options { rules: Rules::V4, ..Options::default() };
     every_interleaving(options, |machine| {
         machine.append(0).unwrap();
@@ -287,14 +288,14 @@ fn what_was_staged_when_the_list_was_dumped_stays_whoever_deletes() {
 }
 
 #[test]
-fn the_pcr_is_never_ahead_of_the_list() {
+fn pcr_is_never_ahead_of_the_list() {
     every_interleaving(Options::default(), |machine| {
         let adding = [0, 1].map(|record| {
             let machine = Arc::clone(&machine);
             thread::spawn(move || machine.append(record).unwrap())
         });
-        // As an attestation does it: quote first, then read.
-        // Without the yield, loom does not come to try a quote between an extend and a later append.
+        // As in an attestation: quote first, then read. Without the yield, loom does not explore a
+        // quote between an extend and a later append.
         thread::yield_now();
         let quoted = machine.pcr.load(Ordering::Relaxed);
         let read = machine.read(Part::Current);
@@ -313,7 +314,7 @@ fn the_pcr_is_never_ahead_of_the_list() {
 }
 
 #[test]
-fn what_was_read_stays_what_it_was_while_all_is_deleted() {
+fn snapshot_is_unchanged_while_all_records_are_deleted() {
     every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let reading = {
@@ -333,14 +334,14 @@ fn what_was_read_stays_what_it_was_while_all_is_deleted() {
         let taken = machine.drain();
         let (read, again) = reading.join().unwrap();
         adding.join().unwrap();
-        assert!(read as usize + taken.len() >= 1, "record 0 is read or was taken");
+        assert!(read as usize + taken.len() >= 1, "record 0 was read or drained");
         assert!(again.is_empty() || again.is_sorted(), "{again:?}");
         machine.settle(taken);
     });
 }
 
 #[test]
-fn what_a_suspended_list_holds_does_not_change() {
+fn suspended_list_does_not_change() {
     every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = {
@@ -375,7 +376,7 @@ fn what_a_suspended_list_holds_does_not_change() {
 }
 
 #[test]
-fn what_is_carried_over_a_kexec_is_the_list_at_one_moment() {
+fn dump_is_an_atomic_snapshot() {
     every_interleaving(Options::default(), |machine| {
         machine.append(0).unwrap();
         let adding = {

@@ -1,4 +1,4 @@
-//! What a list costs in memory, counted at the allocator.
+//! Memory use of a list, counted at the allocator.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use ima_list::{Duplicates, List, Options, Part};
 use ima_log::{Bank, RecordBuf};
 
-/// Counts what a thread has allocated and not freed.
+/// Counts a thread's live bytes.
 struct Counting;
 
 thread_local! {
@@ -24,11 +24,11 @@ fn held() -> i64 {
     HELD.with(Cell::get)
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; counting allocates nothing.
+// SAFETY: every call is forwarded to the system allocator unchanged; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as i64);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller upholds the contract of the system allocator.
         unsafe { System.alloc(layout) }
     }
 
@@ -55,21 +55,21 @@ fn add(list: &mut List, i: u64, name_len: usize) {
 }
 
 #[test]
-fn a_record_costs_its_size_and_64_bytes_and_once_deleted_48() {
+fn overhead_per_record_is_at_most_64_bytes_and_48_after_deletion() {
     for name_len in [0, 30, 200, 1_000, 5_000] {
         let before = held();
         let mut list = List::new(Options::default());
         let mut worst = (0.0f64, 0.0f64);
         for i in 1..=if name_len > 1_000 { 5_000 } else { 30_000 } {
             add(&mut list, i, name_len);
-            // Not a divisor of anything, so that all phases of growing segments, buckets and
-            // blocks of them are met.
+            // 37 is coprime to all growth steps, so every phase of growing segments, buckets and
+            // blocks is sampled.
             if i >= 1_000 && i % 37 == 0 {
                 let held = held() - before - list.size(Part::Current) as i64;
                 worst.0 = worst.0.max(held as f64 / i as f64);
             }
         }
-        assert!(worst.0 <= 64.0, "name of {name_len}: {} bytes besides the record", worst.0);
+        assert!(worst.0 <= 64.0, "name of {name_len}: {} bytes of overhead per record", worst.0);
 
         let records = list.count(Part::Current);
         list.stage().unwrap();
@@ -85,14 +85,14 @@ fn a_record_costs_its_size_and_64_bytes_and_once_deleted_48() {
             list.stage().unwrap();
             drop(list.delete_staged().unwrap());
         }
-        assert!(worst.1 <= 48.0, "name of {name_len}: {} bytes stay", worst.1);
+        assert!(worst.1 <= 48.0, "name of {name_len}: {} bytes per deleted record", worst.1);
         drop(list);
         assert_eq!(held(), before);
     }
 }
 
 #[test]
-fn what_is_deleted_is_freed_when_it_is_dropped() {
+fn dropping_removed_records_frees_their_memory() {
     for duplicates in [Duplicates::Flush, Duplicates::Off] {
         let mut list = List::new(Options { duplicates, ..Options::default() });
         let before = held();
@@ -102,14 +102,14 @@ fn what_is_deleted_is_freed_when_it_is_dropped() {
         list.stage().unwrap();
         let full = held();
         let removed = list.delete_staged().unwrap();
-        assert_eq!(held(), full, "nothing is freed before");
+        assert_eq!(held(), full, "deletion itself frees nothing");
         drop(removed);
         assert_eq!(held(), before);
     }
 }
 
 #[test]
-fn deleting_first_records_frees_all_but_what_shares_memory_with_others() {
+fn deleting_the_first_records_leaves_at_most_16_unfreed_bytes_per_record() {
     let mut list = List::new(Options { duplicates: Duplicates::Off, ..Options::default() });
     let before = held();
     for i in 0..20_000 {
@@ -120,7 +120,7 @@ fn deleting_first_records_frees_all_but_what_shares_memory_with_others() {
         drop(list.delete_first(list.count(Part::Current) - left).unwrap());
         let held = held() - before;
         let dead = held - full * left as i64 / 20_000;
-        assert!(dead <= 16 * 20_000, "{dead} bytes too many for {left} records");
+        assert!(dead <= 16 * 20_000, "{dead} bytes not freed with {left} records left");
     }
     drop(list.delete_first(list.count(Part::Current)).unwrap());
     assert_eq!(held(), before);

@@ -1,4 +1,4 @@
-//! The list does what a list of vectors would do.
+//! The list compared with a model made of vectors.
 
 use std::collections::HashSet;
 
@@ -23,9 +23,9 @@ enum Op {
     Stage,
     DeleteStaged,
     DeleteFirst(u64),
-    /// To be deleted later, whatever happens in between.
-    MakeReady(u64),
-    DeleteReady,
+    /// Prepares a deletion for a later [`Op::DeletePrepared`].
+    Prepare(u64),
+    DeletePrepared,
     Trim {
         n: u64,
         wrong_total: bool,
@@ -50,15 +50,15 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => Just(Op::Stage),
         2 => Just(Op::DeleteStaged),
         3 => (0u64..300).prop_map(Op::DeleteFirst),
-        2 => (0u64..300).prop_map(Op::MakeReady),
-        2 => Just(Op::DeleteReady),
+        2 => (0u64..300).prop_map(Op::Prepare),
+        2 => Just(Op::DeletePrepared),
         2 => (prop_oneof![1 => Just(0), 3 => 0u64..300], prop::bool::weighted(0.2))
             .prop_map(|(n, wrong_total)| Op::Trim { n, wrong_total }),
         4 => (part, 0u64..300, 0usize..60_000)
             .prop_map(|(part, from, max_bytes)| Op::Snapshot { part, from, max_bytes }),
     ];
-    // At most one suspension and one dump, at the end of what is done, with a few operations behind
-    // each. A capacity under a header's size is the same as that.
+    // At most one suspension and one dump, near the end, each followed by a few operations. A
+    // capacity below the header's size is the same as the header's size.
     let some = |most| prop::collection::vec(op.clone(), 0..most);
     let dumped = (prop_oneof![0usize..50_000, Just(usize::MAX)], some(12));
     (some(60), prop::option::of((some(8), prop::option::of(dumped)))).prop_map(
@@ -160,7 +160,7 @@ impl Model {
         }
     }
 
-    /// What a deletion took out, as it is known of a list.
+    /// The number and size of the deleted records, as the list reports them.
     fn gone<E>(&mut self, done: Result<Vec<Vec<u8>>, E>) -> Result<(u64, u64), E> {
         let (records, bytes) = done.map(|removed| {
             (removed.len() as u64, removed.iter().map(Vec::len).sum::<usize>() as u64)
@@ -217,7 +217,7 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
     let mut model = Model { options, ..Model::default() };
     let mut unique = 1_000;
     let mut kept = Vec::new();
-    let mut ready = None;
+    let mut prepared = None;
     for op in ops {
         match *op {
             Op::Append { which, pcr } => {
@@ -245,9 +245,9 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
                 let expected = model.delete_first(n);
                 prop_assert_eq!(gone(list.delete_first(n)), model.gone(expected));
             }
-            Op::MakeReady(n) => ready = Some(list.outline().cut(n)),
-            Op::DeleteReady => {
-                let Some(mut cut) = ready.take() else { continue };
+            Op::Prepare(n) => prepared = Some(list.outline().cut(n)),
+            Op::DeletePrepared => {
+                let Some(mut cut) = prepared.take() else { continue };
                 let expected = model.delete_first(cut.records());
                 let done = list.delete_first_with(&mut cut);
                 let done = done.map(|()| (cut.records(), cut.bytes()));
@@ -283,7 +283,7 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
             prop_assert_eq!(read(&list.snapshot(part, 0, usize::MAX)), all);
         }
     }
-    // What was taken once stays what it was, whatever became of the list.
+    // Snapshots never change, whatever happened to the list.
     for (chunk, expected) in &kept {
         prop_assert_eq!(&read(chunk), expected);
     }
@@ -294,7 +294,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn a_list_is_a_list_of_vectors(
+    fn list_matches_a_model_of_vectors(
         ops in ops(),
         duplicates in prop_oneof![
             Just(Duplicates::Detect), Just(Duplicates::Flush), Just(Duplicates::Off)

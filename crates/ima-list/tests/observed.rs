@@ -1,5 +1,5 @@
-//! What kernels were seen to do, this list does: Linux 7.2 (`observed-7.2.tsv`), version 4 of the
-//! staging patches (`observed-v4.tsv`), and the trimming patches (`observed-trim.tsv`).
+//! The list compared with the observed behaviour of kernels: Linux 7.2 (`observed-7.2.tsv`),
+//! version 4 of the staging patches (`observed-v4.tsv`) and the trim patches (`observed-trim.tsv`).
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ const LINUX_7_2: &str = include_str!("observed-7.2.tsv");
 const V4: &str = include_str!("observed-v4.tsv");
 const TRIM: &str = include_str!("observed-trim.tsv");
 
-/// The rows of a configuration whose case begins with one of `groups`: case, observed.
+/// The (case, observed) rows of a configuration whose case begins with one of `groups`.
 fn rows(
     table: &'static str,
     configuration: &str,
@@ -31,7 +31,7 @@ fn rows(
 fn add(list: &mut List, name: &str) {
     let record = RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[]), name.as_bytes());
     let key = record.record().template_digest(Bank::Sha256);
-    // Whether it is a duplicate is seen by counting.
+    // The counts show whether the record is a duplicate.
     let _ = list.append(&record, &key);
 }
 
@@ -46,7 +46,7 @@ fn named(list: &List, name: &str) -> usize {
         .count()
 }
 
-/// Writes a request as it would be written to the file of its part.
+/// Performs a request as written to the file of its part.
 fn write(list: &mut List, text: &str) -> String {
     let part = if text == "A" || text == "D" {
         ima_securityfs::Part::Staged
@@ -64,7 +64,7 @@ fn write(list: &mut List, text: &str) -> String {
         }),
         Request::DeleteStaged => list.delete_staged().map(drop).map_err(delete_errno),
         Request::DeleteFirst(n) => list.delete_first(n.get()).map(drop).map_err(delete_errno),
-        Request::Trim { .. } => panic!("{text} is no request to {file}"),
+        Request::Trim { .. } => panic!("{text} is not a request to {file}"),
     });
     match done {
         Ok(()) => format!("ok:{}", line.len()),
@@ -90,7 +90,7 @@ fn requests_by_state() {
         let mut list = List::new(Options { duplicates, rules });
         let mut measured = 0;
         for (case, observed) in rows(table, configuration, &["state/", "req/"]) {
-            // What was measured before the case.
+            // Records measured before the case.
             let new = match (rules, case) {
                 (_, "state/current only: base+10") => 13,
                 (_, "state/staged + 5 new") => 5,
@@ -114,7 +114,7 @@ fn requests_by_state() {
     }
 }
 
-/// Writes the request that the last part of a case names.
+/// Performs the request named by the last part of a case.
 fn request(list: &mut List, case: &str) -> String {
     let request = case.rsplit('/').next().unwrap().split(" (").next().unwrap();
     let max = u64::MAX.to_string();
@@ -130,12 +130,13 @@ fn request(list: &mut List, case: &str) -> String {
     write(list, count)
 }
 
-/// Between the moment a machine begins to go down and its end, and what the next kernel has.
+/// Requests while a machine goes down, and the records of the next kernel.
 #[test]
-fn going_down_with_the_rules_of_v4() {
-    // As large as it was: in one of these cases not all fits.
+fn requests_during_a_kexec_with_v4_rules() {
+    // The size of the kernel's buffer; in one of these cases it is too small.
     const CAPACITY: usize = 8192;
-    // In one more, not here, N met the dump between its two steps. Here it has one.
+    // One more observed case is left out: the dump ran between the two steps of N. Here N is one
+    // step.
     let configurations: BTreeSet<_> = V4
         .lines()
         .filter_map(|line| line.split_once('\t'))
@@ -163,7 +164,7 @@ fn going_down_with_the_rules_of_v4() {
                 }
             } else if case.starts_with("kexec/carried") {
                 let (records, whole) = carried.unwrap();
-                // What of a list fits is a matter of its records' sizes.
+                // The number of records that fit depends on their sizes.
                 if whole {
                     let observed = observed.split(' ').next().unwrap();
                     assert_eq!(records.to_string(), observed, "{configuration}");
@@ -177,8 +178,8 @@ fn going_down_with_the_rules_of_v4() {
     }
 }
 
-/// Adds records until there are as many as were seen; stages what was staged at the beginning.
-/// Suspends the list unless it is the beginning.
+/// Adds records up to the observed numbers. At the beginning, stages the observed staged records;
+/// later, suspends the list.
 fn meet(list: &mut List, observed: &str, beginning: bool) {
     let numbers: Vec<u64> = observed
         .split(' ')
@@ -205,12 +206,12 @@ fn meet(list: &mut List, observed: &str, beginning: bool) {
     }
 }
 
-/// Writes `total:n` as it would be written to `ima_trim_log`.
+/// Performs `total:n` as written to `ima_trim_log`.
 fn trim(list: &mut List, total: u64, n: u64) -> String {
     let before = (list.count(Part::Current), list.trimmed());
     let done = match list.trim(total, n) {
         Ok(_) => format!("ok:{}", format!("{total}:{n}\n").len()),
-        // What was posted answers a wrong total and bad syntax alike.
+        // The posted patches return the same errno for a wrong total and for bad syntax.
         Err(TrimError::WrongTotal { .. } | TrimError::Flush) => Errno::EINVAL.to_string(),
         Err(TrimError::TooMany { .. }) => Errno::ENOENT.to_string(),
         Err(TrimError::Suspended) => Errno::ESTALE.to_string(),
@@ -253,7 +254,7 @@ fn trimming_by_state() {
             }
             "read/T at the end" => format!("{t}\\n len={}", format!("{t}\n").len()),
             "two agents/first T:2" => first_word(trim(&mut list, t, 2)),
-            // Too many, too, but that is not what it is told.
+            // N is also too large, but the wrong total is reported first.
             "two agents/second, same T, N=4" => first_word(trim(&mut list, t - 2, 4)),
             state => {
                 measure(&mut list, if state == "state/3 new records" { 3 } else { 0 });
@@ -271,7 +272,7 @@ fn first_word(text: String) -> String {
 }
 
 #[test]
-fn trimming_keeps_digests_but_no_total_is_carried_over_a_kexec() {
+fn trim_keeps_digests_and_kexec_resets_the_total() {
     let mut list = List::new(Options::default());
     (0..100).for_each(|i| add(&mut list, &format!("file {i}")));
     for (case, observed) in rows(TRIM, "trim v5", &["dup/"]) {
@@ -338,7 +339,7 @@ fn duplicates_before_and_after_deleting() {
                     add(&mut list, "dupB");
                     named(&list, "dupB").to_string()
                 }
-                // Decided by IMA's memory of files, before a list is asked.
+                // Decided by IMA's inode cache, before the list is searched.
                 "dupA merely reopened (inode already measured): records" => continue,
                 "N==len" => {
                     add(&mut list, "dupC");

@@ -1,11 +1,11 @@
-//! Says what one write to a file of the measurement list asks a kernel for.
+//! Prints the request in one write to a file of the measurement list.
 //!
 //! ```text
 //! cargo run --example request -- 7.2 binary_runtime_measurements_sha256_staged A
 //! cargo run --example request -- trim ima_trim_log 0:100
 //! ```
 //!
-//! A newline is added to the request, as echo does. Exits with 1 if the kernel refuses it.
+//! Appends a newline to the request, as echo does. Exits with 1 if a kernel refuses the request.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, error::Error, process::ExitCode};
@@ -29,7 +29,7 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     };
     let dialect: Dialect = dialect.parse()?;
     let file = FileName::parse(name.as_bytes(), dialect, &BANKS)
-        .ok_or_else(|| format!("{name}: this kernel has no such file"))?;
+        .ok_or_else(|| format!("{name}: no such file in dialect {dialect}"))?;
     let grammar = Grammar { dialect, ..Grammar::default() };
     match Request::parse(format!("{request}\n").as_bytes(), file, 0, grammar) {
         Ok(request) => {

@@ -1,28 +1,28 @@
-//! The dialects of the interface, one for each kind of kernel.
+//! The dialects of the interface, one per kind of kernel.
 
 use core::{fmt, str::FromStr};
 
-/// How a kernel lets its list be shortened.
+/// The requests by which a kernel deletes records of its list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// As in Linux 7.2: `A` and `D` on the staged files, `N` on the others.
     #[default]
     Linux72,
-    /// As the fourth version of the patches had it: `A`, `D` and `N` on the staged files, and only
-    /// at the beginning of a file.
+    /// As in version 4 of the staging patches: `A`, `D` and `N` on the staged files, and only at
+    /// file position 0.
     V4,
-    /// The other patches, which stage nothing: `T:N` on a file of its own, where `T` must be the
-    /// number of records that were trimmed before. What those patches get wrong is mended here:
-    /// see [`crate::Request::parse`] and [`crate::OpenLock`].
+    /// As in the trim patches, which have no staging: `T:N` on a separate file, where `T` must be
+    /// the number of records trimmed before. Bugs of those patches are not reproduced: see
+    /// [`crate::Request::parse`] and [`crate::OpenLock`].
     Trim,
 }
 
-/// Not the name of a [`Dialect`].
+/// The name is not that of a [`Dialect`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownDialect;
 
 impl Dialect {
-    /// All there are.
+    /// All dialects.
     pub const ALL: [Dialect; 3] = [Dialect::Linux72, Dialect::V4, Dialect::Trim];
 
     /// Whether the list has a staged part.
@@ -56,7 +56,7 @@ impl FromStr for Dialect {
 
 impl fmt::Display for UnknownDialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("there is no such dialect; there are 7.2, v4 and trim")
+        f.write_str("unknown dialect; use 7.2, v4 or trim")
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn dialects_are_called_by_their_names() {
+    fn dialect_names_round_trip() {
         for dialect in Dialect::ALL {
             assert_eq!(dialect.to_string().parse(), Ok(dialect));
         }

@@ -1,32 +1,32 @@
-//! The error numbers with which requests are refused.
+//! The error numbers of refused requests.
 
 use core::fmt;
 
-/// Why something was refused, by the name and number Linux has for it on every architecture with
-/// generic numbers (x86, Arm, RISC-V, POWER, s390).
+/// The reason for a refusal, with Linux's name and number on every architecture with generic errno
+/// numbers (x86, Arm, RISC-V, POWER, s390).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Errno {
     /// Opening for writing needs `CAP_SYS_ADMIN`.
     EPERM = 1,
-    /// There is nothing to stage or delete, or fewer than are to be deleted.
+    /// No records to stage or delete, or fewer than requested.
     ENOENT = 2,
-    /// There is no memory for a new table of digests; what was to be deleted is gone all the same.
+    /// No memory for a new digest table; the records are deleted nevertheless.
     ENOMEM = 12,
-    /// Staging is over: the machine is going down.
+    /// Staging is refused because the machine is going down.
     EACCES = 13,
-    /// Someone else has one of the list's files open.
+    /// One of the list's files is open in a conflicting mode.
     EBUSY = 16,
-    /// Records are staged already.
+    /// Records are already staged.
     EEXIST = 17,
-    /// No such request, or not on this file.
+    /// Unknown request, or not valid on this file.
     EINVAL = 22,
-    /// As many have the files open as can be counted.
+    /// The counter of open files is at its maximum.
     ENFILE = 23,
-    /// The number does not fit into 64 bits, or into 63 where records are trimmed.
+    /// The number does not fit in 64 bits, or in 63 bits for a trim.
     ERANGE = 34,
-    /// Deleting is over: the machine is going down, and the records may live on in the next kernel.
-    /// Or others have trimmed meanwhile.
+    /// Deletion is refused because the machine is going down and the next kernel may restore the
+    /// records; or the total of a trim is out of date.
     ESTALE = 116,
 }
 
@@ -38,7 +38,7 @@ impl Errno {
 }
 
 impl fmt::Display for Errno {
-    /// Its name.
+    /// The errno name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }

@@ -1,4 +1,4 @@
-//! The names of the list's files, and what each name says about its content.
+//! The names of the list's files, and the content that each name denotes.
 
 use core::fmt::{self, Write};
 
@@ -9,47 +9,47 @@ use crate::{Dialect, FileClass};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bank(pub u16);
 
-/// A file of the directory, of those that show the list or tell about it.
+/// A file of the `ima` directory that shows the list or its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileName {
-    /// The records: `FORM_runtime_measurements`, then `_BANK` but for the symbolic link, then
+    /// The records: `FORM_runtime_measurements`, then `_BANK` except for the symbolic link, then
     /// `_staged` for the staged part.
     Measurements {
-        /// How records are shown.
+        /// The form of the records.
         form: Form,
-        /// Whose digests are shown; `None` is the symbolic link to [`Bank::SHA1`]'s file.
+        /// The bank whose digests are shown; `None` is the symbolic link to [`Bank::SHA1`]'s file.
         bank: Option<Bank>,
-        /// Which records are shown, and what can be asked.
+        /// The records shown; also determines the valid requests.
         part: Part,
     },
-    /// `runtime_measurements_count`: how many records the current part holds.
+    /// `runtime_measurements_count`: the number of records in the current part.
     Count,
-    /// `violations`: how many violations were measured since the kernel started.
+    /// `violations`: the number of violations measured since the kernel started.
     Violations,
-    /// `ima_trim_log`: how many records were trimmed since the kernel started. Only in
+    /// `ima_trim_log`: the number of records trimmed since the kernel started. Only in
     /// [`Dialect::Trim`].
     TrimLog,
 }
 
-/// How records are shown.
+/// The form in which records are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// One line each.
+    /// One line of text per record.
     Ascii,
-    /// As they are hashed.
+    /// The binary records.
     Binary,
 }
 
 /// A part of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The records since the list was last staged, without those that were deleted.
+    /// The records added since the list was last staged and not deleted.
     Current,
     /// The records that were staged and not yet deleted.
     Staged,
 }
 
-/// What kind of file it is.
+/// The type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -58,8 +58,8 @@ pub enum Kind {
     Symlink(FileName),
 }
 
-/// The files that there are when the TPM has `banks`, each of which is given once. There is a file
-/// of the sha1 bank whether the TPM has one or not.
+/// The files that exist if the TPM has `banks`; each bank must be given once. The files of the sha1
+/// bank exist even if the TPM has no such bank.
 pub fn directory(dialect: Dialect, banks: &[Bank]) -> impl Iterator<Item = FileName> + Clone + '_ {
     let parts: &[Part] =
         if dialect.stages() { &[Part::Current, Part::Staged] } else { &[Part::Current] };
@@ -81,7 +81,7 @@ impl Bank {
 }
 
 impl FileName {
-    /// The file called `name`, if it is one of [`directory`]. Linear in the number of banks.
+    /// The file named `name`, if [`directory`] lists such a file. Linear in the number of banks.
     pub fn parse(name: &[u8], dialect: Dialect, banks: &[Bank]) -> Option<FileName> {
         directory(dialect, banks).find(|file| {
             let mut rest = Rest(name);
@@ -89,7 +89,7 @@ impl FileName {
         })
     }
 
-    /// Which class of files it belongs to; `None` for the files that only count.
+    /// The file's lock class; `None` for the counter files.
     pub fn class(&self) -> Option<FileClass> {
         match self {
             FileName::Measurements { .. } => Some(FileClass::Measurements),
@@ -98,7 +98,7 @@ impl FileName {
         }
     }
 
-    /// What kind of file it is.
+    /// The file's type.
     pub fn kind(&self) -> Kind {
         match *self {
             FileName::Measurements { form, bank: None, part } => {
@@ -108,7 +108,7 @@ impl FileName {
         }
     }
 
-    /// The permission bits of a file, which is root's: such as `0o660`.
+    /// The permission bits of the file, such as `0o660`; its owner is root.
     pub fn mode(&self, dialect: Dialect) -> u16 {
         match self {
             FileName::Measurements { part: Part::Current, .. } if dialect != Dialect::Linux72 => {
@@ -144,8 +144,8 @@ impl fmt::Display for FileName {
 }
 
 impl fmt::Display for Bank {
-    /// As in a file's name: the kernel's name of the algorithm, or `tpm_alg_` and the number in
-    /// hex.
+    /// The bank as in a file name: the kernel's name of the algorithm, or `tpm_alg_` and the number
+    /// in hex.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             0x0004 => "sha1",
@@ -158,7 +158,7 @@ impl fmt::Display for Bank {
     }
 }
 
-/// What is left of a name after it agreed with what was written so far.
+/// The rest of a name after the prefix that matched the text written so far.
 struct Rest<'a>(&'a [u8]);
 
 impl Write for Rest<'_> {
@@ -175,7 +175,7 @@ mod tests {
     use std::{string::ToString, vec::Vec};
 
     #[test]
-    fn the_directory_of_a_tpm_with_a_bank_the_kernel_does_not_know() {
+    fn directory_names_a_bank_unknown_to_the_kernel_by_number() {
         let banks = [Bank(0x000b), Bank(0x0027)];
         let mut names: Vec<_> =
             directory(Dialect::Linux72, &banks).map(|file| file.to_string()).collect();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_the_directory_and_no_others() {
+    fn only_names_in_the_directory_parse() {
         let banks = [Bank::SHA1, Bank(0x000c)];
         for dialect in Dialect::ALL {
             let parse = |name: &[u8]| FileName::parse(name, dialect, &banks);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_to_sha1_files_of_the_same_form_and_part() {
+    fn links_point_to_sha1_files_of_the_same_form_and_part() {
         let dialect = Dialect::Linux72;
         for file in directory(dialect, &[]) {
             match file.kind() {

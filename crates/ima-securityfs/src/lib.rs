@@ -1,20 +1,19 @@
-//! The interface of the measurement list: what its files are called, who may open which when, and what
-//! can be asked through them.
+//! The securityfs interface of IMA's measurement list: file names, access rules and requests.
 //!
-//! Linux shows IMA's measurement list as files in `/sys/kernel/security/integrity/ima`, and since
-//! 7.2 shortens it on request: whoever holds one of them open for writing can stage the list and
-//! delete records. This crate is that interface without the list behind it:
+//! Linux exports IMA's measurement list as files in `/sys/kernel/security/integrity/ima`. Since
+//! Linux 7.2 a process that has one of them open for writing can stage the list and delete records.
+//! This crate implements that interface without the list:
 //!
-//! - [`Dialect`] is which interface it is: that of Linux 7.2, or one that was proposed before;
+//! - [`Dialect`] selects the interface: that of Linux 7.2, or an earlier proposal;
 //! - [`FileName`] names the files, [`directory`] lists them;
-//! - [`OpenLock`] decides who may open: many readers or one writer, over all files together;
-//! - [`Request`] is what one write asks for;
-//! - [`Errno`] is how a refusal is told.
+//! - [`OpenLock`] grants opens: many readers or one writer, over all files together;
+//! - [`Request`] is the request in one write;
+//! - [`Errno`] is the error number of a refusal.
 //!
-//! All are plain state machines that allocate nothing and depend on nothing, so that a kernel
-//! module can use the very same code. That is also why a [`Bank`] is here nothing but its
-//! `TPM_ALG_ID`: the number is what the kernel has for each bank of the TPM, the names follow from
-//! it, and whoever knows more about banks converts by it.
+//! All are plain state machines without allocation or dependencies, so that a kernel module can use
+//! the same code. For the same reason a [`Bank`] is only a `TPM_ALG_ID`: the kernel has this number
+//! for each bank of the TPM, and the file names derive from it. Callers with a richer bank type
+//! convert by this number.
 //!
 //! ```
 //! use ima_securityfs::{Access, Caller, Dialect, OpenLock, Errno, FileName, Request, Grammar};
@@ -34,9 +33,9 @@
 //! # Ok::<(), Errno>(())
 //! ```
 //!
-//! Source: the kernel's documentation of exporting and deleting IMA's measurement list, and what
-//! Linux 7.2's code was seen to do (`tests/observed-7.2.tsv`); for the other dialects what kernels
-//! with those patches did (`tests/observed-v4.tsv`, `tests/observed-trim.tsv`).
+//! Sources: the kernel's documentation of exporting and deleting IMA's measurement list, and the
+//! observed behaviour of Linux 7.2 (`tests/observed-7.2.tsv`) and of kernels with the patches of
+//! the other dialects (`tests/observed-v4.tsv`, `tests/observed-trim.tsv`).
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![no_std]
 #![forbid(unsafe_code)]

@@ -2,84 +2,83 @@
 
 use crate::{Dialect, Errno};
 
-/// Who has the list's files open. All of them, of both parts, both forms and every bank, share one
-/// state: any number of readers, or one writer.
+/// The lock state of the list's files. All files, of both parts, both forms and every bank, share
+/// one state: any number of readers, or one writer.
 ///
-/// There is no waiting and no queue: what cannot be opened now is [`Errno::EBUSY`].
+/// An open never waits: it is granted or fails with [`Errno::EBUSY`].
 #[derive(Debug)]
 pub struct OpenLock {
     dialect: Dialect,
     hazards: bool,
-    /// How many read, or [`WRITING`].
+    /// The number of readers, or [`WRITING`].
     users: i64,
-    /// How many files the writer has open beside the first.
+    /// The number of files the writer has open in addition to the first.
     more_files: u64,
-    /// Who writes, or wrote last.
+    /// The current or last writer.
     writer: u64,
 }
 
 /// A class of files that are locked together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileClass {
-    /// Those that show records.
+    /// The files that show records.
     Measurements,
-    /// The one that shows and takes the number of trimmed records. It is for the privileged alone,
-    /// but who reads it does not lock it.
+    /// The trim log. Opening it requires `CAP_SYS_ADMIN`; reading it takes no lock.
     TrimLog,
 }
 
-/// How a file is opened.
+/// The access mode of an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// `O_RDONLY`.
     Read,
-    /// `O_WRONLY` or `O_RDWR`: requests can be written. Only `O_RDWR` can read as well, and the
-    /// writer has no other way to read.
+    /// `O_WRONLY` or `O_RDWR`: requests can be written. A writer can read only through its own
+    /// `O_RDWR` descriptor.
     Write,
 }
 
-/// Who opens.
+/// The caller of an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The thread, by a number that no other thread has while this one lives (its id). The kernel
-    /// knows a writer by its thread, not by its process.
+    /// The thread id, unique while the thread lives. The kernel identifies a writer by its thread,
+    /// not by its process.
     pub thread: u64,
-    /// Whether it has the capability `CAP_SYS_ADMIN`.
+    /// Whether the thread has the capability `CAP_SYS_ADMIN`.
     pub admin: bool,
 }
 
-/// An open file: give it back to [`OpenLock::release`] when its last descriptor is closed.
+/// An open file: pass it to [`OpenLock::release`] when its last descriptor is closed.
 #[derive(Debug)]
-#[must_use = "until it is released the files stay locked"]
+#[must_use = "the files stay locked until this is released"]
 pub struct Open {
-    /// What is locked by it.
+    /// The lock that this open file has, if any.
     locked: Option<Access>,
 }
 
 const WRITING: i64 = -1;
 
 impl OpenLock {
-    /// Nobody has a file open.
+    /// A lock without open files.
     pub const fn new(dialect: Dialect) -> OpenLock {
         OpenLock { dialect, hazards: false, users: 0, more_files: 0, writer: 0 }
     }
 
-    /// As [`OpenLock::new`], with the counters that Linux 7.2 keeps: right as long as a writer has
-    /// one file open, or closes all in the thread that opened them. Otherwise the files may be free
-    /// too early, or locked against writers for ever.
+    /// As [`OpenLock::new`], with the accounting of Linux 7.2. It is correct if a writer has one
+    /// file open, or closes all its files in the thread that opened them. Otherwise the files may
+    /// be unlocked too early, or stay locked against writers until reboot.
     pub const fn with_hazards(dialect: Dialect) -> OpenLock {
         let hazards = matches!(dialect, Dialect::Linux72);
         OpenLock { hazards, ..OpenLock::new(dialect) }
     }
 
-    /// Opens a file that the caller is permitted to open by the file's mode.
+    /// Opens a file. The caller has already passed the check of the file's mode.
     ///
     /// # Errors
-    /// [`Errno::EPERM`] for writing without `CAP_SYS_ADMIN`, and for reading the trim log without
-    /// it, whatever else is open. [`Errno::EBUSY`] for writing while anyone reads or another thread
-    /// writes, and for reading records while anyone writes; to the caller itself, too: only in
-    /// dialect 7.2, and only for writing, the thread that writes may open further files.
-    /// [`Errno::ENFILE`] when no more can be counted.
+    /// [`Errno::EPERM`], regardless of other open files, for writing without `CAP_SYS_ADMIN` and
+    /// for reading the trim log without it. [`Errno::EBUSY`] for writing while there is a reader or
+    /// another writing thread, and for reading records while there is a writer. This includes the
+    /// caller's own files, except that in dialect 7.2 the writing thread may open more files for
+    /// writing. [`Errno::ENFILE`] if a counter would overflow.
     pub fn open(
         &mut self,
         class: FileClass,
@@ -104,8 +103,8 @@ impl OpenLock {
         Ok(Open { locked: Some(access) })
     }
 
-    /// Closes a file. The files are free when the last one is closed, whoever closes it; but with
-    /// [`OpenLock::with_hazards`] it matters that `closer` is the thread that opened it.
+    /// Closes a file. The files are unlocked when the last one is closed. `closer` matters only
+    /// with [`OpenLock::with_hazards`]: it should be the thread that opened the file.
     pub fn release(&mut self, open: Open, closer: u64) {
         match open.locked {
             Some(Access::Read) if self.users > 0 => self.users -= 1,
@@ -117,13 +116,13 @@ impl OpenLock {
                     self.users = self.users.saturating_add(1);
                 }
             }
-            // Nothing was locked, or by another lock.
+            // The file has no lock, or belongs to another `OpenLock`.
             _ => {}
         }
     }
 
-    /// The thread that writes. Linux 7.2 remembers a pointer: when that thread has ended, another
-    /// one may come to be at the same place, and passes for it.
+    /// The writing thread. Linux 7.2 stores a task pointer: after that thread ends, a new thread at
+    /// the same address is mistaken for the writer.
     pub fn writer(&self) -> Option<u64> {
         (self.users == WRITING).then_some(self.writer)
     }
@@ -142,7 +141,7 @@ mod tests {
     const LIST: FileClass = FileClass::Measurements;
 
     #[test]
-    fn no_more_are_let_in_than_can_be_counted() {
+    fn open_fails_when_a_counter_is_at_its_maximum() {
         let mut lock = OpenLock { users: i64::MAX - 1, ..OpenLock::new(Dialect::Linux72) };
         let last = lock.open(LIST, Access::Read, CALLER).unwrap();
         assert_eq!(lock.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::ENFILE);
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_close_frees_the_files_whoever_closes() {
+    fn last_close_unlocks_the_files_from_any_thread() {
         let mut lock = OpenLock::new(Dialect::Linux72);
         let files = [0; 3].map(|_| lock.open(LIST, Access::Write, CALLER).unwrap());
         for file in files {
@@ -164,7 +163,7 @@ mod tests {
         }
         assert_eq!(lock.users, 0);
         let reader = lock.open(LIST, Access::Read, OTHER).unwrap();
-        // What was opened under another lock changes nothing here.
+        // A file of another lock does not affect this lock.
         let stranger = OpenLock::new(Dialect::Linux72).open(LIST, Access::Write, CALLER).unwrap();
         lock.release(stranger, 1);
         assert_eq!(lock.users, 1);
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn only_in_7_2_a_writer_may_open_more() {
+    fn writer_may_open_more_files_only_in_7_2() {
         for (dialect, answer) in
             Dialect::ALL.into_iter().zip([Ok(()), Err(Errno::EBUSY), Err(Errno::EBUSY)])
         {
@@ -184,27 +183,27 @@ mod tests {
     }
 
     #[test]
-    fn the_books_of_linux_7_2_go_wrong_with_two_files() {
+    fn accounting_of_linux_7_2_fails_with_two_files() {
         let two = || {
             let mut lock = OpenLock::with_hazards(Dialect::Linux72);
             let files = [0; 2].map(|_| lock.open(LIST, Access::Write, CALLER).unwrap());
             (lock, files)
         };
-        // All closed by another thread: locked against writers for ever.
+        // All closed by another thread: locked against writers until reboot.
         let (mut lock, files) = two();
         files.into_iter().for_each(|file| lock.release(file, 2));
         assert_eq!(lock.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
         assert!(lock.open(LIST, Access::Read, CALLER).is_ok());
-        // One closed by another thread: free although the other is open.
+        // One closed by another thread: unlocked although the other is open.
         let (mut lock, [first, second]) = two();
         lock.release(first, 2);
         let other = lock.open(LIST, Access::Write, OTHER).unwrap();
-        // The next writer's close counts for the file that is still open.
+        // The next writer's close is accounted to the file that is still open.
         lock.release(other, 2);
         assert_eq!(lock.open(LIST, Access::Read, CALLER).unwrap_err(), Errno::EBUSY);
         lock.release(second, 1);
         assert!(lock.open(LIST, Access::Read, CALLER).is_ok());
-        // One file is safe, whoever closes; and so are two, closed by who opened them.
+        // Safe: one file closed by any thread, and two files closed by the thread that opened them.
         let mut lock = OpenLock::with_hazards(Dialect::Linux72);
         let file = lock.open(LIST, Access::Write, CALLER).unwrap();
         lock.release(file, 2);

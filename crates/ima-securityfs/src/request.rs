@@ -1,58 +1,58 @@
-//! What a write to a file of the list requests.
+//! The request in a write to one of the list's files.
 
 use core::num::NonZeroU64;
 
 use crate::{Dialect, Errno, FileName, Part};
 
-/// What one write asks for.
+/// The request in one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// `A`: all current records become the staged ones.
+    /// `A`: stages all current records.
     Stage,
-    /// `D`: the staged records are deleted.
+    /// `D`: deletes the staged records.
     DeleteStaged,
-    /// `N`, a number: that many of the current records are deleted, the oldest first.
+    /// `N`, a number: deletes the first N current records.
     DeleteFirst(NonZeroU64),
-    /// `T:N`: so many of the current records are deleted, if so many were before.
+    /// `T:N`: deletes the first N current records if T records were trimmed before.
     Trim {
-        /// How many were trimmed before, as the writer believes.
+        /// T, the number of records trimmed before, as the writer expects.
         trimmed: u64,
-        /// How many are to be deleted; 0 deletes none.
+        /// N, the number of records to delete; may be 0.
         n: u64,
     },
 }
 
-/// What a write means depends on these.
+/// The grammar that a write is parsed by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Grammar {
     /// The dialect.
     pub dialect: Dialect,
-    /// Whether duplicate detection forgets what is deleted (boot parameter `ima_flush_htable`). This
-    /// rules out `N` and `T:N`.
+    /// Whether deletion flushes the digests of duplicate detection (boot parameter
+    /// `ima_flush_htable`). This excludes `N` and `T:N`.
     pub flush: bool,
 }
 
 impl Request {
-    /// The longest request in bytes, other than `T:N`: the 20 digits of 2^64 - 1 and a newline.
+    /// The longest request other than `T:N`, in bytes: the 20 digits of 2^64 - 1 and a newline.
     pub const MAX_LEN: usize = 21;
 
     /// The longest `T:N` in bytes.
     pub const MAX_TRIM_LEN: usize = 31;
 
-    /// Reads the bytes of one write(2) to `file` as a 64-bit kernel does, the descriptor standing
-    /// at `position`. Each element of a writev(2) is a request.
+    /// Parses the bytes of one write(2) to `file` at file position `position`, as a 64-bit kernel
+    /// does. Each element of a writev(2) is a separate request.
     ///
-    /// What is accepted for `N` besides plain digits: leading zeros, one `+` before them, one
-    /// newline more at the end, and anything between a NUL and the last newline.
+    /// `N` is decimal. It may have leading zeros, one `+` before them, a second newline at the end,
+    /// and any bytes between a NUL and the last newline.
     ///
-    /// `T:N` may end with a newline, or with a NUL and anything behind it. `T` is decimal; `N` may
-    /// have one `+` before it and is hexadecimal after `0x`, octal after `0`. The posted patches
-    /// accepted nothing for `T`, and some numbers beyond 63 bits, with effects nobody wants.
+    /// `T:N` may end with a newline, or with a NUL and any bytes after it. `T` is decimal; `N` may
+    /// have one leading `+`, and is hexadecimal after `0x` and octal after `0`. The posted patches
+    /// also accept an empty `T` and some numbers beyond 63 bits, which are refused here.
     ///
     /// # Errors
-    /// [`Errno::EINVAL`] for anything that is no request, or none for this file, and in any dialect
-    /// but 7.2 if the position is not 0; [`Errno::ERANGE`] for a number beyond 64 bits, in `T:N`
-    /// beyond 63.
+    /// [`Errno::EINVAL`] for bytes that are not a request, or not one valid on this file, and in
+    /// all dialects but 7.2 if the position is not 0; [`Errno::ERANGE`] for a number beyond 64
+    /// bits, or beyond 63 bits in `T:N`.
     pub fn parse(
         write: &[u8],
         file: FileName,
@@ -105,18 +105,18 @@ fn trim(write: &[u8], flush: bool) -> Result<Request, Errno> {
     Ok(Request::Trim { trimmed, n })
 }
 
-/// What a signed number of 64 bits can hold.
+/// Checks that a number fits in a signed 64-bit integer.
 fn signed(value: u64) -> Result<u64, Errno> {
     if i64::try_from(value).is_ok() { Ok(value) } else { Err(Errno::ERANGE) }
 }
 
-/// What stands before the first NUL.
+/// The bytes before the first NUL.
 fn c_string(text: &[u8]) -> &[u8] {
     let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
     &text[..end]
 }
 
-/// A number as the kernel reads one: a `+` may come before it, a newline after it.
+/// A number as the kernel parses it: an optional leading `+` and an optional trailing newline.
 fn number(text: &[u8], radix: u32) -> Result<u64, Errno> {
     let text = text.strip_prefix(b"+").unwrap_or(text);
     digits(text.strip_suffix(b"\n").unwrap_or(text), radix)
@@ -127,7 +127,7 @@ fn digits(digits: &[u8], radix: u32) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     let digit = |byte: &u8| char::from(*byte).to_digit(radix).ok_or(Errno::EINVAL);
-    // A byte that is no digit is worse than too many digits.
+    // An invalid digit takes precedence over too many digits.
     digits.iter().try_for_each(|byte| digit(byte).map(drop))?;
     digits.iter().try_fold(0u64, |value, byte| {
         value

@@ -1,9 +1,9 @@
-//! The accepted requests are exactly those of a model that knows no more than the rules.
+//! Request parsing compared with an independent model of the rules.
 
 use ima_securityfs::{Bank, Dialect, Errno, FileName, Form, Grammar, Part, Request};
 use proptest::prelude::*;
 
-/// The rules, one after the other, by other means than the crate's.
+/// The rules in order, implemented independently of the crate.
 fn model(write: &[u8], file: FileName, position: u64, grammar: Grammar) -> Result<String, Errno> {
     let Grammar { dialect, flush } = grammar;
     if dialect != Dialect::Linux72 && position != 0 {
@@ -45,7 +45,7 @@ fn model(write: &[u8], file: FileName, position: u64, grammar: Grammar) -> Resul
     if digits.is_empty() {
         return Err(Errno::EINVAL);
     }
-    // Numbers of as many digits compare as text.
+    // Numbers of equal length compare as text.
     if digits.len() > 20 || digits.len() == 20 && digits > "18446744073709551615" {
         return Err(Errno::ERANGE);
     }
@@ -72,7 +72,6 @@ fn trim_model(write: &[u8], flush: bool) -> Result<String, Errno> {
         if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
             return Err(Errno::EINVAL);
         }
-        // Whatever is too long for 128 bits is too long for 63.
         i64::from_str_radix(digits, radix).map_err(|_| Errno::ERANGE)
     };
     Ok(format!("{}:{}", number(t, 10)?, number(n, radix)?))
@@ -109,7 +108,7 @@ fn position() -> impl Strategy<Value = u64> {
     prop_oneof![9 => Just(0), 1 => any::<u64>()]
 }
 
-/// Bytes that mean something to the grammar.
+/// Writes of bytes that are significant to the grammar.
 fn near() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![6 => b'0'..=b'9', 1 => prop::sample::select(&b"+-\n\0AD xX"[..])];
     let sign = prop_oneof![3 => Just(&b""[..]), 1 => Just(&b"+"[..])];
@@ -118,7 +117,7 @@ fn near() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(sign, middle, end)| [sign, &middle, end].concat())
 }
 
-/// `T:N` and what is near it.
+/// `T:N` and near misses.
 fn near_trim() -> impl Strategy<Value = Vec<u8>> {
     let t = prop_oneof![6 => "[0-9]{1,20}", 1 => "[+ ]?[0-9]{0,2}", 1 => "0x[0-9a-f]{1,3}"];
     let n = prop_oneof![
@@ -136,20 +135,34 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
-    fn near_requests(write in near(), file in file(), at in position(), grammar in grammar()) {
+    fn near_requests_match_the_model(
+        write in near(),
+        file in file(),
+        at in position(),
+        grammar in grammar(),
+    ) {
         let found = Request::parse(&write, file, at, grammar).map(told);
         prop_assert_eq!(found, model(&write, file, at, grammar));
     }
 
     #[test]
-    fn near_trims(write in near_trim(), at in position(), flush in prop::bool::weighted(0.05)) {
+    fn near_trims_match_the_model(
+        write in near_trim(),
+        at in position(),
+        flush in prop::bool::weighted(0.05),
+    ) {
         let grammar = Grammar { dialect: Dialect::Trim, flush };
         let found = Request::parse(&write, FileName::TrimLog, at, grammar).map(told);
         prop_assert_eq!(found, model(&write, FileName::TrimLog, at, grammar));
     }
 
     #[test]
-    fn numbers(n in any::<u128>(), shift in 60u32..128, file in file(), grammar in grammar()) {
+    fn numbers_match_the_model(
+        n in any::<u128>(),
+        shift in 60u32..128,
+        file in file(),
+        grammar in grammar(),
+    ) {
         let write = format!("{}\n", n >> shift);
         let write = write.as_bytes();
         let found = Request::parse(write, file, 0, grammar).map(told);
@@ -157,7 +170,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes(
+    fn arbitrary_bytes_match_the_model(
         write in prop::collection::vec(any::<u8>(), 0..35),
         file in file(),
         grammar in grammar(),
@@ -168,7 +181,7 @@ proptest! {
 }
 
 #[test]
-fn every_write_of_up_to_two_bytes() {
+fn every_write_of_up_to_two_bytes_matches_the_model() {
     for dialect in Dialect::ALL {
         let grammar = Grammar { dialect, flush: false };
         for file in [measurements(Part::Current), measurements(Part::Staged), FileName::TrimLog] {

@@ -1,5 +1,5 @@
-//! What Linux 7.2 was seen to do (`observed-7.2.tsv`), the lock does; and what kernels with the
-//! patches of the other dialects did (`observed-v4.tsv`, `observed-trim.tsv`).
+//! The interface compared with the observed behaviour of Linux 7.2 (`observed-7.2.tsv`) and of
+//! kernels with the patches of the other dialects (`observed-v4.tsv`, `observed-trim.tsv`).
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 use ima_securityfs::{
@@ -9,7 +9,7 @@ use ima_securityfs::{
 
 const BANKS: [Bank; 2] = [Bank(0x0004), Bank(0x000b)];
 
-/// The rows whose case begins with `group` and a slash: the rest of the case, observed.
+/// The rows whose case begins with `group` and a slash: (rest of the case, observed).
 fn rows(dialect: Dialect, group: &str) -> Vec<(&'static str, &'static str)> {
     let rows = match dialect {
         Dialect::Linux72 => include_str!("observed-7.2.tsv"),
@@ -31,12 +31,12 @@ fn caller(thread: u64) -> Caller {
     Caller { thread, admin: true }
 }
 
-/// Several flags; beside the access mode none matters.
+/// Of several flags, only the access mode matters.
 fn access(flags: &str) -> Option<Access> {
     match flags.split('|').next().unwrap() {
         "RDONLY" => Some(Access::Read),
         "WRONLY" | "RDWR" => Some(Access::Write),
-        // Does not open the file.
+        // O_PATH does not open the file.
         "PATH" => None,
         other => panic!("unknown flags {other}"),
     }
@@ -67,7 +67,7 @@ fn files() {
     for (dialect, files) in [(Dialect::V4, 15), (Dialect::Trim, 10)] {
         let mut seen = 1;
         for (name, observed) in rows(dialect, "file").into_iter().take(files) {
-            // The policy is not the list's.
+            // `policy` is not a file of the list.
             if name == "policy" {
                 continue;
             }
@@ -140,7 +140,7 @@ fn open_matrix() {
             };
             let result = match (access(flags), file(dialect, name).class()) {
                 (Some(access), Some(class)) => told(lock.open(class, access, caller(thread))),
-                // Not opened, or of no class.
+                // O_PATH, or a file without a lock class.
                 _ => "ok:0".into(),
             };
             assert_eq!(result, observed, "{dialect}: {case}");
@@ -152,14 +152,14 @@ fn open_matrix() {
 }
 
 #[test]
-fn who_closes_what_and_opens_then() {
+fn opens_after_closes_match_the_kernel() {
     let read = Access::Read;
     let write = Access::Write;
     for (dialect, count) in [(Dialect::Linux72, 18), (Dialect::V4, 12), (Dialect::Trim, 3)] {
         let mut seen = 0;
         for (case, observed) in rows(dialect, "open") {
             let lock = &mut OpenLock::new(dialect);
-            // Who holds what, what is closed of it, who opens then how.
+            // The open files, how many of them are closed, and the open that is attempted.
             let (held, closed, (access, thread)) = match case {
                 "after closing 1 of 2 readers/RDWR" => (vec![(read, SELF); 2], 1, (write, OTHER)),
                 "after closing last reader/RDWR" => (vec![(read, SELF); 2], 2, (write, OTHER)),
@@ -176,7 +176,7 @@ fn who_closes_what_and_opens_then() {
                 | "writer SIGKILLed/trim WRONLY" => (vec![(write, OTHER)], 1, (write, SELF)),
                 "child of writer opens WRONLY" => (vec![(write, SELF)], 0, (write, OTHER)),
                 "child of writer opens RDONLY" => (vec![(write, SELF)], 0, (read, OTHER)),
-                // A copy of a descriptor is the same open file, closed when the last copy is.
+                // A duplicated descriptor is the same open file, released with its last copy.
                 "parent still writer after child closed its copy: other-proc RDONLY"
                 | "dup kept, original closed: other-proc RDONLY" => {
                     (vec![(write, SELF)], 0, (read, OTHER))
@@ -213,7 +213,7 @@ fn who_closes_what_and_opens_then() {
 }
 
 #[test]
-fn the_capability_is_asked_for_first() {
+fn missing_capability_takes_precedence_over_busy() {
     let nobody = |thread| Caller { thread, admin: false };
     for (dialect, group, writer) in [
         (Dialect::Linux72, "cred/root-without-SYS_ADMIN", false),
@@ -247,7 +247,7 @@ fn requests() {
     ] {
         let grammar = Grammar { dialect, flush: false };
         for (case, observed) in rows(dialect, group) {
-            // The kernel's own affair: a pointer to nowhere.
+            // Not part of this interface: EFAULT for an invalid pointer.
             if case.starts_with("bad pointer") {
                 continue;
             }
@@ -268,7 +268,7 @@ fn requests() {
 }
 
 #[test]
-fn every_file_takes_its_parts_requests() {
+fn every_file_accepts_the_requests_of_its_part() {
     for (dialect, count) in [(Dialect::Linux72, 20), (Dialect::V4, 15)] {
         let grammar = Grammar { dialect, flush: false };
         let mut seen = 0;
@@ -291,18 +291,18 @@ fn every_file_takes_its_parts_requests() {
     }
 }
 
-/// Each row was tried with as many records trimmed as the writer said, if it says `T`.
+/// Each row with `T` was observed with T equal to the number of records trimmed.
 #[test]
 fn trims() {
     const T: u64 = 21;
     let grammar = Grammar { dialect: Dialect::Trim, flush: false };
     let parse = |write: &[u8]| Request::parse(write, FileName::TrimLog, 0, grammar);
-    // Where the posted patches were mended.
+    // Deliberate differences from the posted patches.
     assert_eq!(parse(b":1"), Err(Errno::EINVAL));
     for beyond in ["18446744073709551615", "9223372036854775808", "18446744073709546616"] {
         assert_eq!(parse(format!("{T}:{beyond}").as_bytes()), Err(Errno::ERANGE), "{beyond}");
     }
-    // Where the rows tell in words what was written.
+    // Rows that describe the write in words.
     for (len, ok) in [(30, true), (31, true), (32, false), (33, false)] {
         let zeros = "0".repeat(len - 5);
         let found = parse(format!("{T}:{zeros}5\n").as_bytes());
@@ -322,7 +322,7 @@ fn trims() {
             "T+1:5" | "T-1:5" | "0:5 with T>0" => continue,
             case => case.split(" (").next().unwrap().strip_suffix(" with T>0").unwrap_or(case),
         };
-        // What is not a request in so many words is tried by the tests of the grammar.
+        // Rows that only describe the request are covered by the grammar tests.
         let plain = text.chars().all(|c| "T0123456789:+-xXbaer \\n;junk".contains(c));
         if !plain || text.contains("length") || text.contains("len") || text == "length 1" {
             continue;
@@ -338,14 +338,14 @@ fn trims() {
             (Err(errno), Some((expected, _))) => {
                 assert_eq!(errno.to_string(), expected, "{case}");
             }
-            (parsed, _) => panic!("{case}: {parsed:?} where {observed} was seen"),
+            (parsed, _) => panic!("{case}: {parsed:?}, observed {observed}"),
         }
         seen += 1;
     }
     assert_eq!(seen, 33);
 }
 
-/// Compares with what a list said that had a few records, where a request got as far as that.
+/// Compares a request with the answer of a kernel whose list had a few records.
 fn check(case: &str, file: FileName, grammar: Grammar, write: &[u8], observed: &str) {
     let (errno, deleted) = observed.split_once(" del=").unwrap_or((observed, ""));
     let parsed = Request::parse(write, file, 0, grammar);
@@ -360,7 +360,7 @@ fn check(case: &str, file: FileName, grammar: Grammar, write: &[u8], observed: &
         (Err(found), expected) => assert_eq!(found.to_string(), expected, "{case}"),
     }
     if grammar.dialect == Dialect::V4 {
-        // After a read, nothing is a request any more.
+        // At any other file position every request is refused.
         assert_eq!(Request::parse(write, file, 1, grammar), Err(Errno::EINVAL), "{case}");
     }
 }
@@ -369,7 +369,7 @@ fn measurements(part: Part) -> FileName {
     FileName::Measurements { form: Form::Binary, bank: Some(Bank::SHA1), part }
 }
 
-/// What stands between the quotes: C's escapes.
+/// Decodes a quoted string with C escapes.
 fn unescaped(quoted: &str) -> Vec<u8> {
     let text = quoted.strip_prefix('"').unwrap().strip_suffix('"').unwrap().as_bytes();
     let mut bytes = Vec::new();

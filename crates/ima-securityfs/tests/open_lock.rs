@@ -1,4 +1,4 @@
-//! The lock admits exactly those opens that a model admits that remembers every open file.
+//! The lock compared with a model that records every open file.
 #![allow(clippy::unwrap_used)]
 
 use ima_securityfs::{Access, Caller, Dialect, Errno, FileClass, Open, OpenLock};
@@ -7,11 +7,11 @@ use proptest::prelude::*;
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Open(FileClass, Access, Caller),
-    /// Closes the file opened so many opens ago, by this thread.
+    /// Closes one of the open files from this thread.
     Close(prop::sample::Index, u64),
 }
 
-/// An open file as the model remembers it.
+/// An open file in the model.
 struct Held {
     class: FileClass,
     access: Access,
@@ -33,7 +33,7 @@ fn expected(
     if reads_log {
         return Ok(());
     }
-    // Whoever only reads the log locks nothing.
+    // Reading the trim log takes no lock.
     let mut locking =
         held.iter().filter(|h| h.class == FileClass::Measurements || h.access == Access::Write);
     let granted = match access {
@@ -61,7 +61,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
-    fn as_the_model(
+    fn lock_matches_the_model(
         dialect in prop::sample::select(&Dialect::ALL[..]),
         steps in prop::collection::vec(step(), 0..40),
     ) {
@@ -84,8 +84,7 @@ proptest! {
                 Step::Close(..) => {}
             }
         }
-        // With the kernel's own books all is well, too, as long as who opened closes, or there is
-        // one file.
+        // All files are closed, so the lock must be free.
         for file in held {
             lock.release(file.open, file.thread);
         }
@@ -94,7 +93,7 @@ proptest! {
     }
 
     #[test]
-    fn the_kernels_books_are_right_if_who_opened_closes(
+    fn kernel_accounting_is_correct_if_the_opening_thread_closes(
         steps in prop::collection::vec(step(), 0..40),
     ) {
         let (mut honest, mut kernel) =

@@ -23,7 +23,7 @@ pub(crate) type Progress<'a> = dyn FnMut(&Measured) -> io::Result<()> + 'a;
 ///
 /// # Errors
 /// [`io::Error`], in words.
-pub(crate) fn carry_out(
+pub(crate) fn execute(
     machine: &Machine,
     command: Command,
     content: &mut dyn Read,

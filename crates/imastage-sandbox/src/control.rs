@@ -15,9 +15,8 @@ use rustix::net::{
     self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt, sockopt::Timeout,
 };
 
-use crate::{Machine, commands};
-
 pub use crate::wire::{Answer, Command, Measured, Status};
+use crate::{Machine, commands};
 
 /// The link in a sandbox's mount that leads to its run directory. It is not listed: a directory
 /// listing shows securityfs's files and nothing else.
@@ -173,7 +172,7 @@ fn answer(machine: &Machine, stream: UnixStream) -> io::Result<()> {
         out.write_all(&line)
     };
     let done = match serde_json::from_str(&line) {
-        Ok(command) => commands::carry_out(machine, command, &mut from, &mut |so_far| {
+        Ok(command) => commands::execute(machine, command, &mut from, &mut |so_far| {
             reply(&Answer::Progress(so_far.clone()))
         }),
         Err(error) => Err(io::Error::other(format!("not a command: {error}"))),

@@ -1,3 +1,5 @@
+//! The position of an open file.
+
 /// Where an open file stands.
 ///
 /// securityfs's files count only what was read: FUSE gives an offset that writes move, too, and

@@ -1,4 +1,4 @@
-//! Why a sandbox could not start.
+//! The errors of starting a sandbox.
 
 use std::{io, path::PathBuf};
 

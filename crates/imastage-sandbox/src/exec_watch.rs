@@ -1,3 +1,5 @@
+//! Measurement of executed programs, through fanotify(7).
+
 use std::{
     fs::{self, File},
     io,

@@ -1,3 +1,5 @@
+//! IMA of a sandbox: measures files, appends records, extends the TPM.
+
 use std::{
     collections::HashSet,
     fs::File,

@@ -1,3 +1,5 @@
+//! Build options and start conditions of a sandbox's kernel.
+
 use ima_log::{Bank, Digest, Extend, IMA_PCR, Record};
 use serde::{Deserialize, Serialize};
 

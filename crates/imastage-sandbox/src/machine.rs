@@ -1,3 +1,5 @@
+//! The machine of a sandbox: suspend, kexec and reboot.
+
 use std::{
     fmt,
     path::PathBuf,

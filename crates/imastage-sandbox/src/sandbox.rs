@@ -1,3 +1,5 @@
+//! A running sandbox: configuration, start and end.
+
 use std::{
     fmt, fs,
     path::{Path, PathBuf},

@@ -1,4 +1,4 @@
-//! What is said on a sandbox's control socket.
+//! The messages of the control socket: one JSON line each.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ pub enum Command {
         /// The data, in hex.
         data: String,
     },
-    /// Add the records of a list. [`ask`] opens it, and its content follows the line: nothing is
+    /// Add the records of a list. [`ask`](crate::control::ask) opens it, and its content follows the line: nothing is
     /// read that the caller may not read.
     Replay {
         /// A binary list.

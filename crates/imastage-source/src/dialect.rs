@@ -1,28 +1,29 @@
-//! How records leave a list.
+//! The dialects of the interface as a client uses them, and the delete modes.
 
 use std::fmt;
 
-/// How a kernel lets go of records.
+/// The way a kernel deletes records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Linux 7.2: A and D on the staged files, N on the original ones.
     Linux72,
-    /// The patches of version 4: A, D and N on the staged files, the original ones read-only.
+    /// Version 4 of the staging patches: A, D and N on the staged files; the original files are
+    /// read-only.
     V4,
-    /// T:N on `ima_trim_log`.
+    /// The trim patches: T:N on `ima_trim_log`.
     Trim,
-    /// Not at all: the list is followed, and nothing is freed.
+    /// No deletion: the list is followed, and nothing is freed.
     Follow,
 }
 
-/// How to delete records from a list.
+/// The way to delete records from a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeleteMode {
-    /// Stage all (`A`), delete what was staged (`D`).
+    /// Stage all records (`A`), then delete the staged records (`D`).
     Stage,
-    /// Delete the first N of the current list.
+    /// Delete the first N records of the current list.
     FirstN,
-    /// Not at all: the list is followed, whatever its kernel could do.
+    /// No deletion: the list is followed, even if its kernel can delete.
     None,
 }
 

@@ -1,3 +1,5 @@
+//! Requests, and the errors of a list.
+
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -5,7 +7,7 @@ use std::{
 
 use crate::{DeleteMode, Dialect, Holders};
 
-/// Something asked of a list.
+/// A request to a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// `A`.
@@ -16,23 +18,23 @@ pub enum Request {
     DeleteFirst(u64),
     /// `T:N`.
     Trim {
-        /// How many records were deleted before.
+        /// The number of records trimmed before.
         total: u64,
-        /// How many are to be deleted now.
+        /// The number of records to trim.
         records: u64,
     },
 }
 
-/// Why a list could not be held, read or shortened.
+/// The reason a list could not be opened, read or deleted from.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// Someone else has one of the list's files open (EBUSY). Try again later.
-    #[error("{}: the list is in use by {holders}; it can be staged when they close it", path.display())]
+    /// Another process has one of the list's files open (EBUSY). Retry later.
+    #[error("{}: the list is in use by {holders}; retry after the file is closed", path.display())]
     Busy {
         /// The file that could not be opened.
         path: PathBuf,
-        /// Who has the list's files open, as far as this process may see.
+        /// The processes with open files of the list, as far as this process can see them.
         holders: Holders,
     },
     /// A permission is missing (EPERM, EACCES).
@@ -40,104 +42,102 @@ pub enum SourceError {
     NotPermitted {
         /// The file that could not be opened.
         path: PathBuf,
-        /// What is missing.
+        /// The missing permission, and how to grant it.
         why: &'static str,
     },
-    /// The list's kernel does not delete records that way.
+    /// The list's kernel does not support the delete mode.
     #[error(
-        "{}: its kernel does not delete records by {mode} (what was found there is the dialect \
-         {dialect}); leave --delete-mode out",
+        "{}: delete mode {mode} is not supported in dialect {dialect}; omit --delete-mode",
         path.display()
     )]
     NoDeleteMode {
         /// The directory.
         path: PathBuf,
-        /// What was found there.
+        /// The detected dialect.
         dialect: Dialect,
-        /// What was asked for.
+        /// The requested mode.
         mode: DeleteMode,
     },
-    /// The file is not there.
+    /// The file does not exist.
     #[error(
-        "{}: not there; is this the directory of IMA's files, and is securityfs mounted?",
+        "{}: not found; give the directory of IMA's files, and check that securityfs is mounted",
         path.display()
     )]
     Missing {
-        /// The file that is not there.
+        /// The missing file.
         path: PathBuf,
     },
     /// The directory is a FUSE mount whose server is gone (ENOTCONN).
     #[error(
-        "{0}: a FUSE mount whose server is gone; start the sandbox again, or unmount it: umount -l {0}",
+        "{0}: a FUSE mount whose server is gone; restart the sandbox, or unmount it: umount -l {0}",
         path.display()
     )]
     DeadMount {
         /// The directory.
         path: PathBuf,
     },
-    /// `A` while records are staged (EEXIST). They are older than all current ones: read and
+    /// `A` while records are staged (EEXIST). These are older than all current records: read and
     /// delete them first.
-    #[error("records are staged already")]
+    #[error("records are already staged; read and delete them first")]
     Pending,
-    /// Nothing to stage or delete, or fewer than were to be deleted (ENOENT).
-    #[error("{0}: there are no such records")]
+    /// No records to stage or delete, or fewer than requested (ENOENT).
+    #[error("{0}: no such records in the list")]
     Nothing(Request),
     /// The machine is going down (EACCES for `A`, ESTALE for `D` and `N`). The records stay, and
-    /// may come back after a kexec.
+    /// the next kernel may restore them after a kexec.
     #[error("{0}: refused, the machine is going down; the records stay in the kernel")]
     GoingDown(Request),
-    /// The list is not what it was when it was read: someone else staged or deleted records in
-    /// between.
-    #[error("someone else staged or deleted records in between; nothing was deleted")]
+    /// The list changed after it was read: another process staged or deleted records.
+    #[error("another process staged or deleted records in between; nothing was deleted")]
     Overtaken,
-    /// `D` could not allocate a new hash table (ENOMEM); the staged records are lost to the kernel
-    /// all the same.
-    #[error("D: the kernel had no memory for its new hash table; the staged records are gone")]
+    /// `D` could not allocate a new hash table (ENOMEM); the kernel deleted the staged records
+    /// nevertheless.
+    #[error("D: the kernel had no memory for a new hash table; the staged records are deleted")]
     NoMemory,
-    /// The kernel knows no such request on this file (EINVAL).
+    /// The kernel does not support the request on this file (EINVAL).
     #[error(
-        "{0}: refused as invalid; does the kernel run with ima_flush_htable, which rules out \
-         deleting N records?"
+        "{0}: refused as invalid; check whether the kernel runs with ima_flush_htable, which \
+         excludes deleting N records"
     )]
     Refused(Request),
     /// Another service deletes from the list.
-    #[error("{}: another service{} deletes from this list; one service a list: stop it, or follow the \
-             list beside it (--delete-mode none)", path.display(), service(*pid, state.as_deref()))]
+    #[error("{}: another service{} deletes from this list; stop it, or follow the list \
+             (--delete-mode none)", path.display(), service(*pid, state.as_deref()))]
     Served {
         /// The directory.
         path: PathBuf,
-        /// Its process id, if it can be seen.
+        /// The process id, if visible.
         pid: Option<u32>,
-        /// Its state directory, if that can be known.
+        /// The state directory, if it can be determined.
         state: Option<PathBuf>,
     },
     /// The process that has the list open is gone.
     #[error("the process that reads the list is gone: {why}; start the service again")]
     Lost {
-        /// What was seen of it.
+        /// The observed cause.
         why: String,
     },
-    /// Anything else the system says.
+    /// Any other system error.
     #[error("{}: {doing}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 }
 
 fn service(pid: Option<u32>, state: Option<&Path>) -> String {
     let pid = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
-    // Another process says what it is called.
+    // Quoted, because the path comes from another process.
     let state = state.map_or(String::new(), |state| format!(", state directory {state:?},"));
     format!("{pid}{state}")
 }
 
 impl fmt::Display for Request {
-    /// As it is written to the file.
+    /// The request as written to the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Request::Stage => f.write_str("A"),

@@ -1,4 +1,4 @@
-//! The directory's files: opened, read, written, and what the system says about it in our words.
+//! Opening, reading and writing the directory's files, and mapping system errors.
 
 use std::{
     fs::{self, File, Metadata},
@@ -10,10 +10,8 @@ use rustix::io::Errno;
 
 use crate::{
     Holders, Look, Request, Sink, SourceError,
-    names::{CURRENT, STAGED, TRIM},
+    names::{COUNT, CURRENT, STAGED, TRIM},
 };
-
-const COUNT: &str = "runtime_measurements_count";
 
 /// The files of one directory.
 #[derive(Clone, Debug)]
@@ -28,9 +26,9 @@ pub(crate) struct Named {
     pub(crate) file: File,
 }
 
-/// Both parts of the list, held for reading.
+/// Both parts of the list, open for reading.
 pub(crate) struct Both {
-    /// `None` where there is no such file.
+    /// `None` if the kernel has no staged file.
     staged: Option<Named>,
     current: Named,
 }
@@ -80,8 +78,8 @@ impl Files {
         }
     }
 
-    /// Opens both parts for reading, or the current one where there is no other. While one of
-    /// them is open nobody opens any for writing.
+    /// Opens both parts for reading, or only the current part if there is no staged file. While one
+    /// of them is open, no file can be opened for writing.
     pub(crate) fn look(&self) -> Result<Both, SourceError> {
         let current = self.open(self.current(), false)?;
         let staged = match self.open(self.staged(), false) {
@@ -110,7 +108,7 @@ impl Files {
 }
 
 impl Named {
-    /// One request, one write(2): the kernel takes whatever a write holds as a whole request.
+    /// Writes a request in one write(2): the kernel parses each write as a whole request.
     pub(crate) fn write(&mut self, request: Request, text: &[u8]) -> Result<(), SourceError> {
         let error = match self.file.write(text) {
             Ok(n) if n == text.len() => return Ok(()),
@@ -132,9 +130,9 @@ impl Named {
         })
     }
 
-    /// Reads on to the end.
+    /// Reads to the end.
     pub(crate) fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        // The kernel gives about a page of records a call; a longer record comes alone.
+        // The kernel returns about a page of records per call, or one longer record.
         let mut buffer = vec![0; 256 << 10];
         loop {
             match self.read_some(&mut buffer)? {
@@ -144,7 +142,7 @@ impl Named {
         }
     }
 
-    /// One read; 0 at the end.
+    /// One read(2); 0 at the end.
     pub(crate) fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
         loop {
             match self.file.read(buffer) {
@@ -184,7 +182,7 @@ impl Both {
 
 impl Look for Both {
     fn read(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
-        // Nothing is staged while this is held, so what is at its end stays there.
+        // Nobody can stage while the files are open, so the staged part is complete at its end.
         if let Some(staged) = &mut self.staged {
             staged.read(sink)?;
         }
@@ -192,16 +190,16 @@ impl Look for Both {
     }
 }
 
-const CANNOT_ENTER: &str = "the directory cannot be entered; run as root";
-const NEEDS_CAPABILITY: &str = "writing needs the capability CAP_SYS_ADMIN (run as root, or give the \
-     service that capability; `--delete-mode none` keeps records without it, and deletes none)";
-const NEEDS_ROOT_OR_GROUP: &str =
-    "the file belongs to root; run as root, or change the group of the file and join it";
+const CANNOT_ENTER: &str = "the directory cannot be searched; run as root";
+const NEEDS_CAPABILITY: &str = "writing needs the capability CAP_SYS_ADMIN (run as root, or grant the \
+     service this capability; `--delete-mode none` works without it and deletes no records)";
+const NEEDS_ROOT_OR_GROUP: &str = "the file is accessible to root and the file's group only; run as \
+     root, or change the file's group and join it";
 
-/// What may be missing where something is not permitted.
+/// The causes in [`SourceError::NotPermitted`].
 pub(crate) const WHYS: [&str; 3] = [CANNOT_ENTER, NEEDS_CAPABILITY, NEEDS_ROOT_OR_GROUP];
 
-/// What may be done when the system says no.
+/// The operations in [`SourceError::Io`].
 pub(crate) const DOINGS: [&str; 7] = [
     "open",
     "read",
@@ -216,10 +214,10 @@ pub(crate) const DOINGS: [&str; 7] = [
 mod tests {
     use super::*;
 
-    // What the files do is tested where they exist: on a mounted sandbox.
+    // The files' behaviour is tested on a mounted sandbox, in tests/.
 
     #[test]
-    fn a_look_reads_what_is_staged_first_and_then_reads_on() {
+    fn look_reads_staged_then_current_then_new_records() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path());
         fs::write(files.current(), b"current ").unwrap();
@@ -233,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_is_a_number_and_nothing_else() {
+    fn malformed_count_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path());
         let count = |text: &[u8]| {

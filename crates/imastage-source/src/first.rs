@@ -1,4 +1,4 @@
-//! Read, N: Linux 7.2.
+//! Read the current list and delete its first N records: Linux 7.2.
 
 use std::{marker::PhantomData, num::NonZeroU64};
 
@@ -8,8 +8,8 @@ use crate::{
     staged::stage,
 };
 
-/// Deletes the first N of the current list. What others staged is older: while there is any, it
-/// goes first, and N is never asked for.
+/// Deletes the first N records of the current list. Records staged by others are older: while there
+/// are any, they are offloaded first, without N.
 #[derive(Debug)]
 pub(crate) struct First {
     files: Files,
@@ -20,11 +20,11 @@ impl First {
         First { files }
     }
 
-    /// The beginning of the current list, or `None` if something is staged.
+    /// The beginning of the current list, or `None` if records are staged.
     fn head(&self) -> Result<Option<Vec<u8>>, SourceError> {
         let mut look = self.files.look()?;
         let mut head = vec![0; 4096];
-        // The kernel gives whole records, and none only at the end.
+        // The kernel returns whole records, and 0 bytes only at the end.
         if let Some(staged) = look.staged()
             && staged.read_some(&mut head)? > 0
         {
@@ -49,8 +49,8 @@ impl Source for First {
         if head.is_empty() {
             return Ok(None);
         }
-        // Whoever stages before this is open leaves older records behind, and the list begins
-        // with others.
+        // If another process stages before this open, the staged records are older, and the list
+        // begins with other records.
         let mut current = self.files.open(self.files.current(), true)?;
         let mut expected = &head[..];
         let mut overtaken = false;
@@ -89,7 +89,7 @@ impl Source for First {
 
 struct CurrentBatch {
     current: Named,
-    /// Keeps the descriptor on the thread that opened it.
+    /// Makes the batch !Send: the opening thread must close the descriptor.
     one_thread: PhantomData<*const ()>,
 }
 

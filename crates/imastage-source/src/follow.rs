@@ -1,4 +1,4 @@
-//! Read, and read on: kernels that do not let go of records.
+//! Following a list: kernels that do not delete records.
 
 use std::{
     io::{Seek, SeekFrom},
@@ -10,19 +10,19 @@ use crate::{
     files::{Files, Named},
 };
 
-/// A list that only grows. What was taken stays there and is not read again: "deleting" it moves
-/// the place from which the next batch is read.
+/// A list that only grows. Taken records stay in the list and are not read again: "deletion" moves
+/// the position at which the next batch begins.
 ///
-/// One descriptor is kept, at the end of what was read: the kernel goes on from there.
+/// One descriptor stays open at the end of the last read: the kernel continues from there.
 #[derive(Debug)]
 pub(crate) struct Follow {
     files: Files,
     open: Option<Named>,
-    /// Where the descriptor stands; unknown if that is not `taken`.
+    /// The descriptor's position; differs from `taken` after a batch that was not deleted.
     at: u64,
-    /// What was taken, in bytes from the list's first record.
+    /// The taken bytes, from the list's first record.
     taken: u64,
-    /// The same in records.
+    /// The taken records.
     taken_records: u64,
 }
 
@@ -31,7 +31,7 @@ impl Follow {
         Follow { files, open: None, at: 0, taken: 0, taken_records: 0 }
     }
 
-    /// The descriptor, at the first record that was not taken.
+    /// The descriptor, positioned at the first record that was not taken.
     fn at_taken(&mut self) -> Result<&mut Named, SourceError> {
         let file = match self.open.take() {
             Some(file) => file,
@@ -42,7 +42,7 @@ impl Follow {
         };
         let file = self.open.insert(file);
         if self.at != self.taken {
-            // The kernel walks to the place, once.
+            // The kernel walks to the position once.
             let sought = file.file.seek(SeekFrom::Start(self.taken));
             sought.map_err(|error| file.io("seek to the first new record", error))?;
             self.at = self.taken;
@@ -50,7 +50,7 @@ impl Follow {
         Ok(file)
     }
 
-    /// Reads on from `at`.
+    /// Reads from `at` to the end.
     fn read_on(&mut self, sink: &mut Sink<'_>) -> Result<(), SourceError> {
         let Follow { open: Some(file), at, .. } = self else { return Ok(()) };
         let mut read = 0;
@@ -75,12 +75,12 @@ impl Source for Follow {
     fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
         let count = self.files.count()?;
         if count < self.taken_records {
-            // Somebody has a way to shorten it after all.
+            // Another process deleted records.
             *self = Follow::new(self.files.clone());
             return Err(SourceError::Overtaken);
         }
-        // A record is counted before the TPM is extended with it, so this misses none that a quote
-        // stands for.
+        // A record is counted before the TPM is extended with it, so this misses no record that a
+        // quote covers.
         if count == self.taken_records && self.taken > 0 {
             return Ok(None);
         }
@@ -148,7 +148,7 @@ mod tests {
         path::Path,
     };
 
-    /// Appends to a plain file what a kernel's list would grow by.
+    /// Appends records to a plain file, as a kernel's list grows.
     fn grow(dir: &Path, records: &[&str], count: u64) {
         let list = dir.join("binary_runtime_measurements");
         let mut list = File::options().append(true).create(true).open(list).unwrap();
@@ -167,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_is_not_read_again_and_what_was_not_is() {
+    fn taken_records_are_not_read_again_and_others_are() {
         let dir = tempfile::tempdir().unwrap();
         grow(dir.path(), &["a", "bb"], 2);
         let mut source = Follow::new(Files::new(dir.path()));
         assert_eq!(source.count().unwrap(), 2);
-        // Read, and not kept.
+        // Read but not taken.
         assert_eq!(take(&mut source, 0), "abb");
         assert_eq!(take(&mut source, 2), "abb");
         assert_eq!((take(&mut source, 1).as_str(), source.count().unwrap()), ("", 0));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_shrinks_is_read_anew() {
+    fn list_that_shrinks_is_read_from_the_beginning() {
         let dir = tempfile::tempdir().unwrap();
         grow(dir.path(), &["a", "b"], 2);
         let mut source = Follow::new(Files::new(dir.path()));

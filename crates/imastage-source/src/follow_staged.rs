@@ -1,4 +1,4 @@
-//! Read, and read on, where others may delete: kernels that can be shortened, and are not by us.
+//! Following a list from which other processes may delete records.
 
 use std::{
     io::{Seek, SeekFrom},
@@ -10,28 +10,28 @@ use crate::{
     files::{Both, Files},
 };
 
-/// A list that is left as it is. What was taken stays there and is not read again, as long as nobody
-/// deletes it.
+/// A list that is only read. Taken records stay in the list and are not read again, unless another
+/// process deletes records.
 ///
-/// No descriptor is kept: while one is open nobody can stage or delete. So each time it is seen whether
-/// the list begins as it did before.
+/// No descriptor stays open, because that would prevent others from staging and deleting. Instead
+/// each look checks that the list begins as before.
 #[derive(Debug)]
 pub(crate) struct FollowStaged {
     files: Files,
-    /// The list's first bytes when they were taken, at most a page.
+    /// The list's first bytes at the last take, at most a page.
     head: Vec<u8>,
-    /// What was taken, in bytes from the list's first record, staged ones included.
+    /// The taken bytes, from the list's first record, staged ones included.
     taken: u64,
-    /// The same in records.
+    /// The taken records.
     taken_records: u64,
 }
 
-/// The list from the first record on that was not taken.
+/// The list from the first record that was not taken.
 struct Rest {
     both: Both,
     /// The list's first bytes.
     head: Vec<u8>,
-    /// How many bytes are still to be skipped.
+    /// The number of bytes still to skip.
     skip: u64,
 }
 
@@ -40,7 +40,7 @@ impl FollowStaged {
         FollowStaged { files, head: Vec::new(), taken: 0, taken_records: 0 }
     }
 
-    /// The rest of the list, held for reading.
+    /// The rest of the list, open for reading.
     fn rest(&mut self) -> Result<Rest, SourceError> {
         let mut both = self.files.look()?;
         let mut head = vec![0; 4096];
@@ -53,13 +53,13 @@ impl FollowStaged {
             length = both.current().read_some(&mut head)?;
         }
         head.truncate(length);
-        // The kernel gives whole records, so a beginning that was short may have grown.
+        // The kernel returns whole records, so a head shorter than a page can have grown.
         if !head.starts_with(&self.head) {
             *self = FollowStaged::new(self.files.clone());
             return Err(SourceError::Overtaken);
         }
-        // The kernel walks to the place. How far that is within the current records is known only
-        // while none are staged.
+        // The kernel walks to the position. The position within the current records is known only
+        // if none are staged.
         let (staged_at, current_at, skip) =
             if is_staged { (0, 0, self.taken) } else { (0, self.taken, 0) };
         if let Some(staged) = both.staged() {
@@ -86,7 +86,7 @@ impl Source for FollowStaged {
             sink(chunk);
         })?;
         if rest.skip > 0 {
-            // There were more when they were taken.
+            // The list is shorter than at the last take.
             *self = FollowStaged::new(self.files.clone());
             return Err(SourceError::Overtaken);
         }
@@ -102,7 +102,7 @@ impl Source for FollowStaged {
         self.files.open(self.files.current(), false).map(drop)
     }
 
-    /// Fewer than there are while others have records staged, which are not counted.
+    /// Too low while records are staged, since these are not counted.
     fn count(&mut self) -> Result<u64, SourceError> {
         Ok(self.files.count()?.saturating_sub(self.taken_records))
     }
@@ -179,20 +179,20 @@ mod tests {
     }
 
     #[test]
-    fn what_others_stage_stays_where_it_was_and_what_they_delete_is_noticed() {
+    fn foreign_stage_is_transparent_and_foreign_deletion_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let mut source = FollowStaged::new(Files::new(dir.path()));
         set(dir.path(), "", "ab");
         assert_eq!(take(&mut source).unwrap(), "ab");
         assert_eq!(take(&mut source).unwrap(), "");
-        // Somebody stages: nothing moved.
+        // Another process stages: positions do not change.
         set(dir.path(), "ab", "cd");
         assert_eq!(take(&mut source).unwrap(), "cd");
         assert_eq!(take(&mut source).unwrap(), "");
         let mut look = Vec::new();
         source.look().unwrap().read(&mut |bytes| look.extend_from_slice(bytes)).unwrap();
         assert_eq!(look, b"");
-        // And deletes: the list begins with others, however many there are.
+        // Another process deletes: the list begins with other records, whatever its length.
         set(dir.path(), "", "cdefgh");
         assert!(matches!(take(&mut source), Err(SourceError::Overtaken)));
         assert_eq!(take(&mut source).unwrap(), "cdefgh");

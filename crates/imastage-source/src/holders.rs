@@ -1,3 +1,5 @@
+//! The processes that have the list's files open.
+
 use std::{
     fmt, fs,
     os::unix::fs::MetadataExt,
@@ -11,30 +13,31 @@ use crate::names::TRIM;
 /// A process that has one of the list's files open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
-    /// Its name (`/proc/PID/comm`).
+    /// The process name (`/proc/PID/comm`).
     pub name: String,
-    /// Which of its descriptors.
+    /// The descriptor number.
     pub fd: u32,
     /// The file.
     pub path: PathBuf,
 }
 
-/// Who has the list's files open. May be empty: without root, other users' descriptors are hidden.
+/// The processes that have the list's files open. May be incomplete: without root, the descriptors
+/// of other users are hidden.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holders(pub Vec<Holder>);
 
 impl Holders {
-    /// Looks through `/proc` for descriptors on the files of `dir`. Linear in the descriptors open
-    /// on the machine.
+    /// Searches `/proc` for descriptors of the files in `dir`. Linear in the descriptors open on
+    /// the machine.
     pub fn find(dir: &Path) -> Holders {
         let mut holders = Vec::new();
         let Ok(dir_meta) = fs::metadata(dir) else { return Holders(holders) };
         let Ok(processes) = fs::read_dir("/proc") else { return Holders(holders) };
         for process in processes.flatten() {
             let Some(pid) = number(&process.file_name()) else { continue };
-            // Not allowed to look, or gone meanwhile: skip.
+            // Not permitted, or the process has exited: skip.
             let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
             for fd in fds.flatten() {
                 let Ok(path) = fs::read_link(fd.path()) else { continue };
@@ -61,7 +64,7 @@ impl Holders {
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("a process that cannot be seen from here (try as root)");
+            return f.write_str("a process not visible to this user (try as root)");
         }
         for (i, holder) in self.0.iter().enumerate() {
             let Holder { pid, name, fd, .. } = holder;
@@ -72,8 +75,8 @@ impl fmt::Display for Holders {
     }
 }
 
-/// The device a file is on, without asking whoever serves it: a file of our own view would have its
-/// size brought up to date by a drain, and a drain is what looks for holders.
+/// The device of a file, without a request to its file system: a size request on the service's own
+/// view starts a drain, and a drain searches for holders.
 fn device(path: &Path) -> Option<u64> {
     let flags = AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty()).ok()?;

@@ -1,20 +1,22 @@
+//! A list in this process.
+
 use std::{num::NonZeroU64, sync::Arc};
 
 use ima_list::{DeleteError, Part, SharedList, StageError};
 
 use crate::{Batch, DeleteMode, Dialect, Holders, Look, Request, Sink, Source, SourceError};
 
-/// A list in this process, as Linux 7.2 has it. Its only client, so it is never busy.
+/// A list in this process, with the behaviour of Linux 7.2. It has one client and is never busy.
 #[derive(Clone, Debug)]
 pub struct InProcess {
     list: Arc<SharedList>,
     mode: DeleteMode,
-    /// How many records were taken, while it is followed.
+    /// The number of taken records in [`DeleteMode::None`].
     taken: u64,
 }
 
 impl InProcess {
-    /// The list that others in this process add to.
+    /// A source for a list that other threads append to.
     pub fn new(list: Arc<SharedList>, mode: DeleteMode) -> InProcess {
         InProcess { list, mode, taken: 0 }
     }
@@ -136,7 +138,7 @@ fn refusal(request: Request, error: DeleteError) -> SourceError {
     }
 }
 
-/// Reads a part from its record `from` on; gives how many there were.
+/// Reads a part from record `from` on; returns the number of records read.
 fn read(list: &SharedList, part: Part, from: u64, sink: &mut Sink<'_>) -> u64 {
     const CHUNK: usize = 256 << 10;
     let mut at = from;
@@ -157,7 +159,7 @@ mod tests {
     use ima_log::{Bank, RecordBuf};
 
     #[test]
-    fn a_round_of_stage_read_delete() {
+    fn stage_read_and_delete_in_every_mode() {
         let list = Arc::new(SharedList::new(Options::default()));
         let mut expected = Vec::new();
         for i in 0..5000 {
@@ -179,7 +181,7 @@ mod tests {
                 source.look().unwrap().read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
                 assert_eq!(read, expected);
                 read.clear();
-                // Dropped, it deletes nothing.
+                // A dropped batch deletes nothing.
                 drop(source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap());
                 assert_eq!(read, expected);
             }

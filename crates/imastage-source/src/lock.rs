@@ -1,4 +1,4 @@
-//! One list, one service that deletes from it.
+//! The lock that allows one service per list to delete.
 
 use std::{
     fs::{self, File, Metadata},
@@ -12,37 +12,39 @@ use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::{SourceError, files::Files};
 
-/// The right to delete from a list, held until this is dropped.
+/// The exclusive right to delete from a list, released when this is dropped.
 ///
-/// It is a flock(2) of the file that counts the list's records: only who may read the list can have it,
-/// it is the same lock by whatever path the directory is reached, and opening that file keeps nobody from
-/// using the list.
+/// A flock(2) on the count file: only a process that may read the list can acquire it, it is the
+/// same lock for every path to the directory, and an open count file does not block other users of
+/// the list.
 #[derive(Debug)]
 pub struct ListLock {
     _file: File,
 }
 
-/// A service that deletes from a list.
+/// The service that deletes from a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListService {
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
-    /// Its state directory, where that can be known.
+    /// The state directory, if it can be determined.
     pub state: Option<PathBuf>,
 }
 
-/// The argument of the process that holds the lock behind which its service's state directory stands.
+/// In the arguments of the process with the lock, the service's state directory follows this
+/// option.
 pub const STATE_ARGUMENT: &str = "--state";
 
 impl ListLock {
-    /// Takes the lock of the list in `dir`. One whose service is gone is waited for: it dies, too.
+    /// Acquires the lock of the list in `dir`. Waits for the exit of a process whose service has
+    /// already ended.
     ///
     /// # Errors
-    /// [`SourceError::Served`] if another service has it; [`SourceError::Missing`],
+    /// [`SourceError::Served`] if another service has the lock; [`SourceError::Missing`],
     /// [`SourceError::NotPermitted`], [`SourceError::Io`].
     pub fn take(dir: &Path) -> Result<ListLock, SourceError> {
         const PAUSE: Duration = Duration::from_millis(20);
-        /// How long a service may take to be gone that was killed a moment ago.
+        /// The time allowed for a service that was just killed to disappear.
         const WHILE_IT_LIVES: Duration = Duration::from_secs(1);
         const WHILE_IT_DIES: Duration = Duration::from_secs(10);
         let files = Files::new(dir);
@@ -68,7 +70,7 @@ impl ListLock {
     }
 }
 
-/// The service that deletes from the list in `dir`, if there is one and it can be seen from here.
+/// The service that deletes from the list in `dir`, if one exists and is visible to this process.
 pub fn service_of(dir: &Path) -> Option<ListService> {
     let count = fs::metadata(Files::new(dir).count_path()).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
@@ -82,8 +84,8 @@ pub fn service_of(dir: &Path) -> Option<ListService> {
     Some(ListService { pid, state })
 }
 
-/// The process id in a line of /proc/locks, if it tells of a lock of `file`:
-/// `1: FLOCK  ADVISORY  WRITE 708 00:05:42 0 EOF` (proc(5)). Who waits has `->` before it.
+/// The process id in a line of /proc/locks that describes a lock of `file`:
+/// `1: FLOCK  ADVISORY  WRITE 708 00:05:42 0 EOF` (proc(5)). Lines of waiters have a `->`.
 fn holder(line: &str, file: &Metadata) -> Option<u32> {
     let words: Vec<_> = line.split_whitespace().collect();
     let [_, "FLOCK", _, "WRITE", pid, inode, ..] = words[..] else { return None };
@@ -92,17 +94,17 @@ fn holder(line: &str, file: &Metadata) -> Option<u32> {
     let minor = u32::from_str_radix(parts.next()?, 16).ok()?;
     let number: u64 = parts.next()?.parse().ok()?;
     let is_it = rustix::fs::makedev(major, minor) == file.dev() && number == file.ino();
-    // Of another namespace: 0.
+    // The pid is 0 for a process in another namespace.
     pid.parse().ok().filter(|pid| is_it && *pid != 0)
 }
 
-/// The service that a process serves which holds a list: its parent; `None` if that is gone.
+/// The service of a process that has a list open: its parent, or `None` if the parent has exited.
 pub fn parent(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
     let parent: u32 = line.trim().parse().ok()?;
     let name = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    // Orphans have another parent, which is another program.
+    // An orphan has a new parent, which is another program.
     (parent != 0 && name(parent) == name(pid)).then_some(parent)
 }
 
@@ -111,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_locked_once_by_whatever_path() {
+    fn list_is_locked_once_through_any_path() {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("ima");
         fs::create_dir(&list).unwrap();
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_is_found_among_locks() {
+    fn lock_holder_is_found_in_proc_locks() {
         let file = fs::metadata("/proc/self/exe").unwrap();
         let (dev, ino) = (file.dev(), file.ino());
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));

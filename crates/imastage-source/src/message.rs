@@ -1,6 +1,6 @@
-//! What is said between a service and the process that has the list's files open: frames of a length
-//! (u32, little-endian) and that many bytes, the first of which says what they are. Both ends are the
-//! same program, so there is one version only.
+//! The messages between a service and the process that has the list's files open: frames of a
+//! length (u32, little-endian) and that many bytes, the first of which is the tag. Both ends are
+//! the same program, so the protocol has no versions.
 
 use std::{
     ffi::OsStr,
@@ -15,19 +15,19 @@ use crate::{DeleteMode, Dialect, Holder, Holders, Request, SourceError, files};
 /// The longest frame, in bytes.
 pub(crate) const LONGEST: usize = 1 << 20;
 
-/// How many holders a message names at most.
+/// The largest number of holders in a message.
 const MOST_HOLDERS: usize = 1000;
 
-/// What a service asks for.
+/// A request of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Look,
-    /// Read on, while looking.
+    /// Read to the end, during a look.
     Read,
     Take,
     /// Delete the batch.
     Delete(NonZeroU64),
-    /// Let go of the batch, or stop looking.
+    /// Drop the batch, or end the look.
     Release,
     TryOpen,
     Count,
@@ -35,10 +35,10 @@ pub(crate) enum Ask {
     Holders,
 }
 
-/// What it is answered.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The first one: what list it is.
+    /// The first message: describes the list.
     Hello {
         dialect: Dialect,
         others_may_delete: bool,
@@ -57,7 +57,7 @@ pub(crate) enum Answer {
     Failed(SourceError),
 }
 
-/// A message that is none.
+/// The message cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
@@ -99,7 +99,7 @@ impl Ask {
     }
 }
 
-/// The tag of [`Answer::Chunk`], which is sent without being copied into an [`Answer`] first.
+/// The tag of [`Answer::Chunk`], which is sent without a copy into an [`Answer`].
 pub(crate) const CHUNK: u8 = 1;
 
 impl Answer {
@@ -160,11 +160,12 @@ impl Answer {
     }
 }
 
-/// Sends a frame whose bytes come in two parts.
+/// Sends a frame whose bytes are in two parts.
 pub(crate) fn send(to: &mut impl Write, head: &[u8], rest: &[u8]) -> io::Result<()> {
     let length = head.len() + rest.len();
     let Some(length) = u32::try_from(length).ok().filter(|_| length <= LONGEST) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is too long"));
+        let why = format!("message of {length} bytes; the limit is {LONGEST}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     };
     let mut start = Vec::with_capacity(4 + head.len());
     start.extend(length.to_le_bytes());
@@ -191,7 +192,7 @@ pub(crate) fn receive(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     }
     let length = u32::from_le_bytes(length) as usize;
     if length > LONGEST {
-        let why = format!("a message of {length} bytes; the longest has {LONGEST}");
+        let why = format!("message of {length} bytes; the limit is {LONGEST}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     let mut bytes = vec![0; length];
@@ -204,7 +205,7 @@ const DELETE_MODES: [DeleteMode; 3] = [DeleteMode::Stage, DeleteMode::FirstN, De
 const KINDS: [io::ErrorKind; 3] =
     [io::ErrorKind::Other, io::ErrorKind::InvalidData, io::ErrorKind::WriteZero];
 
-/// What an error is called whose own words are none of [`files::WHYS`] or [`files::DOINGS`].
+/// The text of an error that is not in [`files::WHYS`] or [`files::DOINGS`].
 const UNNAMED: &str = "the list's files";
 
 fn index<T: PartialEq>(all: &[T], one: &T) -> u8 {
@@ -217,7 +218,7 @@ fn of<T: Copy>(all: &[T], at: u8) -> Result<T, Malformed> {
 }
 
 fn text(out: &mut Vec<u8>, text: &[u8]) {
-    // Names and paths; what is longer is for people to read only.
+    // Names and paths are shorter; a longer text is only for display.
     let text = text.get(..1 << 16).unwrap_or(text);
     out.extend((text.len() as u32).to_le_bytes());
     out.extend(text);
@@ -229,11 +230,11 @@ fn option(out: &mut Vec<u8>, number: Option<u64>) {
 }
 
 fn encode_holders(out: &mut Vec<u8>, holders: &Holders) {
-    let mut room = LONGEST / 2;
+    let mut free = LONGEST / 2;
     let fits = |holder: &&Holder| {
         let length = holder.name.len() + holder.path.as_os_str().len() + 16;
-        let fits = length <= room;
-        room = room.saturating_sub(length);
+        let fits = length <= free;
+        free = free.saturating_sub(length);
         fits
     };
     let named: Vec<_> = holders.0.iter().take(MOST_HOLDERS).take_while(fits).collect();
@@ -316,7 +317,7 @@ fn encode_error(out: &mut Vec<u8>, error: &SourceError) {
     }
 }
 
-/// What is left of a message.
+/// The rest of a message.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -432,7 +433,7 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// Nothing may follow.
+    /// Returns `value` if the message ends here.
     fn end<T>(self, value: T) -> Result<T, Malformed> {
         if self.0.is_empty() { Ok(value) } else { Err(Malformed) }
     }

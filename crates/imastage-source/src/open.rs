@@ -1,4 +1,4 @@
-//! Which dialect a directory speaks, found out by looking.
+//! Detection of a directory's dialect, and opening of its list.
 
 use std::{
     fs::Metadata,
@@ -17,15 +17,15 @@ use crate::{
     trim::Trim,
 };
 
-/// Where Linux shows the files.
+/// The directory in which Linux exports the files.
 pub const DEFAULT_DIR: &str = "/sys/kernel/security/ima";
 
 impl Dialect {
     /// The dialect of the files in `dir`.
     ///
     /// # Errors
-    /// [`SourceError::Missing`] if there is no binary list in it, [`SourceError::NotPermitted`] if
-    /// it cannot be entered.
+    /// [`SourceError::Missing`] if `dir` has no binary list, [`SourceError::NotPermitted`] if `dir`
+    /// cannot be searched.
     pub fn of(dir: &Path) -> Result<Dialect, SourceError> {
         let files = Files::new(dir);
         let list = files.look_at(&files.current())?;
@@ -42,17 +42,17 @@ impl Dialect {
     }
 }
 
-/// The list whose files are in `dir`, in the dialect that they speak. `mode` chooses where there
-/// is a choice: with [`Dialect::Linux72`], and where a kernel without staged files takes N
-/// ([`Dialect::Follow`] unless it is asked for). Any list can be followed ([`DeleteMode::None`]): then no
-/// file is opened for writing.
+/// Opens the list whose files are in `dir`, in the dialect that [`Dialect::of`] detects. `mode`
+/// selects between the delete modes of [`Dialect::Linux72`], and enables N on a kernel without
+/// staged files that accepts N ([`Dialect::Follow`] otherwise). Any list can be followed
+/// ([`DeleteMode::None`]); no file is then opened for writing.
 ///
 /// # Errors
-/// As [`Dialect::of`]; [`SourceError::NoDeleteMode`] if the dialect does not know `mode`.
+/// As [`Dialect::of`]; [`SourceError::NoDeleteMode`] if the dialect does not support `mode`.
 pub fn open(dir: &Path, mode: Option<DeleteMode>) -> Result<Box<dyn Source>, SourceError> {
     let files = Files::new(dir);
     let dialect = Dialect::of(dir)?;
-    // A kernel that has 7.2's code and not its option: no staged files, yet N is taken.
+    // Linux 7.2 without CONFIG_IMA_STAGING has no staged files but accepts N.
     let takes_n = || Ok::<bool, SourceError>(is_writable(&files.look_at(&files.current())?));
     Ok(match (dialect, mode) {
         (Dialect::Linux72 | Dialect::V4, None | Some(DeleteMode::Stage)) => {
@@ -63,7 +63,7 @@ pub fn open(dir: &Path, mode: Option<DeleteMode>) -> Result<Box<dyn Source>, Sou
         (Dialect::Trim, None) => Box::new(Trim::new(files)),
         (Dialect::Follow, None) => Box::new(Follow::new(files)),
         (Dialect::Follow, Some(DeleteMode::None)) if !takes_n()? => Box::new(Follow::new(files)),
-        // Others may delete, and could not while a descriptor is kept.
+        // Other processes may delete, which a permanently open descriptor would prevent.
         (_, Some(DeleteMode::None)) => Box::new(FollowStaged::new(files)),
         (_, Some(mode)) => {
             return Err(SourceError::NoDeleteMode { path: PathBuf::from(dir), dialect, mode });
@@ -81,21 +81,21 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_directory_without_a_list_is_named() {
+    fn directory_without_a_list_is_named_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let error = Dialect::of(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("binary_runtime_measurements: not there"), "{error}");
+        assert!(error.contains("binary_runtime_measurements: not found"), "{error}");
     }
 
     #[test]
-    fn dialects_are_told_by_the_files_and_delete_modes_only_taken_where_they_exist() {
+    fn dialect_is_detected_and_unsupported_delete_modes_are_refused() {
         let all = [None, Some(DeleteMode::Stage), Some(DeleteMode::FirstN), Some(DeleteMode::None)];
         for (files, mode, dialect, known) in [
             (&[][..], 0o440, Dialect::Follow, [true, false, false, true]),
-            // 7.2 without CONFIG_IMA_STAGING takes N, where that is asked for.
+            // 7.2 without CONFIG_IMA_STAGING: N on request.
             (&[][..], 0o660, Dialect::Follow, [true, false, true, true]),
             (&[STAGED][..], 0o660, Dialect::Linux72, [true, true, true, true]),
-            // Its N acts on the list as it is then, which is not the list that was read.
+            // N of v4 acts on the list at the time of the request, not on the list that was read.
             (&[STAGED][..], 0o440, Dialect::V4, [true, true, false, true]),
             (&[TRIM][..], 0o440, Dialect::Trim, [true, false, false, true]),
         ] {

@@ -1,10 +1,10 @@
-//! A list whose files another process has open.
+//! A list whose files are open in another process.
 //!
-//! A kernel may lose its books of who writes when a process forks while it has a list file open for
-//! writing: the child has the descriptor too until it executes something else, whatever O_CLOEXEC says,
-//! and closes it in another thread than the one that opened it (seen on Linux 7.2: writers get EBUSY
-//! until reboot). So the files are open in a process that does nothing else, has one thread and starts no
-//! program: [`serve`] is all it does. The service has a [`SourceProcess`], and no list file.
+//! A kernel's writer accounting can fail if a process forks while it has a list file open for
+//! writing: the child has the descriptor too until it calls execve, even with O_CLOEXEC, and closes
+//! it in another thread than the one that opened it (observed on Linux 7.2: writers get EBUSY until
+//! reboot). The files are therefore open in a process that only runs [`serve`], has one thread and
+//! starts no program. The service has a [`SourceProcess`] and opens no list file.
 
 use std::{
     cell::RefCell,
@@ -19,8 +19,8 @@ use crate::{
     message::{Answer, Ask, CHUNK, Malformed, receive, send},
 };
 
-/// How long each end waits for the other one, at most. A service manager's watchdog is to bark first: a
-/// kernel that takes minutes for one call hangs.
+/// The longest time each end waits for the other. A service manager's watchdog should expire first:
+/// a kernel that takes minutes for one call hangs.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// The service's end: a list in another process.
@@ -33,10 +33,10 @@ pub struct SourceProcess {
 }
 
 impl SourceProcess {
-    /// Waits until the process at the other end of `socket` ([`serve`]) has the list.
+    /// Waits until the process at the other end of `socket` ([`serve`]) has opened the list.
     ///
     /// # Errors
-    /// Why it has not; [`SourceError::Lost`] if it does not answer.
+    /// The error of that open; [`SourceError::Lost`] if the process does not answer.
     pub fn connect(socket: UnixStream) -> Result<SourceProcess, SourceError> {
         let lost = |error: io::Error| SourceError::Lost { why: error.to_string() };
         socket.set_read_timeout(Some(LONGEST_SILENCE)).map_err(lost)?;
@@ -100,7 +100,7 @@ impl Source for SourceProcess {
     fn holders(&self) -> Holders {
         match self.link.borrow_mut().ask(Ask::Holders) {
             Ok(Answer::Holders(holders)) => holders,
-            // Nobody can be named; why is said when the list is used next.
+            // The next use of the list reports the error.
             _ => Holders::default(),
         }
     }
@@ -130,7 +130,7 @@ impl Drop for RemoteLook<'_> {
 }
 
 struct RemoteBatch<'a> {
-    /// `None` when the batch was deleted, or that was tried.
+    /// `None` after a deletion, successful or not.
     link: Option<&'a mut Link>,
     was_pending: bool,
     position: Option<u64>,
@@ -161,11 +161,11 @@ impl Drop for RemoteBatch<'_> {
     }
 }
 
-/// The socket, as long as what comes from it can be understood.
+/// The connection to the other process.
 #[derive(Debug)]
 struct Link {
     socket: BufReader<UnixStream>,
-    /// Why nothing can be asked any more.
+    /// The reason that the connection is unusable.
     lost: Option<String>,
 }
 
@@ -178,7 +178,7 @@ impl Link {
         self.hear()
     }
 
-    /// Gives chunks of the list to `sink`, and then the answer that follows them.
+    /// Passes chunks of the list to `sink`, and returns the answer that follows them.
     fn ask_for_bytes(&mut self, ask: Ask, sink: &mut Sink<'_>) -> Result<Answer, SourceError> {
         let mut answer = self.ask(ask)?;
         loop {
@@ -208,9 +208,9 @@ impl Link {
             Ok(Some(bytes)) => match Answer::decode(bytes) {
                 Ok(Answer::Failed(error)) => return Err(error),
                 Ok(answer) => return Ok(answer),
-                Err(Malformed) => "its answer cannot be understood".to_owned(),
+                Err(Malformed) => "malformed answer".to_owned(),
             },
-            Ok(None) => "it has ended".to_owned(),
+            Ok(None) => "process ended".to_owned(),
             Err(error) if is_timeout(&error) => {
                 format!("no answer for {} seconds", LONGEST_SILENCE.as_secs())
             }
@@ -221,7 +221,7 @@ impl Link {
 
     fn unexpected(&mut self, answer: Answer) -> SourceError {
         let _ = answer;
-        self.lose("it answers something else than it was asked".to_owned())
+        self.lose("answer to another request".to_owned())
     }
 
     fn check(&self) -> Result<(), SourceError> {
@@ -232,24 +232,24 @@ impl Link {
     }
 
     fn lose(&mut self, why: String) -> SourceError {
-        // It ends, if it lives: nobody would understand it any more.
+        // Ends the other process if it is still running.
         let _ = self.socket.get_ref().shutdown(std::net::Shutdown::Both);
         self.lost = Some(why.clone());
         SourceError::Lost { why }
     }
 }
 
-/// How much of the list is sent at once. The kernel gives a page at a time.
+/// The size of one chunk message, in bytes. The kernel returns a page at a time.
 const PIECE: usize = 64 << 10;
 
-/// How long a piece is waited for: who receives it takes it as a sign of life.
+/// The longest interval between chunk messages, which the receiver uses as a sign of life.
 const LONGEST_PIECE: Duration = Duration::from_millis(500);
 
-/// The other end: does what a [`SourceProcess`] asks of `source` until that is gone. If there is no
-/// list to serve it hears why.
+/// The other end: serves the requests of a [`SourceProcess`] on `source` until the peer closes the
+/// socket. If `source` is an error, the peer receives that error.
 ///
 /// # Errors
-/// [`io::Error`] if it cannot be heard or understood, or does not take its answers.
+/// [`io::Error`] if a request cannot be received or decoded, or an answer cannot be sent.
 pub fn serve(socket: UnixStream, source: Result<Box<dyn Source>, SourceError>) -> io::Result<()> {
     socket.set_write_timeout(Some(LONGEST_SILENCE))?;
     let mut server =
@@ -263,7 +263,7 @@ pub fn serve(socket: UnixStream, source: Result<Box<dyn Source>, SourceError>) -
         others_may_delete: source.others_may_delete(),
         name: source.name(),
     })?;
-    // A client without requests is waited for as long as it lives.
+    // An idle client is waited for without a time limit.
     while let Some(ask) = server.hear()? {
         server.serve(ask, source.as_mut())?;
     }
@@ -273,7 +273,7 @@ pub fn serve(socket: UnixStream, source: Result<Box<dyn Source>, SourceError>) -
 struct Server {
     from: BufReader<UnixStream>,
     to: UnixStream,
-    /// Bytes of the list that are not sent yet.
+    /// Bytes of the list that are not yet sent.
     piece: Vec<u8>,
 }
 
@@ -333,7 +333,7 @@ impl Server {
         }
     }
 
-    /// Runs what reads the list, and sends what it reads.
+    /// Runs `read` and sends the bytes that it reads.
     fn send_bytes<T>(
         &mut self,
         read: impl FnOnce(&mut Sink<'_>) -> Result<T, SourceError>,
@@ -345,7 +345,7 @@ impl Server {
                 self.piece.extend_from_slice(bytes);
                 if self.piece.len() >= PIECE || since.elapsed() >= LONGEST_PIECE {
                     since = Instant::now();
-                    // Who reads cannot be stopped; nothing is sent any more then.
+                    // The read cannot be stopped; after an error nothing more is sent.
                     if sent.is_ok() {
                         sent = self.send_piece();
                     }
@@ -398,7 +398,7 @@ impl Server {
         }
     }
 
-    /// While the list is held others cannot use it, so the service is not waited for for ever.
+    /// An open list blocks other processes, so the service is waited for with a time limit.
     fn hear_while_holding(&mut self) -> io::Result<Ask> {
         self.from.get_ref().set_read_timeout(Some(LONGEST_SILENCE))?;
         let ask = self.hear()?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -407,14 +407,14 @@ impl Server {
     }
 }
 
-/// Without this process.
+/// The holders without this process.
 fn others(mut holders: Holders) -> Holders {
     holders.0.retain(|holder| holder.pid != std::process::id());
     holders
 }
 
 fn out_of_turn() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the service asks for something out of turn")
+    io::Error::new(io::ErrorKind::InvalidData, "request out of sequence")
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -1,4 +1,4 @@
-//! A, read, D: Linux 7.2 and the patches of version 4.
+//! Stage (A), read and delete (D): Linux 7.2 and version 4 of the staging patches.
 
 use std::{io::Seek, marker::PhantomData, num::NonZeroU64};
 
@@ -7,7 +7,7 @@ use crate::{
     files::{Files, Named},
 };
 
-/// Stages all, and deletes what was staged.
+/// Stages all records and deletes the staged records.
 #[derive(Debug)]
 pub(crate) struct Staged {
     files: Files,
@@ -51,15 +51,15 @@ impl Source for Staged {
     }
 }
 
-/// What is staged, held for writing.
+/// The staged records, open for writing.
 pub(crate) struct StagedBatch {
     staged: Named,
     was_pending: bool,
-    /// Keeps the descriptor on the thread that opened it.
+    /// Makes the batch !Send: the opening thread must close the descriptor.
     one_thread: PhantomData<*const ()>,
 }
 
-/// Stages what there is, unless something is staged already, and reads it.
+/// Stages all records, unless some are already staged, and reads the staged records.
 pub(crate) fn stage(
     files: &Files,
     sink: &mut Sink<'_>,
@@ -82,7 +82,7 @@ impl Batch for StagedBatch {
 
     fn delete(mut self: Box<Self>, _: NonZeroU64) -> Result<(), SourceError> {
         let _ = self.one_thread;
-        // Version 4 takes no request where a read has left the descriptor.
+        // Version 4 accepts requests only at file position 0.
         let sought = self.staged.file.rewind();
         sought.map_err(|error| self.staged.io("seek to the beginning", error))?;
         self.staged.write(Request::DeleteStaged, b"D\n")

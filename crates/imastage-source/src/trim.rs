@@ -1,4 +1,4 @@
-//! Read, T:N.
+//! Read the list and trim it (T:N): the trim patches.
 
 use std::num::NonZeroU64;
 
@@ -7,20 +7,20 @@ use crate::{
     files::{Both, Files},
 };
 
-/// Deletes the first N, if T records and no more were deleted before.
+/// Deletes the first N records if exactly T records were deleted before.
 ///
-/// A policy may have each deletion measured, and deleting its record would add the next. So a list
-/// of one record is taken, and not deleted before there are more.
+/// A policy can measure each trim, and trimming that record would add the next one. A list of one
+/// record is therefore taken, but not trimmed until there are more records.
 #[derive(Debug)]
 pub(crate) struct Trim {
     files: Files,
-    /// The first record of the list, if it was taken and left there.
+    /// The first record of the list, if it was taken but not trimmed.
     left: Option<Left>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Left {
-    /// T when that was.
+    /// T when the record was taken.
     total: u64,
     bytes: usize,
 }
@@ -45,7 +45,7 @@ impl Source for Trim {
 
     fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
         let mut look = self.files.look()?;
-        // While the list is held for reading nobody deletes, so this total belongs to it.
+        // Nobody trims while the list is open for reading, so this total belongs to its content.
         let total = self.total()?;
         self.left = self.left.filter(|left| left.total == total);
         let mut bytes = 0;
@@ -88,7 +88,7 @@ impl Source for Trim {
     }
 }
 
-/// The list without what was taken and left.
+/// The list without the record that was taken but not trimmed.
 struct LookBehind {
     look: Both,
     skip: usize,
@@ -131,9 +131,9 @@ impl Batch for TrimBatch<'_> {
         }
         let request = Request::Trim { total, records: all };
         let mut file = trim.files.open(trim.files.trim(), true)?;
-        // As posted, the patches take a newline only by luck.
+        // The posted patches do not reliably accept a newline.
         match file.write(request, format!("{request}\0").as_bytes()) {
-            // A wrong total is ESTALE or EINVAL, depending on whose code it is.
+            // A wrong total is ESTALE or EINVAL, depending on the implementation.
             Err(SourceError::GoingDown(_) | SourceError::Refused(_)) if trim.total()? != total => {
                 Err(SourceError::Overtaken)
             }

@@ -1,5 +1,5 @@
-//! A list in another process is as good as one in this process: the same is done to a mounted sandbox
-//! through `serve` and without, in every dialect.
+//! A list in another process behaves as one in this process: the same steps on a mounted sandbox,
+//! with and without `serve`, in every dialect.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::{
@@ -23,12 +23,12 @@ use imastage_source::{
     SourceProcess, open, serve,
 };
 
-/// A list with its own server, which is a thread here.
+/// A list behind a server, which runs in a thread here.
 fn through_a_socket(
     source: Result<Box<dyn Source>, SourceError>,
 ) -> Result<SourceProcess, SourceError> {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    // Made there: a batch stays on its thread.
+    // A batch stays on the server's thread.
     thread::spawn(move || serve(theirs, source));
     SourceProcess::connect(ours)
 }
@@ -45,7 +45,7 @@ fn mounted(dialect: Interface) -> Option<(Sandbox, tempfile::TempDir)> {
     Some((Sandbox::start(&config).unwrap(), dir))
 }
 
-/// Adds records that nobody added before.
+/// Adds new records, one per number in `names`.
 fn measure(dir: &Path, names: std::ops::Range<usize>) {
     let records = names.flat_map(|n| {
         let name = format!("/file/{n}");
@@ -60,7 +60,7 @@ fn count(bytes: &[u8]) -> u64 {
     Records::new(bytes, Format::native(Bank::Sha1)).map(Result::unwrap).count() as u64
 }
 
-/// What a client sees of a list, step by step.
+/// A client's view of a list, step by step.
 fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
     let ima = dir.join("ima");
     let mut seen =
@@ -74,11 +74,11 @@ fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
         source.look().unwrap().read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
         see(format!("look {}", count(&read)));
         read.clear();
-        // Left where it is.
+        // The batch is dropped without a deletion.
         let batch = source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap().unwrap();
         see(format!("take {} {} {:?}", count(&read), batch.was_pending(), batch.position()));
     }
-    // What is added while others look is read, too.
+    // Records added during a look are read by it.
     let mut read = Vec::new();
     let mut look = source.look().unwrap();
     look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
@@ -86,20 +86,20 @@ fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
     look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
     drop(look);
     see(format!("look {}", count(&read)));
-    // One that holds it is named.
+    // The error names the process that has the list open.
     let held = File::open(ima.join("binary_runtime_measurements")).unwrap();
     let outcome = match source.take(&mut |_| ()) {
         Ok(batch) => Ok(batch.is_some()),
         Err(error) => Err(error.to_string()),
     };
-    // Here its own process is named, there that is the one which has the list.
+    // The server excludes its own process, which in this test is the holder.
     let named = |text: String| match text.split_once(" in use by ") {
         Some((file, _)) => format!("{} in use", file.replace(&ima.display().to_string(), "IMA")),
         None => text,
     };
     see(format!("{:?}", outcome.map_err(named)));
     drop(held);
-    // All of it goes.
+    // Everything is deleted.
     for _ in 0..3 {
         let mut read = Vec::new();
         let Some(batch) = source.take(&mut |bytes| read.extend_from_slice(bytes)).unwrap() else {
@@ -116,7 +116,7 @@ fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
     }
     see(format!("left {}", count(&left)));
     measure(dir, 3010..3020);
-    // Too many, where a number is given.
+    // Too many records, in the modes with a number.
     let result = match source.take(&mut |_| ()).unwrap() {
         Some(batch) => {
             batch.delete(NonZeroU64::new(1000).unwrap()).map_err(|error| error.to_string())
@@ -124,7 +124,7 @@ fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
         None => Ok(()),
     };
     see(format!("{result:?}"));
-    // The machine goes down.
+    // Shutdown begins.
     ask(&ima, &Ask::Suspend { dump: false }, &mut |_| {}).unwrap();
     let mut read = Vec::new();
     let taken = match source.take(&mut |bytes| read.extend_from_slice(bytes)) {
@@ -138,7 +138,7 @@ fn life(source: &mut dyn Source, dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn issue_10_a_list_in_a_process_of_its_own_behaves_as_one_in_this() {
+fn issue_10_list_in_another_process_behaves_as_one_in_this_process() {
     let cases = [
         (Interface::Linux72, None),
         (Interface::Linux72, Some(DeleteMode::FirstN)),
@@ -168,7 +168,7 @@ fn issue_10_a_list_in_a_process_of_its_own_behaves_as_one_in_this() {
 }
 
 #[test]
-fn issue_10_follow_mode_reads_what_others_stage_and_opens_nothing_for_writing() {
+fn issue_10_follow_mode_reads_foreign_staged_records_and_opens_nothing_for_writing() {
     for interface in [Interface::Linux72, Interface::V4] {
         let Some((sandbox, dir)) = mounted(interface) else { return };
         let ima = dir.path().join("ima");
@@ -189,10 +189,10 @@ fn issue_10_follow_mode_reads_what_others_stage_and_opens_nothing_for_writing() 
             let staged = ima.join("binary_runtime_measurements_staged");
             File::options().read(true).write(true).open(staged)
         };
-        // Nothing is kept open, so others may write.
+        // No descriptor stays open, so others can write.
         let mut staged = writer().unwrap();
         staged.write_all(b"A\n").unwrap();
-        // And while they do, nobody reads.
+        // While a writer has a file open, no other process can read.
         assert!(matches!(take(), Err(SourceError::Busy { .. })));
         drop(staged);
         assert_eq!(take().unwrap(), 0);
@@ -200,7 +200,7 @@ fn issue_10_follow_mode_reads_what_others_stage_and_opens_nothing_for_writing() 
         assert_eq!(take().unwrap(), 10);
         writer().unwrap().write_all(b"D\n").unwrap();
         measure(dir.path(), 60..200);
-        // There are more records than before, and other ones.
+        // The list is longer than before and has other records.
         assert!(matches!(take(), Err(SourceError::Overtaken)));
         assert_eq!(take().unwrap(), 150);
         sandbox.stop();
@@ -237,7 +237,7 @@ impl Source for Scripted {
 
     fn holders(&self) -> Holders {
         let holder = |pid| Holder { pid, name: "x".into(), fd: 1, path: "/x".into() };
-        // The server is no holder of its own list.
+        // The server excludes itself from the holders.
         Holders(vec![holder(std::process::id()), holder(1)])
     }
 
@@ -247,7 +247,7 @@ impl Source for Scripted {
 }
 
 #[test]
-fn issue_10_errors_and_holders_come_through_as_they_are() {
+fn issue_10_errors_and_holders_are_transmitted_unchanged() {
     let (errors, script) = mpsc::channel();
     let mut source = through_a_socket(Ok(Box::new(Scripted(script)))).unwrap();
     assert_eq!((source.dialect(), source.name().as_str()), (Dialect::V4, "scripted"));
@@ -277,12 +277,12 @@ fn issue_10_errors_and_holders_come_through_as_they_are() {
 }
 
 #[test]
-fn issue_10_a_list_that_cannot_be_had_is_told_and_one_that_is_gone_is_lost() {
+fn issue_10_open_errors_are_transmitted_and_a_dead_server_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let error = through_a_socket(open(dir.path(), None)).err().unwrap();
     assert!(matches!(error, SourceError::Missing { .. }), "{error}");
 
-    // What answers is no server.
+    // The peer does not speak the protocol.
     for noise in
         [&b"\xff\xff\xff\xff"[..], b"\x01\x00\x00\x00\x63", b"\x01\x00\x00\x00\x02", b"\x01", b""]
     {
@@ -293,7 +293,7 @@ fn issue_10_a_list_that_cannot_be_had_is_told_and_one_that_is_gone_is_lost() {
         assert!(matches!(error, SourceError::Lost { .. }), "{noise:?} {error}");
     }
 
-    // It ends while it is asked: that is said from then on, whatever is asked.
+    // The server ends during a request: every later request reports the loss.
     let (errors, script) = mpsc::channel();
     let mut source = through_a_socket(Ok(Box::new(Scripted(script)))).unwrap();
     drop(errors);
@@ -304,7 +304,7 @@ fn issue_10_a_list_that_cannot_be_had_is_told_and_one_that_is_gone_is_lost() {
 }
 
 #[test]
-fn issue_10_what_is_out_of_turn_ends_the_server() {
+fn issue_10_request_out_of_sequence_ends_the_server() {
     for noise in [
         &b"\x01\x00\x00\x00\x01"[..],
         b"\x01\x00\x00\x00\x04",

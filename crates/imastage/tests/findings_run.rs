@@ -473,7 +473,7 @@ fn users_04_a_configuration_is_checked_and_nothing_is_changed() {
     assert_eq!(answer.json()["stored"], 5);
     let answer = imastage(&["run", "--check", "--source", "/nonexistent", "--state", &state]);
     assert_eq!(answer.code, 3);
-    assert!(answer.stderr.contains("not there"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("not found"), "{}", answer.stderr);
 }
 
 #[test]

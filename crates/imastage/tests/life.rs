@@ -165,7 +165,7 @@ fn one_service_a_state_directory() {
     assert_eq!(service.stop(), 0);
     let answer = imastage(&["run", "--source", "/nonexistent", "--state", &state]);
     assert_eq!(answer.code, 3);
-    assert!(answer.stderr.contains("binary_runtime_measurements: not there"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("binary_runtime_measurements: not found"), "{}", answer.stderr);
     // A way to delete records that the list does not know.
     let other = machine.path("other");
     fs::create_dir(&other).unwrap();
@@ -174,7 +174,7 @@ fn one_service_a_state_directory() {
     let run = [&["run", "--source", &other, "--state", &state], &chosen[..]].concat();
     let answer = imastage(&run);
     assert_eq!(answer.code, 2);
-    assert!(answer.stderr.contains("leave --delete-mode out"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("omit --delete-mode"), "{}", answer.stderr);
     let answer = imastage(&["status", "--state", &machine.path("files")]);
     assert_eq!(answer.code, 2, "{}", answer.stderr);
 }

@@ -1,18 +1,18 @@
-//! The system's allocator, counting.
+//! The system allocator with a per-thread byte count.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
 };
 
-/// Counts what a thread has allocated and not freed, in units of 16 bytes with 8 for the allocator.
+/// Counts a thread's live bytes, in units of 16 with 8 bytes of allocator overhead.
 struct Counting;
 
 thread_local! {
     static HELD: Cell<i64> = const { Cell::new(0) };
 }
 
-/// What this thread has allocated and not freed, in bytes.
+/// This thread's live bytes.
 pub fn allocated() -> i64 {
     HELD.get()
 }
@@ -22,11 +22,11 @@ fn count(size: usize, sign: i64) {
     HELD.set(HELD.get() + sign * size as i64);
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; counting allocates nothing.
+// SAFETY: every call is forwarded to the system allocator unchanged; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 1);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller upholds the contract of the system allocator.
         unsafe { System.alloc(layout) }
     }
 

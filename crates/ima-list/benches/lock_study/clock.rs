@@ -1,4 +1,4 @@
-//! A clock for times shorter than reading the system's clock takes.
+//! A clock for intervals shorter than one read of the system clock.
 
 use std::{
     hint::black_box,
@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Ticks of the processor's counter where there is one that can be read, else nanoseconds. All
-/// that is before it in the program is done when it is read.
+/// Ticks of the time-stamp counter on x86-64, nanoseconds elsewhere. On x86-64 all preceding
+/// instructions complete before the read.
 pub fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_mm_lfence, _rdtsc};
-        // SAFETY: every processor of this architecture has both instructions; they touch no memory.
+        // SAFETY: every x86-64 processor has both instructions; they access no memory.
         unsafe {
             _mm_lfence();
             let ticks = _rdtsc();
@@ -27,17 +27,17 @@ pub fn ticks() -> u64 {
     }
 }
 
-/// What was found out about the clock.
+/// Calibration of the clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// Nanoseconds a tick.
+    /// Nanoseconds per tick.
     pub tick: f64,
-    /// What is measured of a lock under which nothing is done, in ticks.
+    /// The measured hold time of an empty critical section, in ticks.
     pub nothing: u64,
 }
 
 impl Clock {
-    /// Found out once.
+    /// The calibration, measured once per process.
     pub fn get() -> Clock {
         static CLOCK: OnceLock<Clock> = OnceLock::new();
         *CLOCK.get_or_init(|| {
@@ -58,7 +58,7 @@ impl Clock {
         })
     }
 
-    /// Some ticks in nanoseconds.
+    /// Converts ticks to nanoseconds.
     pub fn nanoseconds(self, ticks: u64) -> f64 {
         ticks as f64 * self.tick
     }

@@ -1,8 +1,9 @@
-//! The ways to delete records that were proposed for the kernel, and ours, behind one trait.
+//! The deletion designs proposed for the kernel, and the design of this crate, behind one trait.
 //!
-//! The three of the kernel share its data structure: a list of queue entries, each with a pointer
-//! to a template entry, that with pointers to digests and to the fields' data; and a hash table of
-//! 1,024 buckets. They differ in what they do under which lock, which is what is studied.
+//! The three kernel designs share its data structures: a list of queue entries, each with a pointer
+//! to a template entry, which points to the digests and to the field data; and a hash table of
+//! 1,024 buckets. They differ in the work they do under the lock, which is the subject of the
+//! study.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -17,64 +18,64 @@ use crate::{
     ours::Ours,
 };
 
-/// A list with one way to delete records. Any number of threads add and read, one removes.
+/// A list with one deletion design. Any number of threads append and read; one thread deletes.
 pub trait Design: Send + Sync {
-    /// Adds a record of the template ima-ng.
+    /// Appends a record of template ima-ng.
     fn append(&self, record: &RecordBuf, key: &Digest) -> Result<(), Refused>;
 
-    /// The request A: how many records are staged now.
+    /// Request A; returns the number of records staged.
     fn stage(&self) -> Result<u64, Refused>;
 
-    /// The request D: how many records are gone.
+    /// Request D; returns the number of records deleted.
     fn delete_staged(&self) -> Result<u64, Refused>;
 
-    /// The request N or T:N, whichever the design has. `total` is T.
+    /// Request N or T:N, whichever the design has. `total` is T.
     fn delete_first(&self, total: u64, n: u64) -> Result<u64, Refused>;
 
     /// Reads all records of a part through a buffer of `page` bytes.
     fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8]));
 
-    /// How long the requests so far held the list's lock, all together, in nanoseconds.
+    /// The total time all requests so far held the list's lock, in nanoseconds.
     fn held(&self) -> f64;
 }
 
-/// Why nothing was done.
+/// The reason a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The record is or was there.
+    /// The record is or was in the list.
     Duplicate,
-    /// Records are staged already.
+    /// Records are already staged.
     Pending,
-    /// There is nothing to stage or to delete, or less than was asked for.
+    /// The list has no records to stage, or fewer than were to be deleted.
     TooFew,
-    /// T is not what was deleted so far.
+    /// T is not the number of records deleted so far.
     WrongTotal,
     /// The design has no such request.
     Unknown,
 }
 
-/// Which design.
+/// The deletion designs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Version 4 of the staging patches: N stages all, looks for the N-th record without a lock,
+    /// Version 4 of the staging patches: N stages all records, finds the N-th without the lock,
     /// cuts there and splices the rest back.
     V4,
-    /// The trimming patches: T:N looks for the N-th record under the lock. No staging.
+    /// The trim patches: T:N finds the N-th record under the lock. No staging.
     Trim,
-    /// Linux 7.2: N looks for the N-th record in the current list without a lock, then cuts.
+    /// Linux 7.2: N finds the N-th record in the current list without the lock, then cuts.
     Linux72,
-    /// The list of this crate: the N-th record is found in a tree without a lock, then some
-    /// pointers change under it.
+    /// The list of this crate: the N-th record is found in a tree without the lock; a few pointers
+    /// change under the lock.
     Ours,
-    /// The same, with T:N.
+    /// The list of this crate, with T:N.
     OursTrim,
 }
 
 impl Kind {
-    /// All, oldest first.
+    /// All designs, oldest first.
     pub const ALL: [Kind; 5] = [Kind::V4, Kind::Trim, Kind::Linux72, Kind::Ours, Kind::OursTrim];
 
-    /// As the tables call it.
+    /// The name in the tables.
     pub fn name(self) -> &'static str {
         match self {
             Kind::V4 => "v4: stage, cut, splice",
@@ -85,12 +86,12 @@ impl Kind {
         }
     }
 
-    /// Whether there are A and D.
+    /// Whether the design has A and D.
     pub fn stages(self) -> bool {
         !self.trims()
     }
 
-    /// Whether there is T:N instead of all other requests.
+    /// Whether the design has T:N instead of A, D and N.
     pub fn trims(self) -> bool {
         matches!(self, Kind::Trim | Kind::OursTrim)
     }
@@ -111,13 +112,13 @@ impl Kind {
     }
 }
 
-/// How long a lock was held, in ticks of the clock.
+/// The time a lock was held, in clock ticks.
 #[derive(Default)]
 pub struct Held(AtomicU64);
 
 impl Held {
-    /// Does a part of a request's work under the lock, and adds up how long that takes, until the
-    /// lock is free again. What the clock and the lock themselves take is left out.
+    /// Runs `work` under the lock and adds the hold time, up to the release of the lock. The
+    /// overhead of clock and lock is subtracted.
     pub fn locked<T, U>(&self, lock: &Mutex<T>, work: impl FnOnce(&mut T) -> U) -> U {
         let nothing = Clock::get().nothing;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +130,7 @@ impl Held {
         done
     }
 
-    /// In nanoseconds.
+    /// The hold time in nanoseconds.
     pub fn nanoseconds(&self) -> f64 {
         Clock::get().nanoseconds(self.0.load(Ordering::Relaxed))
     }
@@ -150,8 +151,8 @@ struct Lists {
     buckets: Vec<Vec<Arc<QueueEntry>>>,
 }
 
-/// Queue entries from the first to the last. A deleted entry goes on pointing to the one behind it,
-/// which does no harm: whoever walks counts.
+/// Queue entries from first to last. A deleted entry still points to its successor; this is
+/// harmless because every walk counts its entries.
 #[derive(Default)]
 struct Queue {
     first: Option<Arc<QueueEntry>>,
@@ -161,7 +162,7 @@ struct Queue {
 }
 
 struct QueueEntry {
-    /// Set once, read without a lock.
+    /// Set once; read without a lock.
     later: OnceLock<Arc<QueueEntry>>,
     entry: Box<TemplateEntry>,
 }
@@ -169,9 +170,9 @@ struct QueueEntry {
 struct TemplateEntry {
     pcr: u32,
     data_len: u32,
-    /// SHA-1 and SHA-256, each as large as the kernel's struct for the largest digest.
+    /// SHA-1 and SHA-256, each in the size of the kernel's struct for the largest digest.
     digests: Box<[[u8; 66]; 2]>,
-    /// d-ng and n-ng. What deleting frees when digests are kept.
+    /// d-ng and n-ng. Deletion frees only these if digests are kept.
     fields: Mutex<[Box<[u8]>; 2]>,
 }
 
@@ -222,13 +223,14 @@ impl Linked {
     }
 
     fn delete_72(&self, n: u64) -> Result<Queue, Refused> {
-        // The kernel needs no lock for this; it is not counted.
+        // The kernel needs no lock for this read, so its hold time is not counted.
         let first = self.lock().current.first.clone();
         let found = nth(&first, n).ok_or(Refused::TooFew)?;
         Ok(self.locked(|lists| lists.current.cut(n, found)))
     }
 
-    /// Frees what was deleted, outside the lock: all, or all but what duplicates are found with.
+    /// Frees deleted records outside the lock: all of each, or all but the digests for duplicate
+    /// detection.
     fn free(&self, removed: Queue) -> u64 {
         self.lock().deleted += removed.records;
         let mut next = removed.first.clone();
@@ -243,7 +245,7 @@ impl Linked {
     }
 }
 
-/// The `n`-th entry, first 1, and the size of all up to it.
+/// The `n`-th entry, counted from 1, and the size of all entries up to it.
 fn nth(first: &Option<Arc<QueueEntry>>, n: u64) -> Option<(Arc<QueueEntry>, u64)> {
     let mut entry = first.as_ref()?;
     let mut bytes = entry.size();
@@ -264,7 +266,7 @@ impl Queue {
         }
     }
 
-    /// Takes off the first `n`, the last of which was found, with their size.
+    /// Removes the first `n` entries; the last of them and their total size are given.
     fn cut(&mut self, n: u64, (last, bytes): (Arc<QueueEntry>, u64)) -> Queue {
         let rest = last.later.get().filter(|_| n < self.records).cloned();
         if rest.is_none() {
@@ -276,7 +278,7 @@ impl Queue {
         Queue { first, last: Some(last), records: n, bytes }
     }
 
-    /// Adds another queue behind.
+    /// Appends another queue.
     fn join(&mut self, other: Queue) {
         let (Some(last), Some(first)) = (&self.last, &other.first) else {
             if self.records == 0 {
@@ -316,7 +318,7 @@ impl QueueEntry {
         }
     }
 
-    /// In the sha1 form.
+    /// The record's size in the sha1 form.
     fn size(&self) -> u64 {
         (32 + TEMPLATE.len()) as u64 + u64::from(self.entry.data_len)
     }
@@ -339,7 +341,7 @@ fn fields(entry: &QueueEntry) -> MutexGuard<'_, [Box<[u8]>; 2]> {
 }
 
 impl Drop for QueueEntry {
-    /// One after the other: each dropping the next would take as much stack as there are entries.
+    /// Drops successors iteratively: recursion would use stack in proportion to the list.
     fn drop(&mut self) {
         let mut next = self.later.take();
         while let Some(mut entry) = next.and_then(Arc::into_inner) {
@@ -360,7 +362,7 @@ impl Design for Linked {
                 other.entry.digests[1] == entry.entry.digests[1]
                     && other.entry.pcr == entry.entry.pcr
             };
-            // The kernel adds at a bucket's head and looks from there.
+            // The kernel adds at a bucket's head and searches from there.
             if lists.buckets[bucket].iter().rev().any(known) {
                 return Err(Refused::Duplicate);
             }
@@ -397,7 +399,7 @@ impl Design for Linked {
         Ok(self.free(removed))
     }
 
-    /// As the kernel's files are read: each page begins with a walk from the first record.
+    /// Reads as the kernel's files do: each page begins with a walk from the first record.
     fn read(&self, part: Part, page: usize, into: &mut dyn FnMut(&[u8])) {
         let mut buffer = Vec::with_capacity(page);
         let mut index = 0;

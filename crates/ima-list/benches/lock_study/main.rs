@@ -1,7 +1,6 @@
-//! How long each design of deleting records holds the list's lock, and what that does to those who
-//! add. docs/lock-study.md says how this is to be read. `cargo bench -p ima-list --bench
-//! lock_study`; with `-- --write` the figures and charts go into docs; `-- held`, `beside`, `read`,
-//! `add` and `memory` choose tables.
+//! How long each deletion design holds the list's lock, and the effect on appends; see
+//! docs/lock-study.md. `cargo bench -p ima-list --bench lock_study`; `-- --write` writes the
+//! figures and charts to docs; `-- held`, `beside`, `read`, `add` and `memory` select tables.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod allocator;
@@ -38,29 +37,29 @@ use plot::{Line, chart};
 
 const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 
-/// The length that only some are measured at, where there is memory for it.
+/// The length measured for some designs only, if enough memory is available.
 const HUGE: usize = 10_000_000;
 const MEMORY_FOR_HUGE: u64 = 8 << 30;
 
-/// How many records are there to be added while others are deleted.
+/// The number of records available to append while others are deleted.
 const MORE: usize = 200_000;
 
-/// The kernel's files give a page at a time.
+/// The kernel's files return one page per read.
 const PAGE: usize = 4096;
 
-/// The largest list that is read in a time that grows with its square.
+/// The longest list that a design with quadratic read time is measured on.
 const MOST_QUADRATIC: usize = 100_000;
 
-/// Arguments of the processes that measure memory and adding, before a design and a size.
+/// Arguments of the processes that measure memory and appends, followed by a design and a size.
 const MEMORY: &str = "--memory-of";
 const ADDING: &str = "--adding-to";
 
-/// Instead of a design: a set of digests and no list.
+/// Replaces a design: a set of digests without a list.
 const BARE_SET: &str = "a bare HashSet of digests";
 
 const KERNELS: &str = "all the kernel's";
 
-/// Arguments that choose among the tables.
+/// Arguments that select tables.
 const TABLES: [&str; 5] = ["held", "beside", "read", "add", "memory"];
 
 type Records = [(RecordBuf, Digest)];
@@ -80,8 +79,8 @@ fn main() {
     let mut report = Report::default();
     let clock = Clock::get();
     report.say(&format!(
-        "The clock ticks every {:.2} ns; a lock that is taken and released with nothing done is measured at\n\
-         {:.0} ns. That is taken off each hold below.\n",
+        "The clock ticks every {:.2} ns. An empty critical section measures {:.0} ns, which is subtracted\n\
+         from each hold time below.\n",
         clock.tick,
         clock.nanoseconds(clock.nothing)
     ));
@@ -108,7 +107,7 @@ fn main() {
     }
 }
 
-/// What is printed, and the charts.
+/// The printed text and the charts.
 #[derive(Default)]
 struct Report {
     text: String,
@@ -122,7 +121,7 @@ impl Report {
         self.text.push('\n');
     }
 
-    /// Puts the figures between their marks in docs/lock-study.md, and the charts beside it.
+    /// Writes the figures between their marks in docs/lock-study.md, and the charts next to it.
     fn write(&self) {
         const BEGIN: &str = "<!-- figures -->\n";
         const END: &str = "<!-- end of figures -->";
@@ -141,8 +140,8 @@ impl Report {
 
 fn held_table(report: &mut Report, records: &Records) {
     report.say(
-        "Time the lock is held by N or T:N deleting half of the list, then by A and D for the rest: median,\n\
-         for N or T:N also the longest; and how long N or T:N takes as a whole, freeing included.\n\n\
+        "Lock hold time of N or T:N deleting half of the list, then of A and D for the rest: median, and\n\
+         the maximum for N or T:N; and the duration of the whole N or T:N request, freeing included.\n\n\
          | design | records | A | D | N or T:N | longest | whole request |\n|---|--:|--:|--:|--:|--:|--:|",
     );
     let mut lines = Vec::new();
@@ -167,9 +166,9 @@ fn held_table(report: &mut Report, records: &Records) {
 
 fn append_table(report: &mut Report, records: &Records) {
     report.say(
-        "\nTime to add a record, while nothing else happens and while all other records are deleted in\n\
-         100 requests. One is added every 5 µs. No duplicate detection. Additions during which the\n\
-         thread was preempted, and did not wait, are left out.\n\n\
+        "\nTime to append a record, on an idle list and while all other records are deleted in 100\n\
+         requests. One append every 5 µs. No duplicate detection. Appends during which the thread was\n\
+         preempted without waiting are excluded.\n\n\
          | design | records | idle p50 | p99 | p99.9 | deleting p50 | p99 | p99.9 | p99.9 to idle |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|--:|",
     );
@@ -190,13 +189,13 @@ fn append_table(report: &mut Report, records: &Records) {
         }
         lines.push(line);
     }
-    let svg = chart("99.9 % of records are added within, while others are deleted", &lines);
+    let svg = chart("p99.9 time to append a record while others are deleted", &lines);
     report.charts.push(("append.svg", svg));
 }
 
 fn read_table(report: &mut Report, records: &Records) {
     report.say(
-        "\nProcessor time to read the whole list by pages of 4,096 bytes.\n\n\
+        "\nProcessor time to read the whole list in pages of 4,096 bytes.\n\n\
          | design | records | time | a record |\n|---|--:|--:|--:|",
     );
     let mut lines = Vec::new();
@@ -211,14 +210,14 @@ fn read_table(report: &mut Report, records: &Records) {
         }
         lines.push(line);
     }
-    report.charts.push(("read.svg", chart("Time to read the whole list by pages", &lines)));
+    report.charts.push(("read.svg", chart("Time to read the whole list in pages", &lines)));
 }
 
 fn adding_table(report: &mut Report) {
     report.say(
-        "\nProcessor time to add a record to a list of that length, with duplicate detection: on average over\n\
-         the last tenth (at most 20,000), and the longest of all since the list was empty; the least of\n\
-         three runs where that matters.\n\n\
+        "\nProcessor time to append a record to a list of that length, with duplicate detection: mean over\n\
+         the last tenth (at most 20,000), and maximum over the appends before; each the minimum of three\n\
+         runs, or one run for the kernel designs and the longest list.\n\n\
          | what | records | add | longest |\n|---|--:|--:|--:|",
     );
     let mut lines = Vec::new();
@@ -228,7 +227,7 @@ fn adding_table(report: &mut Report) {
     {
         let mut line = Line { name: name.to_owned(), points: Vec::new() };
         for size in SIZES.into_iter().chain(huge()).filter(|size| *size <= most) {
-            // These take long to fill, and differ by more than chance.
+            // These take long to fill, and their differences exceed the variance.
             let runs = if kind == Some(Kind::Linux72) || size == HUGE { 1 } else { 3 };
             let [mut each, mut longest] = [f64::MAX; 2];
             for _ in 0..runs {
@@ -242,18 +241,21 @@ fn adding_table(report: &mut Report) {
         }
         lines.push(line);
     }
-    report.charts.push(("add.svg", chart("Time to add a record to a list of that length", &lines)));
+    report
+        .charts
+        .push(("add.svg", chart("Time to append a record to a list of that length", &lines)));
 }
 
 fn memory_table(report: &mut Report) {
     report.say(
-        "\nBytes a record takes, as the allocator rounds them, with duplicate detection; and what stays of\n\
-         them when all were deleted.\n\n\
+        "\nBytes per record, as the allocator rounds them, with duplicate detection; and the bytes that\n\
+         remain after all records are deleted.\n\n\
          | design | records | serialized | held | after delete |\n|---|--:|--:|--:|--:|",
     );
     for kind in [Kind::Linux72, Kind::Ours] {
         let name = if kind == Kind::Ours { kind.name() } else { KERNELS };
-        // The kernel's takes the longer to fill the longer it is, and the same memory a record.
+        // Appends to the kernel's list slow down with its length; its memory per record is
+        // constant.
         let most = if kind == Kind::Ours { HUGE } else { MOST_QUADRATIC };
         for size in SIZES.into_iter().chain(huge()).filter(|size| *size <= most) {
             let figures = of_its_own(MEMORY, Some(kind), size);
@@ -262,7 +264,7 @@ fn memory_table(report: &mut Report) {
     }
 }
 
-/// What a process of its own prints.
+/// The output of a separate process.
 fn of_its_own(what: &str, kind: Option<Kind>, size: usize) -> String {
     let index = Kind::ALL.iter().position(|other| Some(*other) == kind);
     let index = index.map_or("set".to_owned(), |index| index.to_string());
@@ -272,7 +274,7 @@ fn of_its_own(what: &str, kind: Option<Kind>, size: usize) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// Nanoseconds, as one reads them.
+/// Nanoseconds in a readable unit.
 fn short(time: f64) -> String {
     match time {
         ..1e3 => format!("{time:.0} ns"),
@@ -282,7 +284,7 @@ fn short(time: f64) -> String {
     }
 }
 
-/// [`HUGE`], if there is memory for it.
+/// [`HUGE`], if enough memory is available.
 fn huge() -> Option<usize> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -301,7 +303,7 @@ fn filled(kind: Kind, records: &Records, size: usize) -> Box<dyn Design> {
     list
 }
 
-/// In nanoseconds.
+/// The duration of `work` in nanoseconds, and its result.
 fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     let clock = Clock::get();
     let start = ticks();
@@ -317,8 +319,8 @@ fn quantile(times: &mut [f64], q: f64) -> f64 {
     times[((times.len() - 1) as f64 * q) as usize]
 }
 
-/// How long A, D and N hold the lock, N at most, and how long N takes; caches are cold, but for
-/// what adding a few records warms.
+/// Hold times of A, D and N, the maximum for N, and the duration of N. Caches are cold, except for
+/// the lines that ten appends touch.
 fn held(kind: Kind, records: &Records, size: usize, rounds: usize) -> [f64; 5] {
     let last = &records[records.len() - 10..];
     let half = size as u64 / 2;
@@ -353,13 +355,13 @@ fn held(kind: Kind, records: &Records, size: usize, rounds: usize) -> [f64; 5] {
     [a, d, n, longest, whole]
 }
 
-/// How long each append takes to a list of `size` records, idle otherwise, and while those are
-/// deleted, by turns: so that what else the machine does meets both.
+/// Duration of each append to a list of `size` records, on an idle list and while those records are
+/// deleted. The two alternate, so that other load on the machine affects both.
 fn beside(kind: Kind, records: &Records, size: usize) -> [Vec<f64>; 2] {
     const ROUNDS: usize = 8;
     const REQUESTS: u64 = 100;
     const PACE: Duration = Duration::from_micros(300);
-    // Without a pause most records would be added between requests, and few meet one.
+    // Without a pause most appends would fall between two requests.
     const BETWEEN: Duration = Duration::from_micros(5);
     let more = &records[records.len() - MORE..];
     let mut all = [const { Vec::new() }; 2];
@@ -389,7 +391,7 @@ fn beside(kind: Kind, records: &Records, size: usize) -> [Vec<f64>; 2] {
                 let (time, added) = timed(|| list.append(record, key));
                 added.unwrap();
                 let after = left_processor();
-                // Who waits for the lock counts, whatever happens meanwhile.
+                // An append that waits for the lock counts even if it is preempted.
                 if after.0 != before.0 || after.1 == before.1 {
                     times.push(time);
                 }
@@ -406,14 +408,13 @@ fn beside(kind: Kind, records: &Records, size: usize) -> [Vec<f64>; 2] {
     all
 }
 
-/// How often this thread left the processor to another: because it waited, and because it had to.
+/// Voluntary and involuntary context switches of this thread.
 fn left_processor() -> (i64, i64) {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
     (usage.voluntary_context_switches(), usage.involuntary_context_switches())
 }
 
-/// The time that this thread has used, in nanoseconds: other than the clock's, none while it was
-/// preempted.
+/// The processor time of this thread in nanoseconds; excludes time while it was preempted.
 fn used() -> f64 {
     Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap()).as_nanos() as f64
 }
@@ -428,7 +429,7 @@ fn reading(kind: Kind, records: &Records, size: usize) -> f64 {
     time
 }
 
-/// Prints how long adding takes at the end on average, and at most, in time used.
+/// Prints the mean processor time of the last appends, and the maximum of the earlier ones.
 fn adding(kind: Option<Kind>, size: usize) {
     let list = kind.map(|kind| kind.new_list(true));
     let mut set = HashSet::with_hasher(RandomState::default());

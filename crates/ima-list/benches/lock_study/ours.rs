@@ -1,4 +1,4 @@
-//! The list of this crate, as one of the designs.
+//! The list of this crate as one of the designs.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,17 +9,17 @@ use ima_log::{Digest, RecordBuf};
 
 use crate::designs::{Design, Held, Refused};
 
-/// The list of this crate under one lock, like the others; `SharedList` does the same and has one
-/// more lock, for the TPM.
+/// The list of this crate under one lock, like the other designs. `SharedList` does the same, with
+/// a second lock for the TPM.
 pub struct Ours {
-    /// T:N instead of A, D and N.
+    /// Has T:N instead of A, D and N.
     trims: bool,
     list: Mutex<List>,
     held: Held,
 }
 
 impl Ours {
-    /// An empty list, with T:N or with all other requests.
+    /// An empty list, with T:N or with A, D and N.
     pub fn new(trims: bool, duplicates: Duplicates) -> Ours {
         let list = List::new(Options { duplicates, ..Options::default() });
         Ours { trims, list: Mutex::new(list), held: Held::default() }

@@ -1,10 +1,10 @@
-//! A chart of lines with logarithmic axes, as SVG.
+//! A line chart with logarithmic axes, as SVG.
 
 /// A line, from left to right.
 pub struct Line {
-    /// Stands at the right, as high as the line's last point.
+    /// The label at the right, at the height of the last point.
     pub name: String,
-    /// All coordinates greater than 0.
+    /// All coordinates are greater than 0.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -17,7 +17,7 @@ const BOTTOM: f64 = 50.0;
 const COLOURS: [&str; 8] =
     ["#c0392b", "#d68910", "#2471a3", "#1e8449", "#7d3c98", "#616a6b", "#a04000", "#117a65"];
 
-/// Draws `lines`. Nanoseconds upwards, records to the right.
+/// Draws `lines`: nanoseconds on the y axis, records on the x axis.
 pub fn chart(title: &str, lines: &[Line]) -> String {
     let all = || lines.iter().flat_map(|line| &line.points);
     let range = |values: &mut dyn Iterator<Item = f64>| {
@@ -80,7 +80,7 @@ pub fn chart(title: &str, lines: &[Line]) -> String {
             labels.push((y(last.1) + 4.0, colour, &line.name));
         }
     }
-    // From above to below, none on the one before.
+    // From top to bottom, so that labels do not overlap.
     labels.sort_by(|one, other| one.0.total_cmp(&other.0));
     let mut free = 0.0f64;
     let x = WIDTH - RIGHT + 8.0;

@@ -1,3 +1,5 @@
+//! Encoding and decoding of the messages.
+
 use super::*;
 
 fn path() -> PathBuf {
@@ -57,7 +59,7 @@ fn answers() -> Vec<Answer> {
 }
 
 #[test]
-fn what_is_sent_is_what_is_received() {
+fn messages_round_trip() {
     for answer in answers() {
         let mut bytes = Vec::new();
         send(&mut bytes, &answer.encode(), &[]).unwrap();
@@ -72,7 +74,7 @@ fn what_is_sent_is_what_is_received() {
 }
 
 #[test]
-fn what_is_no_message_is_refused() {
+fn malformed_messages_are_refused() {
     for answer in answers() {
         if matches!(answer, Answer::Chunk(_)) {
             continue;
@@ -82,7 +84,7 @@ fn what_is_no_message_is_refused() {
             assert!(Answer::decode(whole[..end].to_vec()).is_err(), "{answer:?} {end}");
         }
         assert!(Answer::decode([&whole[..], &[0]].concat()).is_err());
-        // Whatever stands there, it is refused or understood.
+        // Any changed byte is refused or decoded, without a panic.
         for at in 0..whole.len() {
             for byte in [0, 1, 0x7f, 0xff] {
                 let mut other = whole.clone();
@@ -94,7 +96,7 @@ fn what_is_no_message_is_refused() {
     assert_eq!(Ask::decode(&[]), Err(Malformed));
     assert_eq!(Ask::decode(&[200]), Err(Malformed));
     assert_eq!(Ask::decode(&[3, 0, 0, 0, 0, 0, 0, 0, 0]), Err(Malformed));
-    // Too long, and cut off.
+    // Too long, and truncated.
     assert!(receive(&mut &[0xff, 0xff, 0xff, 0xff, 0][..]).is_err());
     assert!(receive(&mut &[2, 0, 0, 0, 0][..]).is_err());
     assert!(receive(&mut &[2, 0][..]).is_err());

@@ -1,4 +1,4 @@
-//! The set of digests by which duplicates are detected.
+//! The hash set of template digests for duplicate detection.
 
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
@@ -6,31 +6,30 @@ use core::hash::BuildHasher;
 use foldhash::quality::RandomState;
 use ima_log::Digest;
 
-/// Which digests were recorded, each with its PCR: a set that grows by one small step at a time.
+/// The recorded digests, each with its PCR, in a hash set that grows in small steps.
 ///
-/// Linear hashing (Litwin, 1980): one bucket is split whenever there is one for every [`FILL`]
-/// digests, so that an insertion never moves more than a bucket's entries. A hash table that
-/// doubles would move all of them at once, under the list's lock.
+/// Linear hashing (Litwin, 1980): one bucket is split for every [`FILL`] digests inserted, so an
+/// insertion never moves more than one bucket's entries. A hash table that doubles would move all
+/// entries at once, under the list's lock.
 ///
-/// Digests are kept whole, up to [`KEPT`] bytes: whoever could make two differ only in what is not
-/// kept could keep a measurement out of the list. They stand one behind the other where nobody
-/// looks until a bucket has an entry with the same hash: most digests are new, and in a long list
-/// every line of memory that must be looked at to find that costs more than all else. Which bucket
-/// they go to depends on a random seed, so that nobody can make files that crowd one bucket.
+/// Digests are stored whole, up to [`KEPT`] bytes: two digests that differed only in dropped bytes
+/// could suppress a measurement. They are stored apart from the buckets and read only if a bucket
+/// has an entry with the same hash: most digests are new, and in a long list the cache misses of
+/// that lookup dominate its cost. Bucket selection is seeded randomly, so crafted files cannot
+/// crowd one bucket.
 ///
-/// Memory: [`KEPT`] + 8 bytes a digest, about 2 for buckets, and about 2 that an allocator loses
-/// between them.
+/// Memory: [`KEPT`] + 8 bytes per digest, about 2 for buckets, and about 2 of allocator overhead.
 #[derive(Debug, Default)]
 pub(crate) struct DigestSet {
     seed: RandomState,
-    /// All buckets, [`BLOCK`] in each element but the last: another level because a plain vector
-    /// would have to be moved as a whole when it grows.
+    /// All buckets, [`BLOCK`] in each element but the last. A flat vector would move as a whole
+    /// when it grows.
     blocks: Vec<Vec<Bucket>>,
     buckets: usize,
     keys: Keys,
 }
 
-/// Digests by number. None is ever moved.
+/// Digests by index. A stored digest never moves.
 #[derive(Debug, Default)]
 struct Keys {
     pages: Vec<Vec<Key>>,
@@ -43,14 +42,14 @@ struct Entry {
     key: u32,
 }
 
-/// What is kept of a digest, in bytes: all of SHA-256; half of SHA-512, which is as hard to
-/// collide.
+/// The stored length of a digest in bytes: all of SHA-256, or half of SHA-512, which is as
+/// collision resistant.
 const KEPT: usize = 32;
 
-/// Entries a bucket on average. More cost time to look through, fewer cost memory.
+/// Average entries per bucket. More cost lookup time, fewer cost memory.
 const FILL: usize = 16;
 
-/// By how many entries a bucket grows.
+/// The number of entries by which a bucket grows.
 const STEP: usize = 4;
 
 const BLOCK: usize = 512;
@@ -59,8 +58,8 @@ type Bucket = Vec<Entry>;
 type Key = [u8; KEPT];
 
 impl DigestSet {
-    /// Adds a digest; false if it was there already. Constant time. After four billion digests no
-    /// more are remembered.
+    /// Inserts a digest; false if it was present. Constant time. At most 2^32 digests are stored;
+    /// later ones are reported as new.
     pub(crate) fn insert(&mut self, digest: &Digest, pcr: u32) -> bool {
         if self.keys.count == self.buckets * FILL {
             self.split();
@@ -80,7 +79,7 @@ impl DigestSet {
         true
     }
 
-    /// Adds a bucket, and moves to it what belongs there from the one bucket where that is now.
+    /// Adds a bucket and moves the entries that belong in it from the bucket that is split.
     fn split(&mut self) {
         let new = self.buckets;
         if new.is_multiple_of(BLOCK) {
@@ -117,8 +116,8 @@ impl Keys {
     }
 }
 
-/// The page of a key, where it stands there, and how many the page has room for: few while there
-/// are few pages, so that little is allocated in vain, but never so few that pages become many.
+/// The page of a key, its index there, and the page's capacity. Capacity grows with the number of
+/// pages: this bounds both the unused memory and the number of pages.
 fn place(number: usize) -> (usize, usize, usize) {
     const SMALL: usize = 64;
     const PAGES: usize = 256;
@@ -139,17 +138,16 @@ fn push(bucket: &mut Bucket, entry: Entry) {
     bucket.push(entry);
 }
 
-/// The bucket of a hash among `buckets`, at least one: as many of its low bits as number all
-/// buckets, or one less where that bucket is not there yet.
+/// The bucket of a hash among `buckets` (at least 1): the low bits that number all buckets, or one
+/// bit fewer if that bucket does not exist yet.
 fn index(hash: u32, buckets: usize) -> usize {
     let half = 1 << buckets.ilog2();
     let index = hash as usize & (2 * half - 1);
     if index < buckets { index } else { index & (half - 1) }
 }
 
-/// A digest and its PCR as one: flipping bits of a digest by the PCR's number keeps digests apart
-/// as well as before, since to find two that differ in just those bits is as hard as to find two
-/// that are equal.
+/// Combines a digest with its PCR: the PCR number is XORed into the digest. This keeps collision
+/// resistance: two digests that differ in just those bits are as hard to find as two equal ones.
 fn key(digest: &Digest, pcr: u32) -> Key {
     let mut key = [0; KEPT];
     let kept = digest.as_bytes().len().min(KEPT);
@@ -166,7 +164,7 @@ mod tests {
     use ima_log::Bank;
 
     #[test]
-    fn every_digest_is_found_again_after_every_split() {
+    fn inserted_digests_are_found_after_every_split() {
         let mut set = DigestSet::default();
         let digest = |i: u32| Bank::Sha256.hash(&[&i.to_le_bytes()]);
         for i in 0..20_000 {
@@ -182,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kept_bit_and_the_pcr_count() {
+    fn digests_that_differ_in_one_stored_bit_or_the_pcr_are_distinct() {
         for bank in Bank::ALL {
             let mut set = DigestSet::default();
             assert!(set.insert(&Digest::zero(bank), 10), "{bank}");
@@ -200,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn keys_stand_one_behind_the_other() {
+    fn keys_are_placed_consecutively() {
         let mut before = place(0);
         assert_eq!(before, (0, 0, 64));
-        // Up to the fourth size of pages.
+        // Covers four page sizes.
         for number in 1..5_000_000 {
             let (page, at, size) = place(number);
             let next = if before.1 + 1 < before.2 {
@@ -212,7 +210,7 @@ mod tests {
                 (before.0 + 1, 0, size)
             };
             assert_eq!((page, at, size), next, "{number}");
-            // What a new page leaves unused, a 256th at most once there are many.
+            // A new page leaves at most 1/16 of the stored keys' memory unused.
             assert!(number < 16_384 || size * 16 <= number, "{number}: {size}");
             before = next;
         }
