@@ -97,8 +97,8 @@ impl Chain {
             if used + record.len() > full {
                 self.seal();
             }
-            let room = full.saturating_sub(self.open.bytes.len());
-            self.open.bytes.reserve_exact(step.min(room).max(record.len()));
+            let free = full.saturating_sub(self.open.bytes.len());
+            self.open.bytes.reserve_exact(step.min(free).max(record.len()));
         }
         self.open.push(record);
         self.tail.records += 1;
@@ -108,7 +108,7 @@ impl Chain {
         }
     }
 
-    /// What [`Outline::cut`] needs.
+    /// The state for [`Outline::cut`].
     #[inline]
     pub(crate) fn outline(&self) -> Outline {
         Outline { sealed: self.sealed.clone(), head: self.head, open_at: self.open_at }

@@ -84,14 +84,14 @@ impl Machine {
                 let read = self.read(Part::Staged);
                 assert_eq!(read.len() as u64, staged, "no record is added to the staged part");
                 assert_eq!(self.read(Part::Staged), read, "no record leaves the staged part");
-                assert_eq!(self.list.delete_staged().map(gone), Ok(staged));
+                assert_eq!(self.list.delete_staged().map(removed_count), Ok(staged));
                 read
             }
         }
     }
 }
 
-fn gone(removed: Removed) -> u64 {
+fn removed_count(removed: Removed) -> u64 {
     removed.records()
 }
 
@@ -184,7 +184,7 @@ fn deleting_the_first_n_leaves_concurrent_appends() {
             thread::spawn(move || machine.append(record))
         });
         let before = machine.read(Part::Current);
-        let removed = machine.list.delete_first(2).map(gone);
+        let removed = machine.list.delete_first(2).map(removed_count);
         let added = adding.map(|thread| thread.join().unwrap());
         assert_eq!(added, [Ok(()), Ok(())]);
         let left = machine.read(Part::Current);
@@ -217,7 +217,7 @@ fn second_trim_of_the_same_records_is_refused() {
         let trim = |machine: &Machine| {
             let total = machine.list.trimmed();
             let read = machine.read(Part::Current);
-            (total, machine.list.trim(total, read.len() as u64).map(gone), read)
+            (total, machine.list.trim(total, read.len() as u64).map(removed_count), read)
         };
         let other = {
             let machine = Arc::clone(&machine);
@@ -255,12 +255,16 @@ fn records_staged_during_a_dump_cannot_be_deleted() {
             let machine = Arc::clone(&machine);
             thread::spawn(move || {
                 let staged = machine.list.stage();
-                (staged, machine.read(Part::Staged), machine.list.delete_staged().map(gone))
+                (
+                    staged,
+                    machine.read(Part::Staged),
+                    machine.list.delete_staged().map(removed_count),
+                )
             })
         };
         let cutting = {
             let machine = Arc::clone(&machine);
-            thread::spawn(move || machine.list.delete_first(1).map(gone))
+            thread::spawn(move || machine.list.delete_first(1).map(removed_count))
         };
         machine.list.suspend();
         let (buffer, whole) = machine.list.dump(Endian::native(), usize::MAX);
@@ -353,7 +357,7 @@ fn suspended_list_does_not_change() {
             thread::spawn(move || {
                 let staged = machine.list.stage();
                 let read = machine.read(Part::Staged);
-                (staged, read, machine.list.delete_staged().map(gone))
+                (staged, read, machine.list.delete_staged().map(removed_count))
             })
         };
         machine.list.suspend();

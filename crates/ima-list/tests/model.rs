@@ -161,7 +161,7 @@ impl Model {
     }
 
     /// The number and size of the deleted records, as the list reports them.
-    fn gone<E>(&mut self, done: Result<Vec<Vec<u8>>, E>) -> Result<(u64, u64), E> {
+    fn deleted<E>(&mut self, done: Result<Vec<Vec<u8>>, E>) -> Result<(u64, u64), E> {
         let (records, bytes) = done.map(|removed| {
             (removed.len() as u64, removed.iter().map(Vec::len).sum::<usize>() as u64)
         })?;
@@ -207,7 +207,7 @@ fn record(pcr: u32, unique: u64, len: usize) -> (RecordBuf, Digest) {
     (record, key)
 }
 
-fn gone<E>(done: Result<Removed, E>) -> Result<(u64, u64), E> {
+fn deleted<E>(done: Result<Removed, E>) -> Result<(u64, u64), E> {
     done.map(|removed| (removed.records(), removed.bytes()))
 }
 
@@ -239,11 +239,11 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
             Op::Stage => prop_assert_eq!(list.stage(), model.stage()),
             Op::DeleteStaged => {
                 let expected = model.delete_staged();
-                prop_assert_eq!(gone(list.delete_staged()), model.gone(expected));
+                prop_assert_eq!(deleted(list.delete_staged()), model.deleted(expected));
             }
             Op::DeleteFirst(n) => {
                 let expected = model.delete_first(n);
-                prop_assert_eq!(gone(list.delete_first(n)), model.gone(expected));
+                prop_assert_eq!(deleted(list.delete_first(n)), model.deleted(expected));
             }
             Op::Prepare(n) => prepared = Some(list.outline().cut(n)),
             Op::DeletePrepared => {
@@ -251,12 +251,12 @@ fn check(options: Options, ops: &[Op]) -> Result<(), TestCaseError> {
                 let expected = model.delete_first(cut.records());
                 let done = list.delete_first_with(&mut cut);
                 let done = done.map(|()| (cut.records(), cut.bytes()));
-                prop_assert_eq!(done, model.gone(expected));
+                prop_assert_eq!(done, model.deleted(expected));
             }
             Op::Trim { n, wrong_total } => {
                 let total = model.trimmed + u64::from(wrong_total);
                 let expected = model.trim(total, n);
-                prop_assert_eq!(gone(list.trim(total, n)), model.gone(expected));
+                prop_assert_eq!(deleted(list.trim(total, n)), model.deleted(expected));
             }
             Op::Suspend => {
                 list.suspend();

@@ -77,7 +77,7 @@ fn trim_model(write: &[u8], flush: bool) -> Result<String, Errno> {
     Ok(format!("{}:{}", number(t, 10)?, number(n, radix)?))
 }
 
-fn told(request: Request) -> String {
+fn to_text(request: Request) -> String {
     match request {
         Request::Stage => "A".into(),
         Request::DeleteStaged => "D".into(),
@@ -141,7 +141,7 @@ proptest! {
         at in position(),
         grammar in grammar(),
     ) {
-        let found = Request::parse(&write, file, at, grammar).map(told);
+        let found = Request::parse(&write, file, at, grammar).map(to_text);
         prop_assert_eq!(found, model(&write, file, at, grammar));
     }
 
@@ -152,7 +152,7 @@ proptest! {
         flush in prop::bool::weighted(0.05),
     ) {
         let grammar = Grammar { dialect: Dialect::Trim, flush };
-        let found = Request::parse(&write, FileName::TrimLog, at, grammar).map(told);
+        let found = Request::parse(&write, FileName::TrimLog, at, grammar).map(to_text);
         prop_assert_eq!(found, model(&write, FileName::TrimLog, at, grammar));
     }
 
@@ -165,7 +165,7 @@ proptest! {
     ) {
         let write = format!("{}\n", n >> shift);
         let write = write.as_bytes();
-        let found = Request::parse(write, file, 0, grammar).map(told);
+        let found = Request::parse(write, file, 0, grammar).map(to_text);
         prop_assert_eq!(found, model(write, file, 0, grammar));
     }
 
@@ -175,7 +175,7 @@ proptest! {
         file in file(),
         grammar in grammar(),
     ) {
-        let found = Request::parse(&write, file, 0, grammar).map(told);
+        let found = Request::parse(&write, file, 0, grammar).map(to_text);
         prop_assert_eq!(found, model(&write, file, 0, grammar));
     }
 }
@@ -187,7 +187,7 @@ fn every_write_of_up_to_two_bytes_matches_the_model() {
         for file in [measurements(Part::Current), measurements(Part::Staged), FileName::TrimLog] {
             let all = (0..=u16::MAX).map(|bytes| bytes.to_le_bytes().to_vec());
             for write in all.chain([vec![], b"\n".to_vec()]) {
-                let found = Request::parse(&write, file, 0, grammar).map(told);
+                let found = Request::parse(&write, file, 0, grammar).map(to_text);
                 assert_eq!(found, model(&write, file, 0, grammar), "{write:?}");
             }
         }

@@ -42,7 +42,7 @@ fn access(flags: &str) -> Option<Access> {
     }
 }
 
-fn told(result: Result<Open, Errno>) -> String {
+fn outcome(result: Result<Open, Errno>) -> String {
     match result {
         Ok(_) => "ok:0".into(),
         Err(errno) => errno.to_string(),
@@ -72,11 +72,11 @@ fn files() {
                 continue;
             }
             let file = FileName::parse(name.as_bytes(), dialect, &BANKS).unwrap();
-            let told = match file.kind() {
+            let shown = match file.kind() {
                 Kind::File => format!("f {:04o} 0:0 size=0", file.mode(dialect)),
                 Kind::Symlink(target) => format!("l 0444 0:0 size=0 -> {target}"),
             };
-            assert_eq!(told, observed, "{dialect}: {name}");
+            assert_eq!(shown, observed, "{dialect}: {name}");
             seen += 1;
         }
         assert_eq!(ima_securityfs::directory(dialect, &BANKS).count() + 1, seen, "{dialect}");
@@ -139,7 +139,7 @@ fn open_matrix() {
                 other => panic!("unknown caller {other}"),
             };
             let result = match (access(flags), file(dialect, name).class()) {
-                (Some(access), Some(class)) => told(lock.open(class, access, caller(thread))),
+                (Some(access), Some(class)) => outcome(lock.open(class, access, caller(thread))),
                 // O_PATH, or a file without a lock class.
                 _ => "ok:0".into(),
             };
@@ -204,7 +204,7 @@ fn opens_after_closes_match_the_kernel() {
                 .map(|(access, thread)| lock.open(class, access, caller(thread)).unwrap())
                 .collect();
             files.drain(..closed).for_each(|file| lock.release(file, SELF));
-            let result = told(lock.open(class, access, caller(thread)));
+            let result = outcome(lock.open(class, access, caller(thread)));
             assert_eq!(result, observed, "{dialect}: {case}");
             seen += 1;
         }
@@ -231,7 +231,7 @@ fn missing_capability_takes_precedence_over_busy() {
                 .then(|| lock.open(FileClass::Measurements, Access::Write, caller(1)).unwrap());
             let (name, flags) = case.rsplit_once(' ').unwrap_or((case, case));
             let class = if name == "trim" { FileClass::TrimLog } else { FileClass::Measurements };
-            let result = told(lock.open(class, access(flags).unwrap(), nobody(2)));
+            let result = outcome(lock.open(class, access(flags).unwrap(), nobody(2)));
             assert_eq!(result, observed, "{dialect}: {group}: {case}");
         }
     }

@@ -1,7 +1,7 @@
-//! What FUSE file systems have in common that show IMA's files: the sandbox's, and the view.
+//! Shared code of the FUSE file systems that show IMA's files: the sandbox and the view.
 //!
-//! - [`prepare`], [`is_dead`] and [`detach`] look after the mount point, which a killed process may have
-//!   left;
+//! - [`prepare`], [`is_dead`] and [`detach`] manage the mount point, including one that a killed
+//!   process left mounted;
 //! - [`list`] answers a readdir.
 #![forbid(unsafe_code)]
 
@@ -17,16 +17,16 @@ use fuser::{FileType, INodeNo, ReplyDirectory};
 use ima_securityfs::{FileName, Kind};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-/// Makes the mount point. What a killed process left mounted is unmounted. There must be nothing in
-/// it but perhaps `known`.
+/// Creates the mount point if necessary, and unmounts a file system that a killed process left. The
+/// directory must be empty, except for an entry named `known`.
 ///
 /// # Errors
-/// [`io::Error`] if it cannot be made or read, or there are files in it.
+/// [`io::Error`] if the directory cannot be created or read, or is not empty.
 pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
     if is_dead(mount) {
         detach(mount);
     }
-    // It may be there already, as something else.
+    // The path may exist and not be a directory.
     if fs::metadata(mount).is_ok_and(|found| !found.is_dir()) {
         return Err(io::Error::other("this is not a directory; give an empty directory"));
     }
@@ -40,21 +40,21 @@ pub fn prepare(mount: &Path, known: Option<&str>) -> io::Result<()> {
     }
 }
 
-/// Whether a FUSE file system is mounted there whose server is gone (ENOTCONN, fuse(4)).
+/// Whether `mount` is a FUSE mount whose server is gone (ENOTCONN, fuse(4)).
 pub fn is_dead(mount: &Path) -> bool {
     let found = fs::metadata(mount);
     found
         .is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()))
 }
 
-/// Mounts `device` (/dev/fuse, opened by the file system's server) over `mount`, readable as far
-/// as the files' modes permit. Starts no program, and needs CAP_SYS_ADMIN.
+/// Mounts `device` (/dev/fuse, opened by the file system's server) read-only on `mount`; the files'
+/// modes apply. Starts no program, and needs CAP_SYS_ADMIN.
 ///
 /// # Errors
 /// [`io::Error`].
 pub fn mount_read_only(device: BorrowedFd<'_>, mount: &Path) -> io::Result<()> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    // fuse(4): rootmode is octal, of a directory.
+    // fuse(4): rootmode is the octal mode of a directory.
     let options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
         device.as_raw_fd(),
@@ -66,7 +66,7 @@ pub fn mount_read_only(device: BorrowedFd<'_>, mount: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount("imastage", mount, "fuse.imastage", flags, options.as_c_str())?)
 }
 
-/// Unmounts it again without starting a program; files that are open stay open.
+/// Unmounts `mount` without starting a program; open files stay open.
 ///
 /// # Errors
 /// [`io::Error`].
@@ -75,20 +75,19 @@ pub fn unmount(mount: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(mount, flags)?)
 }
 
-/// Takes a mount away from the directory tree; who has files of it open keeps them. Says so if it
-/// cannot.
+/// Detaches a mount from the directory tree; open files stay open. Logs a warning on failure.
 pub fn detach(mount: &Path) {
     let unmounted = rustix::mount::unmount(mount, UnmountFlags::DETACH);
     if unmounted.is_err() {
-        // Without root only the setuid helper may.
+        // Without root, only the setuid helper can unmount.
         let helper = Command::new("fusermount3").arg("-uz").arg(mount).status();
         if !helper.is_ok_and(|status| status.success()) {
-            tracing::warn!("{} is still mounted", mount.display());
+            tracing::warn!("{}: cannot unmount; run umount -l", mount.display());
         }
     }
 }
 
-/// Lists a directory of `files`, whose inodes follow each other from `first` on, from `offset` on.
+/// Lists a directory of `files` from `offset` on. The files' inodes are consecutive from `first`.
 pub fn list(files: &[FileName], first: u64, offset: u64, mut reply: ReplyDirectory) {
     let dots = [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
     let files = files.iter().enumerate().map(|(at, file)| {
@@ -101,7 +100,7 @@ pub fn list(files: &[FileName], first: u64, offset: u64, mut reply: ReplyDirecto
     let entries = dots.into_iter().chain(files).enumerate();
     let start = usize::try_from(offset).unwrap_or(usize::MAX);
     for (at, (inode, kind, name)) in entries.skip(start) {
-        // The offset of an entry is where the next one is read from.
+        // The offset of an entry is the position of the next one.
         if reply.add(INodeNo(inode), at as u64 + 1, kind, name) {
             break;
         }
@@ -114,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_point_is_made_and_must_be_empty() {
+    fn mount_point_is_created_and_must_be_empty() {
         let dir = tempfile::tempdir().unwrap();
         let mount = dir.path().join("a/b");
         prepare(&mount, None).unwrap();

@@ -1,12 +1,12 @@
-//! Who is behind a FUSE request.
+//! The caller of a FUSE request.
 
 use std::fs;
 
 /// `CAP_SYS_ADMIN` (linux/capability.h).
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Whether a thread has the capability CAP_SYS_ADMIN. It waits for our answer, so it is still there.
-/// What cannot be read counts as no.
+/// Whether a thread has the capability CAP_SYS_ADMIN. The thread waits for the FUSE answer, so it
+/// still exists. False if its status cannot be read.
 pub(crate) fn is_admin(thread: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{thread}/status")) else { return false };
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -15,14 +15,14 @@ pub(crate) fn is_admin(thread: u32) -> bool {
         .is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0)
 }
 
-/// The process of a thread: its first thread.
+/// The process id (thread group id) of a thread.
 pub(crate) fn process_of(thread: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
     process.and_then(|process| process.trim().parse().ok()).unwrap_or(thread)
 }
 
-/// Whether a thread is still there.
+/// Whether a thread still exists.
 pub(crate) fn exists(thread: u32) -> bool {
     fs::exists(format!("/proc/{thread}")).unwrap_or(true)
 }
@@ -32,10 +32,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_capability_is_what_the_system_says() {
+    fn only_root_is_admin() {
         let root = rustix::process::geteuid().is_root();
         let own = std::process::id();
-        // A root without capabilities is possible, a user with this one hardly.
+        // Root can lack the capability; another user is unlikely to have it.
         assert!(root || !is_admin(own));
         assert!(!is_admin(u32::MAX));
     }

@@ -1,4 +1,4 @@
-//! Doing what is asked of a sandbox.
+//! Execution of the commands from the control socket.
 
 use std::{
     io::{self, Read},
@@ -16,13 +16,13 @@ use crate::{
     wire::{Answer, Command, Measured, Status},
 };
 
-/// Tells how far it is; an error means that nobody wants to know any more.
+/// Reports progress; an error means that the client has disconnected.
 pub(crate) type Progress<'a> = dyn FnMut(&Measured) -> io::Result<()> + 'a;
 
-/// Does it, and tells what came of it. `content` is what follows the command.
+/// Executes a command and returns its answer. `content` is the data after the command's line.
 ///
 /// # Errors
-/// [`io::Error`], in words.
+/// [`io::Error`] with a message for the client.
 pub(crate) fn execute(
     machine: &Machine,
     command: Command,
@@ -37,7 +37,7 @@ pub(crate) fn execute(
         }
         Command::MeasureInto { pcr, paths } => {
             if pcr >= PcrSelection::PCRS {
-                return Err(io::Error::other(format!("PCR {pcr}: a TPM has PCR 0 to 23")));
+                return Err(io::Error::other(format!("PCR {pcr} does not exist; use PCR 0 to 23")));
             }
             let into = |path: &Path| ima.measure_path_into(pcr, path);
             measure(&into, &paths, &mut measured, progress)?;
@@ -76,7 +76,10 @@ impl Measured {
         match outcome {
             Outcome::Added => self.added += 1,
             Outcome::Known => self.known += 1,
-            Outcome::Refused => return Err(io::Error::other("the list takes no more records")),
+            Outcome::Refused => {
+                let why = "the list is suspended and accepts no more records; reboot the sandbox";
+                return Err(io::Error::other(why));
+            }
         }
         Ok(())
     }
@@ -89,7 +92,7 @@ impl Measured {
         }
     }
 
-    fn tell(&self, progress: &mut Progress<'_>) -> io::Result<()> {
+    fn report(&self, progress: &mut Progress<'_>) -> io::Result<()> {
         const EVERY: u64 = 100;
         if (self.added + self.known).is_multiple_of(EVERY) { progress(self) } else { Ok(()) }
     }
@@ -119,13 +122,13 @@ fn measure(
                     measured.unreadable(format!("{}: {error}", entry.path().display()));
                 }
             }
-            measured.tell(progress)?;
+            measured.report(progress)?;
         }
     }
     Ok(())
 }
 
-/// Adds the records of a binary list, at most `rate` a second.
+/// Appends the records of a binary list, at most `rate` per second.
 fn replay(
     ima: &Ima,
     list: &mut dyn Read,
@@ -136,21 +139,22 @@ fn replay(
     const CHUNK: u64 = 256 << 10;
     let mut chunk = Vec::new();
     list.take(CHUNK).read_to_end(&mut chunk)?;
-    let format = Format::detect(&chunk)
-        .ok_or_else(|| io::Error::other("no binary measurement list (ASCII cannot be replayed)"))?;
+    let format = Format::detect(&chunk).ok_or_else(|| {
+        io::Error::other("not a binary measurement list; ASCII cannot be replayed")
+    })?;
     let mut decoder = Decoder::new(format);
     let begin = Instant::now();
     while !chunk.is_empty() {
         decoder.feed(&chunk);
         while let Some(record) = decoder.next_record().map_err(io::Error::other)? {
             let record = RecordBuf::from_record(&record)
-                .ok_or_else(|| io::Error::other("a record of another bank than sha1"))?;
+                .ok_or_else(|| io::Error::other("the list is not in the sha1 form"))?;
             if let Some(rate) = rate.filter(|rate| *rate > 0) {
                 let due = Duration::from_secs_f64(measured.added as f64 / rate as f64);
                 thread::sleep(due.saturating_sub(begin.elapsed()));
             }
             measured.count(ima.add(&record))?;
-            measured.tell(progress)?;
+            measured.report(progress)?;
         }
         chunk.clear();
         list.take(CHUNK).read_to_end(&mut chunk)?;

@@ -1,4 +1,4 @@
-//! Asking a running sandbox, through a socket in its run directory.
+//! The control socket of a running sandbox, in its run directory: client and server.
 
 use std::{
     fs::File,
@@ -18,14 +18,15 @@ use rustix::net::{
 pub use crate::wire::{Answer, Command, Measured, Status};
 use crate::{Machine, commands};
 
-/// The link in a sandbox's mount that leads to its run directory. It is not listed: a directory
-/// listing shows securityfs's files and nothing else.
+/// The link in a sandbox's mount to its run directory. Directory listings omit it: they show only
+/// securityfs's files.
 pub const RUN_LINK: &str = ".imastage-sandbox";
 
-/// Asks the sandbox behind `mount`, calling `progress` as it goes.
+/// Sends a command to the sandbox at `mount` and returns its answer. Calls `progress` with every
+/// intermediate answer.
 ///
 /// # Errors
-/// [`io::Error`] if there is no sandbox, or it says that it cannot.
+/// [`io::Error`] if no sandbox answers, or the command fails.
 pub fn ask(
     mount: &Path,
     command: &Command,
@@ -34,7 +35,7 @@ pub fn ask(
     let socket = mount.join(RUN_LINK).join("control.sock");
     let patience = patience(command);
     let mut stream = connect(&socket, patience).map_err(|error| {
-        let text = format!("{}: no sandbox answers there: {error}", mount.display());
+        let text = format!("{}: no sandbox answers: {error}", mount.display());
         io::Error::new(error.kind(), text)
     })?;
     let pid = sockopt::socket_peercred(&stream).ok().map(|peer| peer.pid);
@@ -42,7 +43,8 @@ pub fn ask(
         io::ErrorKind::WouldBlock => io::Error::new(
             io::ErrorKind::TimedOut,
             format!(
-                "{}: the sandbox{} does not answer (waited {} s); it is stopped, or its TPM hangs",
+                "{}: the sandbox{} does not answer (waited {} s); the process is stopped, or its \
+                 TPM hangs",
                 mount.display(),
                 pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
                 patience.as_secs()
@@ -58,29 +60,29 @@ pub fn ask(
     line.push(b'\n');
     stream.write_all(&line).map_err(silent)?;
     let to = stream.try_clone()?;
-    // Beside each other: who does not hear how far it is, does not get further.
+    // Concurrently: the sandbox blocks if its progress answers are not read.
     thread::scope(|scope| {
         let sending =
             list.map(|(path, list)| scope.spawn(move || send(list, to).map_err(about(path))));
         let answer = hear(stream, progress).map_err(silent);
         match sending.map(|sending| sending.join()) {
-            // Why the sandbox did not get what it was to read.
+            // A read error of the list explains the sandbox's error.
             Some(Ok(Err(error))) => Err(error),
             _ => answer,
         }
     })
 }
 
-/// How long the sandbox may say nothing.
+/// The time without an answer after which the sandbox counts as hung.
 fn patience(command: &Command) -> Duration {
     match command {
         Command::Status => Duration::from_secs(5),
-        // It says how far it is every 100 records, at the slowest rate every 100 seconds.
+        // Progress is sent every 100 records, which at the slowest rate is every 100 seconds.
         _ => Duration::from_secs(150),
     }
 }
 
-/// A connection on which nothing is waited for longer than `patience`, this included.
+/// Connects to a socket. `patience` limits the connect and every later send and receive.
 fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     let stream =
         net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -88,7 +90,7 @@ fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
         sockopt::set_socket_timeout(&stream, direction, Some(patience))?;
     }
     let address = SocketAddrUnix::new(socket)?;
-    // With a limit, the kernel does not restart it after a signal.
+    // With a timeout set, the kernel does not restart connect(2) after a signal.
     rustix::io::retry_on_intr(|| net::connect(&stream, &address))?;
     Ok(UnixStream::from(stream))
 }
@@ -98,7 +100,7 @@ fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
-/// Sends what is in a file. Where the sandbox does not want any more, it says why itself.
+/// Sends the content of a file. If the sandbox stops reading, its answer gives the reason.
 fn send(mut list: File, mut to: UnixStream) -> io::Result<()> {
     let mut chunk = vec![0; 64 << 10];
     loop {
@@ -116,7 +118,7 @@ fn send(mut list: File, mut to: UnixStream) -> io::Result<()> {
             }
         }
     }
-    // If it has gone, it hears no end.
+    // Fails if the peer has closed the connection, which is harmless.
     let _ = to.shutdown(Shutdown::Write);
     Ok(())
 }
@@ -134,25 +136,25 @@ fn hear(stream: UnixStream, progress: &mut dyn FnMut(&Measured)) -> io::Result<A
             answer => Some(answer),
         }
     });
-    // What is still being sent is not needed.
+    // Ends a `send` that is still running.
     let _ = shut.shutdown(Shutdown::Both);
     let ended =
         || io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended before it answered");
     answer.unwrap_or_else(|| Err(ended()))
 }
 
-/// Serves the control socket. Ends with the process.
+/// Serves the control socket until the process ends.
 pub(crate) fn serve(machine: Arc<Machine>, listener: UnixListener) -> io::Result<()> {
     let accept = move || {
         for stream in listener.incoming().flatten() {
             let machine = Arc::clone(&machine);
             let spawned = thread::Builder::new().name("control".into()).spawn(move || {
                 if let Err(error) = answer(&machine, stream) {
-                    tracing::debug!(%error, "a client of the control socket left");
+                    tracing::debug!(%error, "control socket: client disconnected");
                 }
             });
             if let Err(error) = spawned {
-                tracing::error!(%error, "no thread for a client of the control socket");
+                tracing::error!(%error, "control socket: cannot start a thread for a client");
             }
         }
     };
@@ -160,7 +162,7 @@ pub(crate) fn serve(machine: Arc<Machine>, listener: UnixListener) -> io::Result
 }
 
 fn answer(machine: &Machine, stream: UnixStream) -> io::Result<()> {
-    /// Room for a few thousand paths; more come in more requests.
+    /// In bytes; allows a few thousand paths per command.
     const LONGEST_COMMAND: u64 = 1 << 20;
     let mut line = String::new();
     let mut from = BufReader::new(stream.try_clone()?);
@@ -175,8 +177,8 @@ fn answer(machine: &Machine, stream: UnixStream) -> io::Result<()> {
         Ok(command) => commands::execute(machine, command, &mut from, &mut |so_far| {
             reply(&Answer::Progress(so_far.clone()))
         }),
-        Err(error) => Err(io::Error::other(format!("not a command: {error}"))),
+        Err(error) => Err(io::Error::other(format!("malformed command: {error}"))),
     };
-    // If it is the client who left, it does not hear this either.
+    // Also fails if the client has disconnected.
     reply(&done.unwrap_or_else(|error| Answer::Failed { why: error.to_string() }))
 }

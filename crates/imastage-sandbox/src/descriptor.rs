@@ -1,19 +1,19 @@
 //! The position of an open file.
 
-/// Where an open file stands.
+/// The position of an open file.
 ///
-/// securityfs's files count only what was read: FUSE gives an offset that writes move, too, and
-/// tells nobody about a seek until the next read or write.
+/// Only reads move the position of securityfs's files. FUSE's offset also moves on writes, and FUSE
+/// reports a seek only with the next read or write.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Descriptor {
-    /// Where the file is read next.
+    /// The position of the next read.
     position: u64,
-    /// The offset that FUSE gives with the next read or write, unless the descriptor is moved.
+    /// FUSE's offset in the next read or write, unless there is a seek.
     expected: u64,
 }
 
 impl Descriptor {
-    /// Where the file stands when something comes with FUSE's `offset`.
+    /// The position for a read or write with FUSE's `offset`.
     pub(crate) fn arrive(&mut self, offset: u64) -> u64 {
         if offset != self.expected {
             (self.position, self.expected) = (offset, offset);
@@ -21,18 +21,18 @@ impl Descriptor {
         self.position
     }
 
-    /// So many bytes were read.
+    /// Records a read of `len` bytes.
     pub(crate) fn read(&mut self, len: usize) {
         self.position += len as u64;
         self.expected += len as u64;
     }
 
-    /// So many bytes were written: the file stands where it did.
+    /// Records a write of `len` bytes, which does not move the position.
     pub(crate) fn written(&mut self, len: usize) {
         self.expected += len as u64;
     }
 
-    /// As if the descriptor were moved to the beginning.
+    /// Moves the position to the beginning.
     pub(crate) fn rewind(&mut self) {
         self.position = 0;
     }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_do_not_move_a_file_and_seeks_do() {
+    fn seeks_move_the_position_and_writes_do_not() {
         let mut descriptor = Descriptor::default();
         assert_eq!(descriptor.arrive(0), 0);
         descriptor.written(2);
@@ -53,8 +53,8 @@ mod tests {
         descriptor.written(2);
         assert_eq!(descriptor.arrive(0), 0);
         descriptor.read(50);
-        // A read at another place, such as pread(2) makes, moves it as well: the next one that comes
-        // from where the descriptor really stands moves it back.
+        // A pread(2) at another offset also moves the position; the next read at the descriptor's
+        // own offset moves it back.
         assert_eq!(descriptor.arrive(700), 700);
         assert_eq!(descriptor.arrive(50), 50);
     }

@@ -4,30 +4,30 @@ use std::{io, path::PathBuf};
 
 use imastage_tpm::TpmError;
 
-/// Why a sandbox could not start.
+/// The reason a sandbox could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// A directory or socket could not be made.
+    /// A directory or socket could not be created.
     #[error("{}: {error}", path.display())]
     Path {
-        /// Which.
+        /// The directory or socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
-    /// The TPM does not do what it should.
+    /// A TPM operation failed.
     #[error(transparent)]
     Tpm(#[from] TpmError),
-    /// FUSE cannot be had.
+    /// The FUSE mount failed.
     #[error(
-        "{}: cannot mount through FUSE: {error}; it needs /dev/fuse, and without root fusermount3 \
-         (apt-get install fuse3)",
+        "{}: cannot mount through FUSE: {error}; check that /dev/fuse exists and, without root, \
+         that fusermount3 is installed (apt-get install fuse3)",
         path.display()
     )]
     Fuse {
-        /// Where it was to be mounted.
+        /// The mount point.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 }

@@ -19,14 +19,15 @@ use nix::{
 
 use crate::{Ima, Machine, Outcome};
 
-/// Measures every program as it is executed, from the file systems of `/` and `/usr` on. Ends with
-/// the process.
+/// Starts measuring every program executed from the file systems of `/` and `/usr`, until the
+/// process ends.
 ///
 /// # Errors
-/// What is missing, in words: mostly the capability CAP_SYS_ADMIN.
+/// A message with the cause, usually a missing CAP_SYS_ADMIN.
 pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
     let fanotify = Fanotify::init(
-        // What is executed faster than it is measured must not fill the memory.
+        // The event queue stays limited (no FAN_UNLIMITED_QUEUE): executions can outrun
+        // measurement.
         InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC,
         EventFFlags::O_RDONLY | EventFFlags::O_LARGEFILE | EventFFlags::O_CLOEXEC,
     )
@@ -56,13 +57,13 @@ pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
                 Ok(events) => events,
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(error) => {
-                    tracing::error!(%error, "programs are no longer watched");
+                    tracing::error!(%error, "fanotify failed; executed programs are not measured");
                     return;
                 }
             };
             for event in events {
                 if event.mask().contains(MaskFlags::FAN_Q_OVERFLOW) {
-                    tracing::error!("more programs were executed than could be measured");
+                    tracing::error!("fanotify queue overflow; a violation is recorded");
                     machine.ima().violate(Path::new("exec-watch-overflow"));
                 }
                 let Some(fd) = event.fd() else { continue };
@@ -85,17 +86,17 @@ pub(crate) fn start(machine: Arc<Machine>) -> Result<(), String> {
         .map_err(|error| format!("thread: {error}"))
 }
 
-/// A program that is not measured at once.
+/// A program in the queue for measurement.
 type Program = (File, PathBuf);
 
-/// Programs up to this size, in bytes, are measured at once: that takes some 10 ms.
+/// Programs up to this size, in bytes, are measured immediately, which takes some 10 ms.
 const SMALL: u64 = 16 << 20;
 
-/// Larger ones are not measured at all: anybody can make a file of terabytes that has no blocks, and
-/// have it executed. A violation stands in their place.
+/// Programs above this size, in bytes, are recorded as violations instead of measured: any user can
+/// create and execute a sparse file of terabytes.
 const LARGEST: u64 = 1 << 30;
 
-/// Measures large programs one after the other, while others go on being measured.
+/// Starts a thread that measures large programs in sequence, so that they do not delay small ones.
 fn large_programs(machine: Arc<Machine>) -> io::Result<SyncSender<Program>> {
     const WAITING: usize = 64;
     let (sender, programs) = mpsc::sync_channel::<Program>(WAITING);
@@ -124,12 +125,12 @@ fn measure(
         ..=LARGEST => match large.try_send((file, path)) {
             Ok(()) => return Ok(Outcome::Known),
             Err(TrySendError::Full((file, path)) | TrySendError::Disconnected((file, path))) => {
-                (file, path, "too many large programs at once")
+                (file, path, "too many large programs are waiting")
             }
         },
-        _ => (file, path, "it is larger than 1 GiB"),
+        _ => (file, path, "the program is larger than 1 GiB"),
     };
-    tracing::warn!(path = %path.display(), "executed, and a violation instead of measured: {why}");
+    tracing::warn!(path = %path.display(), "executed and recorded as a violation: {why}");
     ima.violate_file(&file, &path)
 }
 
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn finding_15_a_program_of_300_gb_makes_a_violation_and_others_are_measured() {
+    fn finding_15_program_of_300_gb_is_a_violation_and_others_are_measured() {
         let ima = Ima::boot(Policy::default(), None).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (large, waiting) = lane(1);
@@ -159,11 +160,11 @@ mod tests {
 
         assert_eq!(take(sparse(dir.path(), "huge", 300_000_000_000)), Outcome::Added);
         assert_eq!(violations(), 1);
-        // Executed again and again it makes no second one.
+        // Another execution adds no second violation.
         let again = (File::open(dir.path().join("huge")).unwrap(), dir.path().join("huge"));
         assert_eq!(take(again), Outcome::Known);
         assert_eq!(take(sparse(dir.path(), "small", 100)), Outcome::Added);
-        // One large one waits; there is no room for the next.
+        // The queue holds one large program; the next one is a violation.
         assert_eq!(take(sparse(dir.path(), "large", SMALL + 1)), Outcome::Known);
         assert_eq!(waiting.try_recv().unwrap().1, dir.path().join("large"));
         take(sparse(dir.path(), "first", LARGEST));

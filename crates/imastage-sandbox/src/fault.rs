@@ -1,6 +1,6 @@
-//! Deliberate faults: each breaks one rule of the interface, so that tests of it can be tested.
+//! Deliberate faults: each breaks one rule of the interface, to test conformance tests.
 //!
-//! What they do is in `faults`.
+//! The `faults` module implements them.
 
 use std::{fmt, str::FromStr};
 
@@ -15,10 +15,10 @@ macro_rules! faults {
         }
 
         impl Fault {
-            /// All there are.
+            /// All faults.
             pub const ALL: &[Fault] = &[$(Fault::$variant),+];
 
-            /// Its name, as one writes it.
+            /// The name on the command line.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Fault::$variant => $name,)+
@@ -29,45 +29,45 @@ macro_rules! faults {
 }
 
 faults! {
-    /// Files that can be written to say that they cannot.
+    /// The mode of writable files is read-only.
     ModeReadOnly = "mode-read-only",
-    /// Everybody may read by the mode.
+    /// The mode permits everybody to read.
     ModeForAll = "mode-for-all",
-    /// Files tell a size.
+    /// Files have a size.
     SizeTold = "size-told",
-    /// The link for staged records leads to the current ones.
+    /// The link for staged records points to the current ones.
     LinkToCurrent = "link-to-current",
-    /// A writer is let in beside readers.
+    /// A writer may open while there are readers.
     ReaderLetsWriterIn = "reader-lets-writer-in",
-    /// A reader is let in beside a writer.
+    /// A reader may open while there is a writer.
     WriterLetsReaderIn = "writer-lets-reader-in",
-    /// The thread that writes may open for reading only.
+    /// The writing thread may open a file read-only.
     OwnReaderLetIn = "own-reader-let-in",
-    /// A second writer is let in.
+    /// A second writer may open.
     SecondWriterLetIn = "second-writer-let-in",
-    /// The thread that writes may not open another file for writing.
+    /// The writing thread may not open another file for writing.
     OwnWriterRefused = "own-writer-refused",
-    /// Staged files are locked neither by others nor against them.
+    /// Staged files are excluded from the lock.
     StagedNotLocked = "staged-not-locked",
-    /// ASCII files are locked neither by others nor against them.
+    /// ASCII files are excluded from the lock.
     AsciiNotLocked = "ascii-not-locked",
-    /// Only one reader is let in.
+    /// Only one reader may open.
     OneReader = "one-reader",
-    /// The count cannot be opened while somebody writes.
+    /// The count cannot be opened while there is a writer.
     CountLocked = "count-locked",
-    /// The lock of a writer is never freed.
+    /// The lock of a writer is never released.
     LockStuck = "lock-stuck",
-    /// The first of a writer's files that is closed frees all.
+    /// The first close of a writer's file releases the lock.
     LockFreedEarly = "lock-freed-early",
-    /// Who lacks the capability and finds a writer is told EBUSY.
+    /// A caller without the capability gets EBUSY while there is a writer.
     BusyBeforePermission = "busy-before-permission",
-    /// The capability is not asked for.
+    /// The capability is not required.
     CapabilityIgnored = "capability-ignored",
-    /// The capability is asked for even of readers.
+    /// The capability is required to read.
     CapabilityToRead = "capability-to-read",
-    /// The capability is asked for with every request.
+    /// The capability is checked for every request.
     CapabilityToAsk = "capability-to-ask",
-    /// `+5` is no number.
+    /// `+5` is not a number.
     PlusRefused = "plus-refused",
     /// `a` and `d` are requests.
     LowerCaseTaken = "lower-case-taken",
@@ -83,134 +83,134 @@ faults! {
     RangeInvalid = "range-invalid",
     /// A write may be longer than 21 bytes.
     LongTaken = "long-taken",
-    /// What follows a NUL counts.
+    /// A write with a NUL is refused.
     NulRefused = "nul-refused",
-    /// N can be asked of staged files.
+    /// Staged files accept N.
     StagedTakesN = "staged-takes-n",
-    /// A and D can be asked of current files.
+    /// Current files accept A and D.
     CurrentTakesStage = "current-takes-stage",
-    /// Requests can be made to binary files only.
+    /// Only binary files accept requests.
     BinaryRequestsOnly = "binary-requests-only",
-    /// A request that was granted says that one byte was written.
+    /// A granted request returns 1 byte written.
     ShortWrite = "short-write",
-    /// Staging nothing succeeds.
+    /// Staging an empty list succeeds.
     StageNothing = "stage-nothing",
     /// Staging again succeeds.
     StageTwice = "stage-twice",
-    /// Staging again is EBUSY.
+    /// Staging again fails with EBUSY.
     StageTwiceBusy = "stage-twice-busy",
     /// Staging loses the first record.
     StageLosesOne = "stage-loses-one",
-    /// Deleting nothing succeeds.
+    /// D without staged records succeeds.
     DeleteNothing = "delete-nothing",
-    /// D deletes the current records, too.
+    /// D also deletes the current records.
     DeleteTakesCurrent = "delete-takes-current",
     /// D succeeds and deletes nothing.
     DeleteForgotten = "delete-forgotten",
-    /// N beyond the length deletes what there is.
+    /// N beyond the length deletes all current records.
     TooManyClamped = "too-many-clamped",
-    /// N beyond the length is refused and deletes what there is.
+    /// N beyond the length is refused and deletes all current records.
     TooManyDeleted = "too-many-deleted",
     /// N deletes one record more.
     OneMore = "one-more",
     /// N deletes one record fewer.
     OneFewer = "one-fewer",
-    /// N is EEXIST while records are staged.
+    /// N fails with EEXIST while records are staged.
     NoNWhileStaged = "no-n-while-staged",
-    /// N deletes the staged records, too.
+    /// N also deletes the staged records.
     NTakesStaged = "n-takes-staged",
     /// Staged files show current records.
     StagedShowsCurrent = "staged-shows-current",
     /// ASCII files show binary records.
     FormsMixed = "forms-mixed",
-    /// A request makes its descriptor begin anew.
+    /// A request rewinds its descriptor.
     RequestRewinds = "request-rewinds",
-    /// A descriptor that came to the end stays there.
+    /// A descriptor that reached the end stays there.
     EndForEver = "end-for-ever",
-    /// One read gives part of a record.
+    /// A read can return part of a record.
     RecordsCut = "records-cut",
     /// The count includes staged records.
     CountWithStaged = "count-with-staged",
-    /// The count never falls.
+    /// The count never decreases.
     CountNeverFalls = "count-never-falls",
     /// A stage counts as a violation.
     StageIsViolation = "stage-is-violation",
     /// Files can be removed.
     UnlinkTaken = "unlink-taken",
-    /// Files keep the mode they have.
+    /// chmod has no effect.
     ModeKept = "mode-kept",
-    /// Files keep the group they have.
+    /// chgrp has no effect.
     GroupKept = "group-kept",
-    /// There is nothing fsync would refuse.
+    /// fsync succeeds.
     SyncTaken = "sync-taken",
-    /// A writer is known by its process, not by its thread.
+    /// A writer is identified by its process, not by its thread.
     ProcessWrites = "process-writes",
-    /// The first copy of a descriptor that is closed frees all.
+    /// The close of the first duplicate of a descriptor releases the lock.
     CopyFrees = "copy-frees",
-    /// What another thread than the writer's closes stays locked.
+    /// A close by a thread other than the writer does not release the lock.
     OtherCloses = "other-closes",
-    /// A read renders a page of records, however little is asked for.
+    /// A read renders a page of records, whatever its size.
     ReadsAhead = "reads-ahead",
-    /// Records that are there already are added again.
+    /// Duplicates are added.
     DuplicatesTaken = "duplicates-taken",
-    /// What is deleted is forgotten.
+    /// Deletion flushes the digests.
     DigestsForgotten = "digests-forgotten",
-    /// Where digests are flushed, N is taken.
+    /// N is accepted if deletion flushes digests.
     FlushTakesN = "flush-takes-n",
-    /// A machine that goes down says yes and does nothing.
+    /// During shutdown, requests succeed without effect.
     DownGranted = "down-granted",
-    /// A machine that goes down says ESTALE to A, too.
+    /// During shutdown, A fails with ESTALE.
     DownStale = "down-stale",
-    /// A machine that goes down says so before it says what is missing.
+    /// Shutdown takes precedence over missing records.
     DownFirst = "down-first",
     /// A violation is not counted.
     ViolationsLost = "violations-lost",
-    /// Dialect v4: a request is taken wherever the descriptor stands.
+    /// Dialect v4: a request is accepted at any file position.
     PositionIgnored = "position-ignored",
-    /// Dialect v4: a write moves the descriptor, so that no second one is taken.
+    /// Dialect v4: a write moves the file position, so that a second write is refused.
     WriteMoves = "write-moves",
-    /// Dialect v4: N can be asked of the original files.
+    /// Dialect v4: the original files accept N.
     OriginalTakesN = "original-takes-n",
-    /// Dialect v4: the thread that writes may open another file for writing.
+    /// Dialect v4: the writing thread may open another file for writing.
     OwnWriterLetIn = "own-writer-let-in",
-    /// Dialect v4: N is ENOENT while records are staged.
+    /// Dialect v4: N fails with ENOENT while records are staged.
     PendingMissing = "pending-missing",
     /// Dialect v4: N beyond the length is refused and leaves the records staged.
     TooManyStaged = "too-many-staged",
-    /// Dialect v4: D deletes what the next kernel was given.
+    /// Dialect v4: D deletes records that were dumped for the next kernel.
     DumpedDeleted = "dumped-deleted",
-    /// Dialect v4: a machine that goes down refuses everything.
+    /// Dialect v4: all requests are refused during shutdown.
     DownRefuses = "down-refuses",
-    /// Dialect trim: a wrong T is EINVAL.
+    /// Dialect trim: a wrong T fails with EINVAL.
     WrongTotalInvalid = "wrong-total-invalid",
-    /// Dialect trim: any T will do.
+    /// Dialect trim: any T is accepted.
     AnyTotalTaken = "any-total-taken",
-    /// Dialect trim: no T at all is 0.
+    /// Dialect trim: an empty T is 0.
     EmptyTotalTaken = "empty-total-taken",
     /// Dialect trim: N is decimal.
     TrimDecimal = "trim-decimal",
     /// Dialect trim: a newline at the end is refused.
     TrimNewlineRefused = "trim-newline-refused",
-    /// Dialect trim: the log tells 0 for ever.
+    /// Dialect trim: the trim log always shows 0.
     TotalStuck = "total-stuck",
-    /// Dialect trim: whoever reads the log keeps writers out.
+    /// Dialect trim: a reader of the trim log excludes writers.
     TrimLogLocks = "trim-log-locks",
-    /// Dialect trim: the log can be read without the capability.
+    /// Dialect trim: the trim log can be read without the capability.
     TrimLogForAll = "trim-log-for-all",
-    /// Dialect trim: to trim nothing is refused.
+    /// Dialect trim: a trim of 0 records is refused.
     TrimNothingRefused = "trim-nothing-refused",
-    /// Dialect trim: what is missing is said before that T is wrong.
+    /// Dialect trim: missing records take precedence over a wrong T.
     MissingFirst = "missing-first",
-    /// Dialect trim: a machine that goes down trims.
+    /// Dialect trim: a trim succeeds during shutdown.
     DownTrims = "down-trims",
-    /// Dialect trim: the record of a trim tells the total after it.
+    /// Dialect trim: the record of a trim shows the total after the trim.
     TrimToldLate = "trim-told-late",
-    /// Dialect trim: the log takes A.
+    /// Dialect trim: the trim log accepts A.
     TrimLogStages = "trim-log-stages",
 }
 
 impl Fault {
-    /// The dialect whose rule it breaks.
+    /// The dialect whose rule the fault breaks.
     pub const fn dialect(self) -> Dialect {
         match self {
             Fault::PositionIgnored
@@ -245,9 +245,9 @@ impl fmt::Display for Fault {
     }
 }
 
-/// No fault has this name.
+/// The name is not that of a [`Fault`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no fault is called {0:?}")]
+#[error("unknown fault {0:?}")]
 pub struct UnknownFault(String);
 
 impl FromStr for Fault {
@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_called_by_their_names() {
+    fn fault_names_round_trip() {
         for fault in Fault::ALL {
             assert_eq!(fault.to_string().parse(), Ok(*fault));
         }

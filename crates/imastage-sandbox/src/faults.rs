@@ -1,5 +1,5 @@
-//! What goes wrong on purpose: all of it. [`crate::files`] and [`crate::filesystem`] ask here at the
-//! places where something could go wrong; without a fault the answers are those of the interface.
+//! The implementation of all faults. [`crate::files`] and [`crate::filesystem`] call this module at
+//! every point where a fault can act; without a fault the results are those of the interface.
 
 use ima_list::{Counts, Duplicates, SharedList};
 use ima_securityfs::{
@@ -9,7 +9,7 @@ use ima_securityfs::{
 
 use crate::{Fault, caller};
 
-/// The fault a sandbox has, or none.
+/// The fault of a sandbox, if any.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Faults(pub(crate) Option<Fault>);
 
@@ -18,7 +18,7 @@ impl Faults {
         self.0 == Some(fault)
     }
 
-    /// The permission bits that a file tells.
+    /// The permission bits of a file.
     pub(crate) fn mode(self, mode: u16) -> u16 {
         match self.0 {
             Some(Fault::ModeReadOnly) => mode & 0o440,
@@ -27,32 +27,32 @@ impl Faults {
         }
     }
 
-    /// The permission bits that a file gets instead of `old` ones.
+    /// The permission bits of a file after chmod.
     pub(crate) fn changed_mode(self, old: u16, new: u16) -> u16 {
         if self.has(Fault::ModeKept) { old } else { new }
     }
 
-    /// The group that a file gets instead of `old`.
+    /// The group of a file after chgrp.
     pub(crate) fn changed_group(self, old: u32, new: u32) -> u32 {
         if self.has(Fault::GroupKept) { old } else { new }
     }
 
-    /// Whether the capability is asked for with every request.
+    /// Whether the capability is checked for every request.
     pub(crate) fn asks_again(self) -> bool {
         self.has(Fault::CapabilityToAsk)
     }
 
-    /// What becomes of a file that is to be removed.
+    /// The result of unlink.
     pub(crate) fn unlink(self) -> Result<(), Errno> {
         if self.has(Fault::UnlinkTaken) { Ok(()) } else { Err(Errno::EPERM) }
     }
 
-    /// What fsync says.
+    /// The result of fsync.
     pub(crate) fn sync(self) -> Result<(), Errno> {
         if self.has(Fault::SyncTaken) { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    /// What becomes of records that are there already.
+    /// The treatment of duplicate records.
     pub(crate) fn duplicates(self, duplicates: Duplicates) -> Duplicates {
         match self.0 {
             Some(Fault::DuplicatesTaken) => Duplicates::Off,
@@ -61,28 +61,28 @@ impl Faults {
         }
     }
 
-    /// What writes mean.
+    /// The grammar of writes.
     pub(crate) fn grammar(self, grammar: Grammar) -> Grammar {
         let takes = self.has(Fault::FlushTakesN) || self.has(Fault::DigestsForgotten);
         Grammar { flush: grammar.flush && !takes, ..grammar }
     }
 
-    /// Whom a caller is taken for, if not for the thread.
+    /// The id by which a caller is identified: the thread, unless a fault selects the process.
     pub(crate) fn thread(self, thread: u32) -> u32 {
         if self.has(Fault::ProcessWrites) { caller::process_of(thread) } else { thread }
     }
 
-    /// Whether closing one of several copies of a descriptor closes the file.
+    /// Whether closing one duplicate of a descriptor releases the file.
     pub(crate) fn copy_frees(self) -> bool {
         self.has(Fault::CopyFrees)
     }
 
-    /// The size that a file tells.
+    /// The size of a file.
     pub(crate) fn size(self) -> u64 {
         if self.has(Fault::SizeTold) { 4096 } else { 0 }
     }
 
-    /// What a symbolic link leads to.
+    /// The target of a symbolic link.
     pub(crate) fn target(self, target: FileName) -> FileName {
         match target {
             FileName::Measurements { form, bank, .. } if self.has(Fault::LinkToCurrent) => {
@@ -105,7 +105,7 @@ impl Faults {
         }
     }
 
-    /// Opens a file of the list; `None` if it should have been refused.
+    /// Opens a file of the list; `None` if a fault grants the open without a lock.
     pub(crate) fn open(
         self,
         lock: &mut OpenLock,
@@ -130,7 +130,7 @@ impl Faults {
             return Ok(None);
         }
         let admin = Caller { admin: true, ..caller };
-        // Who is there can be told from who else would be let in.
+        // Trial opens reveal the current readers and writer.
         let mut would = |access| opens(lock, access, admin).is_ok();
         let (read, write) = (would(Access::Read), would(Access::Write));
         let (readers, own, other) = (read && !write, write && !read, !read && !write);
@@ -156,7 +156,7 @@ impl Faults {
         }
     }
 
-    /// Opens a file that tells a number.
+    /// Opens a counter file.
     pub(crate) fn open_number(self, lock: &mut OpenLock, caller: Caller) -> Result<(), Errno> {
         if self.has(Fault::CountLocked) {
             opens(lock, Access::Read, caller)?;
@@ -175,7 +175,7 @@ impl Faults {
         }
     }
 
-    /// What a write asks for; `Ok(None)` is nothing, gladly granted.
+    /// The request in a write; `Ok(None)` succeeds without effect.
     pub(crate) fn parse(
         self,
         write: &[u8],
@@ -222,8 +222,7 @@ impl Faults {
         }
     }
 
-    /// Does what is wrong about a request instead of what is right, or beside it. `right` does
-    /// what is right.
+    /// Executes a request with the fault. `right` executes the request without the fault.
     pub(crate) fn act(
         self,
         list: &SharedList,
@@ -236,7 +235,7 @@ impl Faults {
             return answer;
         }
         let counts = list.counts();
-        // What is deleted beside what was asked for may be nothing.
+        // Extra deletions by a fault; they may fail.
         let delete = |n: u64| drop(list.delete_first(n));
         match request {
             Request::Stage => {
@@ -296,32 +295,32 @@ impl Faults {
         }
     }
 
-    /// The total that the record of a trim tells.
+    /// The total in the record of a trim.
     pub(crate) fn told_total(self, trimmed: u64, n: u64) -> u64 {
         if self.has(Fault::TrimToldLate) { trimmed + n } else { trimmed }
     }
 
-    /// How many bytes of a granted request were written.
+    /// The number of bytes that a granted request returns as written.
     pub(crate) fn written(self, len: u32) -> u32 {
         if self.has(Fault::ShortWrite) { 1 } else { len }
     }
 
-    /// Whether a request makes the descriptor begin anew.
+    /// Whether a request rewinds the descriptor.
     pub(crate) fn request_rewinds(self) -> bool {
         self.has(Fault::RequestRewinds)
     }
 
-    /// Whether a descriptor that came to the end stays there.
+    /// Whether a descriptor that reached the end stays there.
     pub(crate) fn end_for_ever(self) -> bool {
         self.has(Fault::EndForEver)
     }
 
-    /// How much one read gives at most.
+    /// The largest number of bytes that one read returns.
     pub(crate) fn read_size(self, size: usize) -> usize {
         if self.has(Fault::RecordsCut) { size.min(1000) } else { size }
     }
 
-    /// How much of `size` bytes is rendered for a read.
+    /// The number of bytes to render for a read of `size` bytes.
     pub(crate) fn wanted(self, size: usize) -> usize {
         if self.has(Fault::ReadsAhead) { usize::MAX } else { size }
     }
@@ -331,7 +330,7 @@ impl Faults {
         self.has(Fault::WriteMoves)
     }
 
-    /// What a file that counts tells.
+    /// The number that a counter file shows.
     pub(crate) fn number(self, file: FileName, counts: Counts, trimmed: u64) -> u64 {
         match (file, self.0) {
             (FileName::TrimLog, Some(Fault::TotalStuck)) => 0,
@@ -348,7 +347,7 @@ impl Faults {
     }
 }
 
-/// What is answered while the machine goes down, if it is not what is right.
+/// The result of a request during shutdown; `None` if the fault does not change the result.
 fn while_down(
     fault: Fault,
     request: Request,

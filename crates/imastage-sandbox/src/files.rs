@@ -1,4 +1,4 @@
-//! The open files, and what comes through them.
+//! The open files, and the reads and requests through them.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use ima_securityfs::{Access, Caller, Dialect, Errno, FileName, Grammar, Open, Op
 
 use crate::{Hazard, Machine, caller, descriptor::Descriptor, faults::Faults, reading::Reading};
 
-/// The files that are open now, of those in a machine's `ima` directory.
+/// The open files of a machine's `ima` directory.
 pub(crate) struct Files {
     machine: Arc<Machine>,
     faults: Faults,
@@ -18,24 +18,24 @@ pub(crate) struct Files {
     state: Mutex<State>,
 }
 
-/// What a read or write of an open file came to.
+/// The result of a read or write of an open file.
 pub(crate) type Answer<T> = Result<T, Refusal>;
 
-/// Why nothing came of it.
+/// The reason a read or write was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// As the interface has it.
+    /// An errno of the interface.
     Errno(Errno),
-    /// The kernel that opened it is gone, as its processes would be.
+    /// The file was opened in an earlier boot.
     Gone,
 }
 
 struct State {
     lock: OpenLock,
-    /// Which boot the lock belongs to.
+    /// The boot that the lock belongs to.
     boot: u64,
     open: HashMap<u64, OpenFile>,
-    /// A thread that passes for a writer's, which has ended.
+    /// A thread that is mistaken for a writer thread that has ended: (thread, writer).
     in_place_of: Option<(u64, u64)>,
     next_handle: u64,
 }
@@ -44,14 +44,14 @@ struct OpenFile {
     file: FileName,
     boot: u64,
     descriptor: Descriptor,
-    /// Of a file that shows records.
+    /// The read state; `None` if the file shows no records.
     reading: Option<Reading>,
-    /// `None` if it is behind none, or there is a fault.
+    /// `None` if the file has no lock class, or because of a fault.
     open: Option<Open>,
     access: Access,
-    /// The thread that closed a descriptor of it last.
+    /// The thread that last closed a descriptor of the file.
     closer: u64,
-    /// A read came to the end.
+    /// A read reached the end.
     ended: bool,
 }
 
@@ -68,7 +68,7 @@ impl Files {
         Files { machine, faults, grammar, state: Mutex::new(state) }
     }
 
-    /// Opens a file; gives its handle.
+    /// Opens a file and returns its handle.
     pub(crate) fn open(
         &self,
         file: FileName,
@@ -104,7 +104,7 @@ impl Files {
         Ok(handle)
     }
 
-    /// Reads at FUSE's `offset`, at most `size` bytes.
+    /// Reads at most `size` bytes at FUSE's `offset`.
     pub(crate) fn read(&self, handle: u64, offset: u64, size: usize) -> Answer<Vec<u8>> {
         let mut state = self.state();
         let file = state.file(handle)?;
@@ -127,7 +127,7 @@ impl Files {
         Ok(bytes)
     }
 
-    /// Does what is asked at FUSE's `offset`; gives how much was written.
+    /// Executes a request written at FUSE's `offset`; returns the number of bytes written.
     pub(crate) fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Answer<u32> {
         let mut state = self.state();
         let file = state.file(handle)?;
@@ -146,7 +146,7 @@ impl Files {
         Ok(len)
     }
 
-    /// A thread closes a descriptor of the file; others may be left.
+    /// Handles the close of one descriptor of the file by `thread`; other descriptors may remain.
     pub(crate) fn close(&self, handle: u64, thread: u64) {
         let mut state = self.state();
         let state = &mut *state;
@@ -163,7 +163,7 @@ impl Files {
         }
     }
 
-    /// The last descriptor was closed.
+    /// Handles the close of the last descriptor.
     pub(crate) fn release(&self, handle: u64) {
         let mut state = self.state();
         let Some(file) = state.open.remove(&handle) else { return };
@@ -183,8 +183,9 @@ impl Files {
         state
     }
 
-    /// The thread that the kernel takes this one for. It remembers where the writer's thread was in
-    /// memory, and there another one may be by now: the first that opens, until it ends as well.
+    /// The thread that the kernel mistakes this one for. The kernel stores the writer's task
+    /// pointer; after that thread ends, a new task may have the same address. Here this is the
+    /// first thread that opens a file, until it ends.
     fn taken_for(&self, state: &mut State, thread: u64) -> u64 {
         let gone = |thread| u32::try_from(thread).is_ok_and(|thread| !caller::exists(thread));
         let Some(writer) = state.lock.writer() else { return thread };
@@ -216,7 +217,7 @@ impl Files {
             Request::Stage => list.stage().map(drop).map_err(refused_stage),
             Request::DeleteStaged => {
                 drop(list.delete_staged().map_err(refused_deletion)?);
-                // The records are gone all the same.
+                // The records are deleted nevertheless.
                 if self.machine.has(Hazard::NoMemory) { Err(Errno::ENOMEM) } else { Ok(()) }
             }
             Request::DeleteFirst(n) => {

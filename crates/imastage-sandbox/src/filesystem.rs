@@ -22,14 +22,14 @@ use crate::{
     files::{Files, Refusal},
 };
 
-/// The directory. One request is served at a time, in the order the kernel sends them, so that a
-/// file that was closed is closed for whoever opens next.
+/// The directory. Requests are served one at a time, in the order the kernel sends them, so that a
+/// close takes effect before the next open.
 pub(crate) struct Directory {
     faults: Faults,
     run_dir: PathBuf,
     names: Vec<FileName>,
     files: Files,
-    /// Owner, group and permission bits of each file: files can be given to a group.
+    /// Owner, group and permission bits of each file; chmod and chgrp change them.
     access: Mutex<Vec<(u32, u32, u16)>>,
     owner: u32,
     born: SystemTime,
@@ -39,7 +39,7 @@ pub(crate) struct Directory {
 const FIRST_INODE: u64 = 2;
 /// The inode of the link to the run directory.
 const RUN_LINK_INODE: u64 = 1 << 32;
-/// Attributes change by chmod and chgrp only, but then at once.
+/// Zero, so that chmod and chgrp take effect immediately.
 const TTL: Duration = Duration::ZERO;
 
 impl Directory {
@@ -86,7 +86,7 @@ impl Directory {
             let (at, file) = self.file(inode)?;
             let access = self.access()[at];
             match file.kind() {
-                // securityfs's files say that they are empty.
+                // securityfs's files have size 0.
                 Kind::File => (FileType::RegularFile, self.faults.size(), access),
                 Kind::Symlink(target) => {
                     (FileType::Symlink, target.to_string().len() as u64, access)
@@ -112,7 +112,7 @@ impl Directory {
         })
     }
 
-    /// A sandbox without root takes the user who started it for root.
+    /// The caller of a request. A sandbox without root treats the user who started it as root.
     fn caller(&self, request: &fuser::Request) -> Caller {
         let thread = request.pid();
         let stands_in = self.owner != 0 && request.uid() == self.owner;
@@ -155,7 +155,7 @@ impl Filesystem for Directory {
         }
     }
 
-    /// Owner, group and mode can be changed; a truncation (`>` in a shell) has no effect.
+    /// Changes owner, group and mode; a truncation (`>` in a shell) has no effect.
     fn setattr(
         &self,
         _: &fuser::Request,
@@ -207,7 +207,7 @@ impl Filesystem for Directory {
             OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
         };
         match self.files.open(file, access, self.caller(request)) {
-            // Every read and write comes to us as it was made, whatever size the file says it has.
+            // Direct I/O passes every read and write unchanged, regardless of the file's size.
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
             Err(refused) => reply.error(errno(refused)),
         }
@@ -251,7 +251,8 @@ impl Filesystem for Directory {
         }
     }
 
-    /// A descriptor is closed; the request is of the thread that does, [`Self::release`] is not.
+    /// Handles the close of a descriptor. Unlike [`Self::release`], the request comes from the
+    /// thread that closes.
     fn flush(
         &self,
         request: &fuser::Request,

@@ -20,59 +20,59 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Kernel;
 
-/// What IMA does in the kernel: measures files, adds records to the list, extends the TPM. One for
-/// all who measure.
+/// IMA as in the kernel: measures files, appends records to the list, extends the TPM. Shared by
+/// all threads that measure.
 pub struct Ima {
     policy: Policy,
     tpm: Option<SharedTpm>,
-    /// The banks that are extended.
+    /// The banks to extend.
     banks: Vec<Bank>,
     boot: Mutex<Arc<Boot>>,
     failed_extends: AtomicU64,
 }
 
-/// What IMA was told to do.
+/// The configuration of IMA.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// How the list behaves.
+    /// The options of the list.
     pub list: Options,
-    /// The banks that have files; of the TPM's if it says none.
+    /// The banks that have files; `None` selects all banks of the TPM.
     pub banks: Option<Vec<Bank>>,
-    /// The kernel that IMA is in, until another is started.
+    /// The kernel of the first boot.
     pub kernel: Kernel,
-    /// Whether the kernel measures what it does itself: kexec and trimming.
+    /// Whether the kernel measures its own kexec and trim events.
     pub critical_data: bool,
 }
 
-/// What ends with a kernel.
+/// The state of one boot.
 struct Boot {
     kernel: Kernel,
     list: Arc<SharedList>,
-    /// Files, each with the PCR it was measured into.
+    /// The measured files, each with the PCR it was measured into.
     measured: Mutex<HashSet<(FileState, u32)>>,
 }
 
-/// What became of a measurement.
+/// The outcome of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A record was added.
     Added,
     /// The file was measured before and has not changed, or an equal record is in the list.
     Known,
-    /// The list takes no more records: the machine is going down.
+    /// The list is suspended: the machine is going down.
     Refused,
 }
 
-/// The IMA default hash: what files are hashed with, and what duplicates are told by.
+/// The IMA default hash, for files and for duplicate detection.
 pub const HASH: Bank = Bank::Sha256;
 
 impl Ima {
     /// Starts with an empty list and measures `boot_aggregate`, as a booting kernel does: over PCR
-    /// 0 to 9 of the TPM's sha256 bank (of the sha1 bank, PCR 0 to 7, if there is no other), or
-    /// zeros if it finds no TPM.
+    /// 0 to 9 of the TPM's sha256 bank (PCR 0 to 7 of the sha1 bank if the TPM has no sha256 bank),
+    /// or zeros without a TPM.
     ///
     /// # Errors
-    /// [`TpmError`] if the TPM does not tell its banks or PCRs.
+    /// [`TpmError`] if the TPM's banks or PCRs cannot be read.
     pub fn boot(policy: Policy, tpm: Option<SharedTpm>) -> Result<Ima, TpmError> {
         let banks = tpm.as_ref().map_or(Ok(Vec::new()), |tpm| tpm.lock().banks())?;
         let kernel = policy.kernel.clone();
@@ -83,11 +83,11 @@ impl Ima {
         Ok(ima)
     }
 
-    /// Goes on with another list, as the next kernel does (one like this, if it is not said which):
-    /// nothing is known to be measured, and a `boot_aggregate` follows what the list holds.
+    /// Replaces the list, as a boot of the kernel `next` does (by default the same kernel): no file
+    /// counts as measured, and a `boot_aggregate` is appended to the records in the list.
     ///
     /// # Errors
-    /// As [`Ima::boot`]; the old list is still there then.
+    /// As [`Ima::boot`]; the list is not replaced.
     pub(crate) fn boot_again(&self, list: List, next: Option<Kernel>) -> Result<(), TpmError> {
         let kernel = next.unwrap_or_else(|| self.current().kernel.clone());
         let aggregate = self.boot_aggregate(&kernel)?;
@@ -96,15 +96,15 @@ impl Ima {
         Ok(())
     }
 
-    /// Measures a file by its path, unless it was measured already and has not changed since.
+    /// Measures a file by its path, unless it was measured before and has not changed since.
     ///
     /// # Errors
-    /// What the system says when it cannot be opened or read.
+    /// The system's error if the file cannot be opened or read.
     pub fn measure_path(&self, path: &Path) -> io::Result<Outcome> {
         self.measure_file(File::open(path)?, path)
     }
 
-    /// As [`Ima::measure_path`], into a PCR of its own, as a policy rule with `pcr=` has it.
+    /// As [`Ima::measure_path`], into the given PCR, as a policy rule with `pcr=` does.
     ///
     /// # Errors
     /// As [`Ima::measure_path`].
@@ -112,10 +112,10 @@ impl Ima {
         self.measure(pcr, File::open(path)?, path)
     }
 
-    /// Measures an open file, to be called `path` in the list.
+    /// Measures an open file, with `path` as its name in the list.
     ///
     /// # Errors
-    /// What the system says when it cannot be read.
+    /// The system's error if the file cannot be read.
     pub fn measure_file(&self, file: File, path: &Path) -> io::Result<Outcome> {
         self.measure(self.pcr(), file, path)
     }
@@ -132,25 +132,25 @@ impl Ima {
         Ok(self.add(&RecordBuf::ima_ng(pcr, &digest, path.as_os_str().as_bytes())))
     }
 
-    /// Notes in place of an open file that it was not measured, once as long as it does not change.
+    /// Records a violation instead of measuring an open file, once until the file changes.
     ///
     /// # Errors
-    /// What the system says when it is no regular file.
+    /// An error if the file is not a regular file.
     pub(crate) fn violate_file(&self, file: &File, path: &Path) -> io::Result<Outcome> {
         let state = (FileState::of(file)?, self.pcr());
         let fresh = self.current().measured().insert(state);
         Ok(if fresh { self.violate(path) } else { Outcome::Known })
     }
 
-    /// Notes that a file was changed while it was measured: no digest would be true of it.
+    /// Records a violation: the file changed while it was measured, so no digest is valid.
     pub fn violate(&self, path: &Path) -> Outcome {
         self.add(&RecordBuf::ima_ng_violation(self.pcr(), HASH, path.as_os_str().as_bytes()))
     }
 
-    /// Measures data that is no file. `name` is what the record calls it.
+    /// Measures data that is not a file. `name` is the event name in the record.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if no record can be so long, or so called.
+    /// [`io::ErrorKind::InvalidInput`] if the name or data is not valid in a record.
     pub fn measure_data(&self, name: &[u8], data: &[u8]) -> io::Result<Outcome> {
         let record = RecordBuilder::new(self.pcr()).ima_buf(&HASH.hash(&[data]), name, data);
         let record = record
@@ -158,16 +158,16 @@ impl Ima {
         Ok(self.add(&record))
     }
 
-    /// Notes that records were trimmed, after so many before; if that is to be measured.
+    /// Measures a trim as critical data, if configured. `trimmed` is the total before it.
     pub(crate) fn note_trim(&self, trimmed: u64) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let text = format!("time= {}; number= {trimmed};", time.as_nanos());
         self.note("trim_ima_event_logs", &text);
     }
 
-    /// Notes that another kernel is loaded, or executed; if that is to be measured.
+    /// Measures the load or execution of another kernel as critical data, if configured.
     pub(crate) fn note_kexec(&self, event: &str, segment_size: usize) {
-        /// The size includes what comes before the records in the buffer.
+        /// The measured size includes the header of the kexec buffer, in bytes.
         const HEADER: u64 = 24;
         let counts = self.list().counts();
         let text = format!(
@@ -179,10 +179,10 @@ impl Ima {
         self.note(event, &text);
     }
 
-    /// Adds a record to the list and extends the TPM's banks with it, in the order of the list.
-    /// As in the kernel, a record stays in the list if the TPM fails.
+    /// Appends a record to the list and extends the TPM's banks with it, in list order. As in the
+    /// kernel, the record stays in the list if the TPM fails.
     pub fn add(&self, record: &RecordBuf) -> Outcome {
-        // Everything slow that can be done before the list is locked is done before.
+        // Slow work is done before the list is locked.
         let borrowed = record.record();
         let key = borrowed.template_digest(HASH);
         let boot = self.current();
@@ -204,28 +204,28 @@ impl Ima {
         }
     }
 
-    /// The list as it is since the last boot.
+    /// The list of the current boot.
     pub fn list(&self) -> Arc<SharedList> {
         Arc::clone(&self.lock().list)
     }
 
-    /// How the list behaves.
+    /// The options of the list.
     pub fn options(&self) -> Options {
         self.policy.list
     }
 
-    /// The TPM, if there is one.
+    /// The TPM, if any.
     pub fn tpm(&self) -> Option<&SharedTpm> {
         self.tpm.as_ref()
     }
 
-    /// The PCR that is extended unless a rule says another.
+    /// The PCR that is extended unless a rule selects another.
     pub fn pcr(&self) -> u32 {
         self.current().kernel.pcr
     }
 
-    /// The banks that have files: those that were named, or those of the TPM that the kernel found,
-    /// and sha1 in any case.
+    /// The banks that have files: the configured ones, or those of the TPM if the kernel found it;
+    /// always including sha1.
     pub fn banks(&self) -> Vec<Bank> {
         let found = || match self.current().kernel.tpm_late {
             true => Vec::new(),
@@ -238,12 +238,12 @@ impl Ima {
         banks
     }
 
-    /// What a bank is extended with.
+    /// The digests that a bank is extended with.
     pub fn extend(&self, bank: Bank) -> Extend {
         self.current().kernel.extend(bank)
     }
 
-    /// How many records the TPM was not extended with because it failed.
+    /// The number of records that did not extend the TPM because a TPM command failed.
     pub fn failed_extends(&self) -> u64 {
         self.failed_extends.load(Ordering::Relaxed)
     }
@@ -291,7 +291,7 @@ impl Boot {
     }
 }
 
-/// A file at one point of its life: what is equal was not changed in between.
+/// The state of a file at one moment. Equal states mean that the file did not change in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FileState {
     dev: u64,
@@ -315,7 +315,7 @@ impl FileState {
     }
 }
 
-/// Hashes a file of `size` bytes. No more than that is read: the file may grow meanwhile.
+/// Hashes a file of `size` bytes. Reads at most `size` + 1 bytes, to detect a file that grows.
 fn hash_file(file: &mut File, size: u64) -> io::Result<Digest> {
     let mut file = file.take(size.saturating_add(1));
     let mut hasher = Sha256::new();
@@ -329,7 +329,7 @@ fn hash_file(file: &mut File, size: u64) -> io::Result<Digest> {
         }
     }
     if file.limit() == 0 {
-        return Err(io::Error::other("it grew while it was measured; measure it again"));
+        return Err(io::Error::other("the file grew during measurement; measure the file again"));
     }
     Digest::from_slice(HASH, &hasher.finalize()).map_err(io::Error::other)
 }

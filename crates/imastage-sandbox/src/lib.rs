@@ -1,9 +1,9 @@
-//! IMA in user space: a measurement list behind a FUSE mount that looks like securityfs.
+//! IMA in user space: a measurement list behind a FUSE mount with securityfs's files.
 //!
-//! A [`Sandbox`] measures real files (on request, and as root every program that is executed),
-//! keeps their records in the list that `ima-list` is, extends a PCR of a TPM with them in list
-//! order, and serves securityfs's files through FUSE: for development, for tests, and for machines
-//! whose kernel cannot stage.
+//! A [`Sandbox`] measures real files (on request, and as root every executed program), keeps their
+//! records in a list of `ima-list`, extends a PCR of a TPM with them in list order, and serves
+//! securityfs's files through FUSE: for development, for tests, and for machines whose kernel
+//! cannot stage.
 #![forbid(unsafe_code)]
 
 mod caller;

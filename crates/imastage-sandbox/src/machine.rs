@@ -18,71 +18,71 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Ima, Kernel};
 
-/// A machine with IMA in its kernel: it can be rebooted.
+/// A machine whose kernel has IMA. It can be rebooted.
 pub struct Machine {
     ima: Ima,
     dialect: Dialect,
     hazards: Vec<Hazard>,
-    /// A TPM that is the machine's own, and its state.
+    /// The machine's own TPM, with its state directory.
     swtpm: Mutex<Option<(PathBuf, Swtpm)>>,
     boots: AtomicU64,
-    /// Whether it is going down.
+    /// Whether the machine is going down.
     down: AtomicBool,
-    /// Whether others hold its list itself, which no other can take the place of then.
+    /// Whether other code has a reference to the list, which then cannot be replaced by a reboot.
     list_is_held: bool,
 }
 
-/// A known bug of Linux 7.2. Off unless asked for.
+/// A known bug of Linux 7.2. Off by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hazard {
-    /// The kernel's own way of keeping account of a writer: right for one file that the thread
-    /// which opened it closes. Only in dialect 7.2.
+    /// The kernel's writer accounting, which is correct only for one file that is closed by the
+    /// thread that opened it. Only in dialect 7.2.
     LockBooks,
-    /// Every D is answered with ENOMEM, as with `ima_flush_htable` when there is no memory for
-    /// another table; the records are gone all the same.
+    /// Every D fails with ENOMEM, as with `ima_flush_htable` if there is no memory for another
+    /// table; the records are deleted nevertheless.
     NoMemory,
 }
 
-/// How a machine is kexec'ed.
+/// The options of a kexec.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Kexec {
-    /// How large the buffer for the records is, in bytes; as the kernel would make it, if nothing
-    /// is said.
+    /// The size of the buffer for the records in bytes; by default the kernel's size.
     pub capacity: Option<usize>,
-    /// The next kernel is handed no records (`CONFIG_IMA_KEXEC` is off).
+    /// The next kernel receives no records (`CONFIG_IMA_KEXEC` is off).
     pub forget: bool,
-    /// The next kernel; one like this, if nothing is said.
+    /// The next kernel; by default the same as the current one.
     #[serde(default)]
     pub kernel: Option<Kernel>,
 }
 
-/// What a kexec carried over.
+/// The records that a kexec carried over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carried {
-    /// Records that were in the list before.
+    /// Records in the list before the kexec.
     pub before: u64,
-    /// Records that are in the next kernel's list, without its boot_aggregate.
+    /// Records in the next kernel's list, without its boot_aggregate.
     pub carried: u64,
-    /// Why these are not all.
+    /// The reason that some records were lost.
     pub why: Option<String>,
 }
 
-/// Why a machine did not boot again.
+/// The reason a machine did not reboot.
 #[derive(Debug, thiserror::Error)]
 pub enum RebootError {
     /// The TPM failed.
     #[error(transparent)]
     Tpm(#[from] TpmError),
-    /// It is not ours to reset.
+    /// The TPM does not belong to the sandbox.
     #[error(
-        "the TPM is not the sandbox's own and cannot be reset; with --tpm swtpm or none it can"
+        "reboot refused: the sandbox cannot reset a TPM that it did not start; use --tpm swtpm or \
+         --tpm none"
     )]
     NotOurs,
-    /// There is no such kernel.
-    #[error("a kernel that measures into PCR {0}: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")]
+    /// The kernel's PCR is out of range.
+    #[error("PCR {0} is out of range: CONFIG_IMA_MEASURE_PCR_IDX is 8 to 14")]
     NoSuchPcr(u32),
     /// The list is used without a mount.
-    #[error("the list is used by this very process, not through a mount: it cannot be exchanged")]
+    #[error("reboot refused: this process uses the list directly; mount the sandbox to reboot")]
     ListIsHeld,
 }
 
@@ -106,12 +106,12 @@ impl Machine {
         }
     }
 
-    /// IMA in its kernel.
+    /// IMA in the machine's kernel.
     pub fn ima(&self) -> &Ima {
         &self.ima
     }
 
-    /// What writes to its files mean.
+    /// The grammar of writes to the files.
     pub(crate) fn grammar(&self) -> Grammar {
         let flush = self.ima.options().duplicates == Duplicates::Flush;
         Grammar { dialect: self.dialect, flush }
@@ -121,29 +121,29 @@ impl Machine {
         self.hazards.contains(&hazard)
     }
 
-    /// How often it booted. What was open before the last time is gone.
+    /// The number of boots. Files opened in an earlier boot are invalid.
     pub(crate) fn boots(&self) -> u64 {
         self.boots.load(Ordering::Acquire)
     }
 
-    /// Whether it is going down.
+    /// Whether the machine is going down.
     pub(crate) fn is_down(&self) -> bool {
         self.down.load(Ordering::Acquire)
     }
 
-    /// The machine begins to go down: nothing is measured any more. With `dump`, the records are
-    /// written for a next kernel that never comes.
+    /// Begins shutdown: nothing more is measured. With `dump`, the records are also dumped for a
+    /// next kernel, which is not started.
     pub(crate) fn suspend(&self, dump: bool) {
         self.down.store(true, Ordering::Release);
         let list = self.ima.list();
         list.suspend();
         if dump {
-            // To have tried is what counts.
+            // Only the side effect on the staged records matters.
             let _ = list.dump(Endian::native(), usize::MAX);
         }
     }
 
-    /// Another kernel goes on, with the same TPM.
+    /// Boots another kernel without a reset of the TPM.
     ///
     /// # Errors
     /// [`RebootError`].
@@ -160,7 +160,7 @@ impl Machine {
         let counts = list.counts();
         let before = counts.current + counts.staged;
         let (next, problem) = if kexec.forget {
-            let forgotten = "the next kernel takes no records over (CONFIG_IMA_KEXEC is off)";
+            let forgotten = "the next kernel restores no records (CONFIG_IMA_KEXEC is off)";
             (List::new(self.ima.options()), Some(forgotten.to_owned()))
         } else {
             let (buffer, dumped) = list.dump(Endian::native(), capacity);
@@ -171,10 +171,10 @@ impl Machine {
         Ok(Carried { before, carried, why: problem })
     }
 
-    /// The machine goes down and up: an empty list, and the TPM is reset.
+    /// Reboots the machine: empties the list and resets the TPM.
     ///
     /// # Errors
-    /// [`RebootError`]; the machine is down then, if it is the TPM's.
+    /// [`RebootError`]; after a TPM error the machine stays down.
     pub(crate) fn reboot(&self) -> Result<(), RebootError> {
         self.may_boot()?;
         let mut swtpm = self.swtpm.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,7 +192,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Its own TPM ends.
+    /// Ends the machine's own TPM.
     pub(crate) fn power_off(&self) {
         drop(self.swtpm.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
@@ -202,7 +202,7 @@ impl Machine {
     }
 
     fn boot(&self, list: List, kernel: Option<Kernel>) -> Result<(), TpmError> {
-        // First, so that nobody gets hold of the next list through a file opened before.
+        // First, so that files opened in an earlier boot cannot access the next list.
         self.boots.fetch_add(1, Ordering::AcqRel);
         self.down.store(false, Ordering::Release);
         self.ima.boot_again(list, kernel)
@@ -233,13 +233,13 @@ impl FromStr for Hazard {
         match name {
             "lock-books" => Ok(Hazard::LockBooks),
             "no-memory" => Ok(Hazard::NoMemory),
-            _ => Err("there is no such hazard; there are lock-books and no-memory"),
+            _ => Err("unknown hazard; use lock-books or no-memory"),
         }
     }
 }
 
-/// How large the kernel makes the buffer: for what there is when the next kernel is loaded, with
-/// half a page more, in whole pages.
+/// The kernel's buffer size: the records when the next kernel is loaded and half a page more, in
+/// whole pages.
 fn segment_size(held_bytes: u64) -> usize {
     const PAGE: u64 = 4096;
     const HEADERS: u64 = 2 * 24;

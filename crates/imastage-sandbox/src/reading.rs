@@ -1,35 +1,35 @@
-//! How an open file of securityfs reads: by page, from a record index of its own.
+//! The read state of an open securityfs file: read by page, from its own record index.
 
 use ima_list::SharedList;
 use ima_log::{Bank, Extend, Format, Record, Records};
 use ima_securityfs::{FileName, Form, Part};
 
-/// The reading side of one open file.
+/// The read state of one open file.
 ///
-/// It remembers which record comes next and what is left of those that were rendered, as the
-/// kernel's does. What the list does meanwhile goes unnoticed: after a stage or a deletion the index
-/// points at other records, until a seek makes the file begin anew.
+/// As in the kernel it consists of the index of the next record and the unread rest of the rendered
+/// records. Changes of the list do not update it: after a stage or a deletion the index denotes
+/// other records, until a seek restarts the file.
 pub(crate) struct Reading {
     form: Form,
     bank: Bank,
     extend: Extend,
     part: Part,
-    /// The record to be rendered next, counted from the beginning of the part.
+    /// The index in the part of the next record to render.
     next: u64,
-    /// Rendered and not yet read.
+    /// The rendered bytes.
     rendered: Vec<u8>,
-    /// How much of `rendered` was read.
+    /// The number of bytes of `rendered` that were read.
     start: usize,
-    /// The offset in the part's text that `rendered[start]` stands at.
+    /// The file offset of `rendered[start]`.
     offset: u64,
 }
 
-/// The kernel renders about a page at a time: as many whole records as fit, or one that is larger.
+/// The kernel renders about a page at a time: as many whole records as fit, or one larger record.
 const PAGE: usize = 4096;
 
 impl Reading {
-    /// Of a file that shows records, at its beginning; `None` of any other. `extend` says which
-    /// digests a bank's file shows.
+    /// The state of a newly opened file; `None` if the file shows no records. `extend` gives the
+    /// digests that a bank's file shows.
     pub(crate) fn of(file: FileName, extend: impl Fn(Bank) -> Extend) -> Option<Reading> {
         let FileName::Measurements { form, bank, part } = file else { return None };
         let bank = Bank::from_tpm_alg(bank.unwrap_or(ima_securityfs::Bank::SHA1).0)?;
@@ -45,9 +45,9 @@ impl Reading {
         })
     }
 
-    /// The next bytes at `position`, at most `size`, of records rendered until there are `wanted`;
-    /// empty at the end. Constant time for one who reads on, linear in the position for one who
-    /// jumps.
+    /// The bytes at `position`, at most `size`; empty at the end. Renders records until `wanted`
+    /// bytes are available. Constant time for sequential reads, linear in the position after a
+    /// seek.
     pub(crate) fn read(
         &mut self,
         list: &SharedList,
@@ -80,8 +80,9 @@ impl Reading {
         &self.rendered[read]
     }
 
-    /// Renders records behind what is left of those before, until there are `wanted` bytes, or a
-    /// page of them. No more: a record that was not asked for is not yet read when the list changes.
+    /// Renders records after the unread bytes, until there are `wanted` bytes or a page of new
+    /// ones. Renders no further, so that a change of the list affects all records beyond the
+    /// request.
     fn fill(&mut self, list: &SharedList, wanted: usize) {
         self.rendered.drain(..self.start);
         self.start = 0;
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_by_page_and_sees_growth() {
+    fn reads_pages_and_appended_records() {
         let list = SharedList::new(Options::default());
         let mut expected = Vec::new();
         let mut reading = open(Part::Current);
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn any_offset_can_be_read_in_any_size() {
+    fn reads_at_any_offset() {
         let list = SharedList::new(Options::default());
         let mut expected = Vec::new();
         for i in 0..60 {
@@ -189,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn a_second_batch_reads_as_empty_until_a_seek() {
-        // Seen on real kernels: section "fd" of the observed cases.
+    fn second_batch_reads_as_empty_until_a_seek() {
+        // Observed on real kernels: section "fd" of the observed cases.
         let list = SharedList::new(Options::default());
         let mut reading = open(Part::Staged);
         (0..3).for_each(|i| drop(add(&list, &format!("first {i}"))));

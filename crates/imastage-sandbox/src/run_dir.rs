@@ -1,4 +1,4 @@
-//! A sandbox's directory for sockets and swtpm's state.
+//! A sandbox's run directory, for sockets and swtpm's state.
 
 use std::{
     fs::{self, File, Permissions},
@@ -20,18 +20,19 @@ use crate::SandboxError;
 
 const PREFIX: &str = "imastage-";
 
-/// Locked as long as the sandbox lives. Only a directory with such a file is a sandbox's.
+/// Locked while the sandbox runs. Only a directory with this file is a sandbox's.
 const LOCK: &str = "sandbox.lock";
 
-/// Only its owner may enter, whatever the umask: who reaches the sockets has the sandbox measure files,
-/// and uses its TPM. It is removed when the sandbox ends; if that is killed, by the next one.
+/// The run directory. Accessible to its owner only, regardless of the umask: access to the sockets
+/// permits measuring files and using the TPM. Removed when the sandbox ends; if the sandbox is
+/// killed, the next one removes the directory.
 pub(crate) struct RunDir {
     dir: TempDir,
     _lock: File,
 }
 
 impl RunDir {
-    /// Its path is short enough for a socket's name.
+    /// Creates the directory, with a path short enough for a socket address.
     pub(crate) fn make() -> Result<RunDir, SandboxError> {
         let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
             Some(dir) => PathBuf::from(dir),
@@ -48,7 +49,7 @@ impl RunDir {
             .prefix(PREFIX)
             .permissions(owner_only.clone())
             .tempdir_in(base)?;
-        // A umask may have taken the owner's permissions, too.
+        // The umask may have cleared the owner's permissions.
         fs::set_permissions(dir.path(), owner_only)?;
         let lock = File::create_new(dir.path().join(LOCK))?;
         lock.try_lock()?;
@@ -59,7 +60,7 @@ impl RunDir {
         self.dir.path()
     }
 
-    /// A socket in it that its owner alone may connect to.
+    /// Creates a socket in the directory to which only its owner can connect.
     pub(crate) fn listen(&self, name: &str) -> Result<UnixListener, SandboxError> {
         let path = self.dir.path().join(name);
         let listen = || {
@@ -71,29 +72,29 @@ impl RunDir {
     }
 }
 
-/// Removes what sandboxes of this user left that were killed. Links in `base` may
-/// have been placed there by others: none is followed.
+/// Removes the run directories of this user's killed sandboxes. Follows no links in `base`, which
+/// other users may have created.
 fn remove_leftovers(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())
             && entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == geteuid().as_raw());
-        // The lock is kept until all is gone.
+        // The lock is kept until the directory is removed.
         if ours && let Ok(Some(_lock)) = abandoned(&entry.path()) {
             match fs::remove_dir_all(entry.path()) {
                 Ok(()) => {
-                    tracing::info!("removed {}: its sandbox was killed", entry.path().display())
+                    tracing::info!("removed {} of a killed sandbox", entry.path().display())
                 }
-                Err(error) => tracing::warn!(%error, "{} stays", entry.path().display()),
+                Err(error) => tracing::warn!(%error, "cannot remove {}", entry.path().display()),
             }
         }
     }
 }
 
-/// The lock of a directory whose sandbox is gone.
+/// Acquires the lock of a directory whose sandbox is gone.
 fn abandoned(dir: &Path) -> io::Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let dir = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty())?;
-    // What is no regular file is not to be waited for.
+    // NONBLOCK: opening a FIFO must not wait.
     let lock = rustix::fs::openat(&dir, LOCK, flags | OFlags::NONBLOCK, Mode::empty())?;
     let lock = File::from(lock);
     let meta = lock.metadata()?;
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_killed_sandbox_left_is_removed_and_nothing_else() {
+    fn only_directories_of_killed_sandboxes_are_removed() {
         let base = tempfile::tempdir().unwrap();
         let alive = RunDir::make_in(base.path()).unwrap();
         let make = |name: &str| {
@@ -117,7 +118,8 @@ mod tests {
         let killed = make("imastage-killed");
         fs::write(killed.join(LOCK), "").unwrap();
         fs::create_dir(killed.join("swtpm")).unwrap();
-        // Another program's; another name; a link to what looks like one.
+        // A directory without a lock, one with another name, a link to a directory with a lock, and
+        // a directory whose lock is a link.
         let foreign = make("imastage-other");
         let target = make("target");
         fs::write(target.join(LOCK), "").unwrap();

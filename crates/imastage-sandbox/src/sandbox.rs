@@ -23,44 +23,46 @@ use crate::{
     run_dir::RunDir,
 };
 
-/// What a sandbox is made of.
+/// The configuration of a sandbox.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where its files are: made if it is not there, and must be empty.
+    /// The mount point: created if it does not exist; must be empty.
     pub mount: PathBuf,
-    /// The TPM it extends.
+    /// The TPM to extend.
     pub tpm: TpmChoice,
-    /// The interface its files have.
+    /// The interface of the files.
     pub dialect: Dialect,
-    /// What becomes of records that are there already.
+    /// The treatment of duplicate records.
     pub duplicates: Duplicates,
-    /// The banks that have files, and that a swtpm has; all that the TPM has if it says none.
+    /// The banks that have files, and the banks of a new swtpm; `None` selects all banks of the
+    /// TPM.
     pub banks: Option<Vec<Bank>>,
-    /// The kernel that it is.
+    /// The kernel to emulate.
     pub kernel: Kernel,
-    /// Whether the kernel measures what it does itself: kexec and trimming.
+    /// Whether the kernel measures its own kexec and trim events.
     pub critical_data: bool,
-    /// Whether programs are measured as they are executed, if that is permitted.
+    /// Whether executed programs are measured, if permitted.
     pub watch: bool,
-    /// The known bugs of Linux 7.2 that it reproduces.
+    /// The known bugs of Linux 7.2 to reproduce.
     pub hazards: Vec<Hazard>,
 }
 
 /// The TPM that a sandbox extends.
 #[derive(Clone, Debug)]
 pub enum TpmChoice {
-    /// None: boot_aggregate is zero and no PCR can be compared.
+    /// No TPM: boot_aggregate is zero and no PCR can be compared.
     None,
     /// A new swtpm, which ends with the sandbox.
     Swtpm,
-    /// One that is there.
+    /// An existing TPM.
     At(Endpoint),
 }
 
-/// IMA in user space, running. Dropping it ends it.
+/// A running sandbox: IMA in user space. Dropping the sandbox ends it.
 pub struct Sandbox {
     machine: Arc<Machine>,
-    /// The FUSE session; `None` if there is only the link to the run directory.
+    /// The FUSE session; `None` for an unmounted sandbox, which has only the link to the run
+    /// directory.
     session: Option<BackgroundSession>,
     mount: PathBuf,
     watching: Result<(), String>,
@@ -69,7 +71,7 @@ pub struct Sandbox {
 }
 
 impl Config {
-    /// Files as Linux 7.2 has them.
+    /// The default configuration, with the files of Linux 7.2.
     pub fn new(mount: impl Into<PathBuf>, tpm: TpmChoice) -> Config {
         Config {
             mount: mount.into(),
@@ -111,15 +113,15 @@ impl Sandbox {
     /// Starts IMA with an empty list and mounts its files.
     ///
     /// # Errors
-    /// [`SandboxError`]; nothing is left behind.
+    /// [`SandboxError`]; everything started is ended again.
     pub fn start(config: &Config) -> Result<Sandbox, SandboxError> {
         Sandbox::start_with(config, None)
     }
 
-    /// Like [`Sandbox::start`], with a rule that it breaks: for tests of those who test it.
+    /// As [`Sandbox::start`], with a deliberate fault, to test conformance tests.
     ///
     /// # Errors
-    /// [`SandboxError`]; nothing is left behind.
+    /// As [`Sandbox::start`].
     pub fn start_with(config: &Config, fault: Option<Fault>) -> Result<Sandbox, SandboxError> {
         let duplicates = Faults(fault).duplicates(config.duplicates);
         let mut sandbox = Sandbox::boot(&Config { duplicates, ..config.clone() }, false)?;
@@ -135,7 +137,7 @@ impl Sandbox {
             MountOption::NoDev,
         ];
         if rustix::process::geteuid().is_root() {
-            // Others are kept out by the modes of the files, as in securityfs.
+            // As in securityfs, the modes of the files restrict other users.
             options.acl = SessionACL::All;
         }
         let session = fuser::spawn_mount(directory, &config.mount, &options).map_err(at)?;
@@ -143,32 +145,32 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// Starts IMA without a mount, for a list in this process. `config.mount` then holds nothing
-    /// but the link by which [`control::ask`] finds it.
+    /// Starts IMA without a mount, for a list in this process. `config.mount` then contains only
+    /// the link through which [`control::ask`] reaches the sandbox.
     ///
     /// # Errors
     /// [`SandboxError`].
     pub fn start_unmounted(config: &Config) -> Result<Sandbox, SandboxError> {
         let sandbox = Sandbox::boot(config, true)?;
         let link = config.mount.join(RUN_LINK);
-        // One that died may have left it.
+        // A killed sandbox may have left the link.
         let _ = fs::remove_file(&link);
         std::os::unix::fs::symlink(sandbox.run_dir.path(), &link)
             .map_err(|error| SandboxError::Path { path: link, error })?;
         Ok(sandbox)
     }
 
-    /// The list itself, until the machine boots again.
+    /// The list of the current boot.
     pub fn list(&self) -> Arc<SharedList> {
         self.machine.ima().list()
     }
 
-    /// Where others reach the TPM that is extended.
+    /// The endpoint through which other processes reach the TPM.
     pub fn tpm_endpoint(&self) -> Option<&Endpoint> {
         self.endpoint.as_ref()
     }
 
-    /// Whether programs are measured as they are executed, or why not.
+    /// Whether executed programs are measured; the cause if they are not.
     pub fn watches_programs(&self) -> Result<(), &str> {
         match &self.watching {
             Ok(()) => Ok(()),
@@ -176,7 +178,7 @@ impl Sandbox {
         }
     }
 
-    /// Unmounts and ends.
+    /// Unmounts the files and ends the sandbox.
     pub fn stop(self) {
         drop(self);
     }
@@ -221,10 +223,10 @@ impl Sandbox {
             .map_err(|error| SandboxError::Path { path: socket, error })?;
         let watching = match config.watch {
             true => exec_watch::start(Arc::clone(&machine)),
-            false => Err("it was not asked for".to_owned()),
+            false => Err("not requested".to_owned()),
         };
         if let Err(why) = &watching {
-            tracing::info!(why, "programs are not measured as they are executed");
+            tracing::info!(why, "executed programs are not measured");
         }
         Ok(Sandbox {
             machine,
@@ -242,12 +244,12 @@ impl Drop for Sandbox {
         match self.session.take() {
             Some(session) => {
                 if let Err(error) = session.umount_and_join() {
-                    tracing::warn!(%error, "still in use: detached instead of unmounted");
+                    tracing::warn!(%error, "cannot unmount, files are open: the mount is detached");
                     imastage_mount::detach(&self.mount);
                 }
             }
             None => {
-                // If it is gone already, all the better.
+                // The link may already be removed.
                 let _ = fs::remove_file(self.mount.join(RUN_LINK));
             }
         }
@@ -255,18 +257,18 @@ impl Drop for Sandbox {
     }
 }
 
-/// Starts a swtpm; one that has these banks only.
+/// Starts a swtpm, with only the given banks if there are any.
 fn start_swtpm(state: &Path, banks: Option<&[Bank]>) -> Result<(Swtpm, Tpm), TpmError> {
     let (swtpm, mut tpm) = Swtpm::start(state)?;
     let Some(banks) = banks else { return Ok((swtpm, tpm)) };
     tpm.allocate_banks(banks)?;
-    // That takes a reset.
+    // The allocation takes effect after a reset.
     drop((tpm, swtpm));
     Swtpm::start(state)
 }
 
-/// The TPM of the sandbox whose files are in `mount`; `None` if it has none, or if these are not a
-/// sandbox's files.
+/// The TPM of the sandbox mounted on `mount`; `None` if the sandbox has no TPM, or `mount` is not a
+/// sandbox.
 pub fn tpm_of(mount: &Path) -> Option<Endpoint> {
     let path = fs::read_link(mount.join(RUN_LINK)).ok()?.join("tpm.sock");
     path.exists().then_some(Endpoint::Unix(path))

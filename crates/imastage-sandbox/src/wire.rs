@@ -6,106 +6,106 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Carried, Kexec};
 
-/// What is asked of a sandbox; one JSON line on its control socket.
+/// A command to a sandbox.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
 pub enum Command {
-    /// Measure these files, and all files below these directories.
+    /// Measure files, and all files below directories.
     Measure {
         /// Absolute paths.
         paths: Vec<PathBuf>,
     },
-    /// As [`Command::Measure`], by a policy rule with `pcr=`.
+    /// As [`Command::Measure`], with a policy rule that sets `pcr=`.
     MeasureInto {
         /// The PCR, 0 to 23.
         pcr: u32,
         /// Absolute paths.
         paths: Vec<PathBuf>,
     },
-    /// Note that these files were changed while they were measured.
+    /// Record violations: the files changed while they were measured.
     Violation {
-        /// Absolute paths. The files need not be there.
+        /// Absolute paths. The files need not exist.
         paths: Vec<PathBuf>,
     },
-    /// Measure data that is no file.
+    /// Measure data that is not a file.
     CriticalData {
-        /// What the record calls it.
+        /// The event name in the record.
         name: String,
         /// The data, in hex.
         data: String,
     },
-    /// Add the records of a list. [`ask`](crate::control::ask) opens it, and its content follows the line: nothing is
-    /// read that the caller may not read.
+    /// Append the records of a list. [`ask`](crate::control::ask) opens the list and sends its
+    /// content after the JSON line, so the sandbox reads no file with its own permissions.
     Replay {
-        /// A binary list.
+        /// The binary list.
         path: PathBuf,
-        /// Records a second at most.
+        /// The maximum number of records per second.
         rate: Option<u64>,
     },
-    /// Stop measuring, as a machine does that goes down.
+    /// Suspend measurement, as a machine that goes down does.
     Suspend {
-        /// Write the records for a next kernel, as it does last.
+        /// Also dump the records for a next kernel.
         dump: bool,
     },
-    /// Go on with another kernel, the TPM as it is.
+    /// Boot another kernel without a reset of the TPM.
     Kexec(Kexec),
-    /// Go down and up, the TPM too.
+    /// Reboot the machine and reset the TPM.
     Reboot,
-    /// Tell the state.
+    /// Return the state.
     Status,
 }
 
-/// What a sandbox answers; JSON lines, all but the last [`Answer::Progress`].
+/// An answer of a sandbox. All answers to a command but the last are [`Answer::Progress`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "answer")]
 pub enum Answer {
-    /// So far.
+    /// The counts so far.
     Progress(Measured),
-    /// All of it.
+    /// The final counts.
     Done(Measured),
     /// The state.
     Status(Status),
-    /// What a kexec carried over.
+    /// The records that a kexec carried over.
     Kexec(Carried),
-    /// It could not be done.
+    /// The command failed.
     Failed {
-        /// Why.
+        /// The cause.
         why: String,
     },
 }
 
-/// What was measured.
+/// Counts of measurements.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Files that made a record.
+    /// Measurements that added a record.
     pub added: u64,
-    /// Files that were known already.
+    /// Measurements that were already in the list.
     pub known: u64,
-    /// Files that could not be read; the first few with the reason.
+    /// Files that could not be read.
     pub unreadable: u64,
-    /// The first few of the files that could not be read, and why.
+    /// The first of the unreadable files, each with the cause.
     pub examples: Vec<String>,
 }
 
 /// The state of a sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// Its process.
+    /// The process id.
     pub pid: u32,
-    /// Every record the list ever held.
+    /// Records ever added to the list.
     pub total: u64,
     /// Records in the current list.
     pub current: u64,
     /// Records in the staged list.
     pub staged: u64,
-    /// Records that were trimmed since it booted.
+    /// Records trimmed since boot.
     pub trimmed: u64,
     /// Violations measured.
     pub violations: u64,
-    /// Bytes of records that were let go (sha1 form).
+    /// Bytes of deleted records (sha1 form).
     pub freed_bytes: u64,
     /// Bytes of records in the list (sha1 form).
     pub held_bytes: u64,
-    /// Records that did not extend the TPM because it failed.
+    /// Records that did not extend the TPM because a TPM command failed.
     pub failed_extends: u64,
 }

@@ -191,10 +191,10 @@ impl Look for Both {
 }
 
 const CANNOT_ENTER: &str = "the directory cannot be searched; run as root";
-const NEEDS_CAPABILITY: &str = "writing needs the capability CAP_SYS_ADMIN (run as root, or grant the \
-     service this capability; `--delete-mode none` works without it and deletes no records)";
-const NEEDS_ROOT_OR_GROUP: &str = "the file is accessible to root and the file's group only; run as \
-     root, or change the file's group and join it";
+const NEEDS_CAPABILITY: &str = "writing needs the capability CAP_SYS_ADMIN (run as root, or grant \
+     it to the service; `--delete-mode none` works without it and deletes no records)";
+const NEEDS_ROOT_OR_GROUP: &str = "only root and the file's group have access; run as root, or \
+     change the file's group and join it";
 
 /// The causes in [`SourceError::NotPermitted`].
 pub(crate) const WHYS: [&str; 3] = [CANNOT_ENTER, NEEDS_CAPABILITY, NEEDS_ROOT_OR_GROUP];

@@ -45,7 +45,7 @@ fn a_mounted_sandbox_does_what_it_is_asked() {
     assert_eq!(order("suspend", &[]).code, 0);
     let refused = order("violation", &["/late"]);
     assert_eq!(refused.code, 3);
-    assert!(refused.stderr.contains("takes no more records"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("accepts no more records"), "{}", refused.stderr);
     // Relative paths are the caller's.
     let missing = order("replay", &["no-such-list"]);
     assert!(missing.stderr.contains("/no-such-list"), "{}", missing.stderr);

@@ -1,4 +1,4 @@
-//! Who may ask a sandbox, and what it reads for them.
+//! Access to a sandbox's sockets, and the permissions with which it reads files.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::mounted::{CURRENT, Mounted};
 
 const HELPER: &str = "IMASTAGE_TEST_UMASK";
 
-/// In a process of its own, as a umask is of a whole process.
+/// Runs in a separate process, because a umask belongs to the whole process.
 #[test]
 fn finding_11_only_the_owner_reaches_the_sockets_whatever_the_umask() {
     if std::env::var_os(HELPER).is_some() {
@@ -63,30 +63,30 @@ fn finding_11_only_the_owner_reaches_the_sockets_whatever_the_umask() {
 }
 
 #[test]
-fn finding_11_the_one_who_asks_opens_the_list_that_is_replayed() {
+fn finding_11_client_opens_the_list_to_replay() {
     let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/corpus/debian-6.1/binary");
     let replay = Ask::Replay { path: path.into(), rate: None };
-    // A name alone has nothing read.
+    // A path without content reads no file.
     let socket = mounted.file(".imastage-sandbox").join("control.sock");
     let mut stream = UnixStream::connect(socket).unwrap();
     writeln!(stream, "{}", serde_json::to_string(&replay).unwrap()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("no binary measurement list"), "{answer}");
+    assert!(answer.contains("not a binary measurement list"), "{answer}");
     assert_eq!(mounted.records(CURRENT), ["boot_aggregate"]);
 
     let Answer::Done(done) = mounted.ask(&replay).unwrap() else { panic!() };
     assert!(done.added > 100, "{done:?}");
-    // What cannot be read is the asker's to hear.
+    // The client reports a list that it cannot read.
     let error = mounted.ask(&Ask::Replay { path: "/".into(), rate: None }).unwrap_err();
     assert!(error.to_string().starts_with("/: "), "{error}");
 }
 
-/// The answer comes while much of the list is still to be sent.
+/// The answer arrives while most of the file is not yet sent.
 #[test]
-fn a_list_that_is_none_is_refused_without_being_sent_to_its_end() {
+fn malformed_list_is_refused_before_it_is_sent_completely() {
     let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
     let path = mounted.dir.path().join("noise");
     let file = fs::File::create(&path).unwrap();
@@ -99,6 +99,6 @@ fn a_list_that_is_none_is_refused_without_being_sent_to_its_end() {
             said.send(answer.unwrap_err().to_string()).unwrap();
         });
         let error = heard.recv_timeout(Duration::from_secs(60)).unwrap();
-        assert!(error.contains("no binary measurement list"), "{error}");
+        assert!(error.contains("not a binary measurement list"), "{error}");
     });
 }

@@ -1,8 +1,8 @@
-"""Attests a machine with keylime, as its agent and its verifier do it: the ASCII list stays open and is read on from where
-it ended, the verifier keeps its place from round to round.
+"""Attests a machine with keylime, as its agent and verifier do: the ASCII list stays open and each read continues at
+the previous end, and the verifier keeps its position between rounds.
 
-Argument: the list. Standard input: for each round the value of PCR 10, sha256, in hex. Prints a line of JSON a round: how
-many records were verified so far, and the kinds of failure.
+Argument: the list. Standard input: one line per round, the value of PCR 10 in the sha256 bank, in hex. Prints one line of
+JSON per round: the number of records verified so far, and the kinds of failure.
 """
 
 import json

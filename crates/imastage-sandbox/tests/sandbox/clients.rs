@@ -1,4 +1,4 @@
-//! Programs that know nothing of a sandbox: evmctl, keylime.
+//! Independent clients of the interface: evmctl, keylime.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use imastage_tpm::Tpm;
 use crate::mounted::{CURRENT, EBUSY, Mounted, STAGED};
 
 #[test]
-fn evmctl_agrees() {
+fn evmctl_verifies_the_list() {
     if Command::new("evmctl").arg("--version").output().is_err() {
         eprintln!("SKIPPED: evmctl is missing (apt-get install ima-evm-utils)");
         return;
@@ -34,24 +34,24 @@ fn evmctl_agrees() {
     };
     mounted.add(&["a", "b"]);
     assert!(agrees());
-    // What was deleted is missing.
+    // The deleted record is missing.
     mounted.request(CURRENT, "1\n").unwrap();
     assert!(!agrees());
 }
 
-/// keylime with a list that it keeps open.
+/// keylime with a permanently open list.
 struct Keylime {
     child: Child,
     answers: BufReader<std::process::ChildStdout>,
 }
 
 impl Keylime {
-    /// `None`, loudly, if it is not installed.
+    /// `None`, with a message, if keylime is not installed.
     fn start(list: &Path) -> Option<Keylime> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let python = root.join("../../target/peers/bin/python");
         if !python.exists() {
-            eprintln!("SKIPPED: no keylime here; run scripts/install-keylime");
+            eprintln!("SKIPPED: keylime is missing; run scripts/install-keylime");
             return None;
         }
         let mut child = Command::new(python)
@@ -65,7 +65,7 @@ impl Keylime {
         Some(Keylime { child, answers })
     }
 
-    /// One round: how many records are verified, and what is wrong.
+    /// One round: the number of verified records, and the failures.
     fn attest(&mut self, pcr: &str) -> (u64, Vec<String>) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{pcr}").unwrap();
         let mut line = String::new();
@@ -85,7 +85,7 @@ impl Drop for Keylime {
 }
 
 #[test]
-fn keylime_reads_on_and_stands_in_the_way() {
+fn keylime_verifies_new_records_and_blocks_staging() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     let list = mounted.file("ascii_runtime_measurements");
     let Some(mut keylime) = Keylime::start(&list) else { return };
@@ -95,12 +95,12 @@ fn keylime_reads_on_and_stands_in_the_way() {
         mounted.add(&[&format!("a{round}"), &format!("b{round}")]);
         assert_eq!(keylime.attest(&pcr()), (1 + 2 * round, vec![]));
     }
-    // An agent that keeps the list open keeps everybody from staging.
+    // An agent that keeps the list open blocks staging.
     assert_eq!(mounted.request(STAGED, "A\n"), Err(EBUSY));
     drop(keylime);
     mounted.request(STAGED, "A\n").unwrap();
     mounted.request(STAGED, "D\n").unwrap();
-    // And one that begins now is lost for ever.
+    // An agent that starts now cannot verify the list.
     mounted.add(&["late"]);
     let Some(mut keylime) = Keylime::start(&list) else { return };
     let (_, failures) = keylime.attest(&pcr());

@@ -1,4 +1,4 @@
-//! Kernels that were built in another way, or start at another time.
+//! Kernels with other build options or start conditions.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use imastage_sandbox::{
 
 use crate::mounted::{CURRENT, Mounted};
 
-/// The records of the current list, each with its PCR, and how a test says it is extended.
+/// The records of the current list.
 fn records(mounted: &Mounted) -> Vec<RecordBuf> {
     let list = fs::read(mounted.file(CURRENT)).unwrap();
     Records::new(&list, Format::native(Bank::Sha1))
@@ -18,7 +18,7 @@ fn records(mounted: &Mounted) -> Vec<RecordBuf> {
         .collect()
 }
 
-/// A PCR of each of the TPM's banks against what `value` says that its records extend it with.
+/// Compares a PCR, in each of the TPM's banks, with the records extended as `value` gives.
 fn assert_pcr(
     mounted: &Mounted,
     pcr: u32,
@@ -39,7 +39,7 @@ fn own(bank: Bank, _: usize, record: &RecordBuf) -> Digest {
     Extend::Own.value(bank, &record.record())
 }
 
-/// As kernels before 5.8 do: 20 bytes, whatever the bank.
+/// The value in kernels before 5.8: 20 bytes, whatever the bank.
 fn before_5_8(bank: Bank, record: &RecordBuf) -> Digest {
     let mut bytes = vec![0; bank.size()];
     match record.record().is_violation() {
@@ -62,7 +62,7 @@ fn kexec_into(mounted: &Mounted, kernel: Kernel) {
 }
 
 #[test]
-fn every_record_names_and_extends_the_pcr_that_the_kernel_was_built_with() {
+fn every_record_names_and_extends_the_configured_pcr() {
     let kernel = Kernel { pcr: 11, ..Kernel::default() };
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.kernel = kernel) else { return };
     mounted.add(&["a"]);
@@ -77,7 +77,7 @@ fn every_record_names_and_extends_the_pcr_that_the_kernel_was_built_with() {
 }
 
 #[test]
-fn a_rule_with_a_pcr_measures_into_it_also_what_is_measured_already() {
+fn rule_with_pcr_measures_a_known_file_again() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     mounted.add(&["a"]);
     let paths = || vec![mounted.dir.path().join("a")];
@@ -99,7 +99,7 @@ fn a_rule_with_a_pcr_measures_into_it_also_what_is_measured_already() {
 }
 
 #[test]
-fn the_first_record_of_a_late_start_is_called_so() {
+fn late_start_names_the_first_record_boot_aggregate_late() {
     let kernel = Kernel { late: true, ..Kernel::default() };
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.kernel = kernel) else { return };
     mounted.add(&["a"]);
@@ -110,7 +110,7 @@ fn the_first_record_of_a_late_start_is_called_so() {
 }
 
 #[test]
-fn a_kernel_before_5_8_pads_all_banks_and_violations_too() {
+fn kernel_before_5_8_pads_all_banks_and_violations() {
     let kernel = Kernel { padded_violations: true, ..Kernel::default() };
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.kernel = kernel) else { return };
     mounted.add(&["a"]);
@@ -122,7 +122,7 @@ fn a_kernel_before_5_8_pads_all_banks_and_violations_too() {
 }
 
 #[test]
-fn a_kernel_without_the_tpm_extends_nothing_and_programs_can_use_it() {
+fn kernel_without_tpm_at_start_extends_nothing_but_programs_can_use_the_tpm() {
     let kernel = Kernel { tpm_late: true, ..Kernel::default() };
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.kernel = kernel) else { return };
     mounted.add(&["a"]);
@@ -137,7 +137,7 @@ fn a_kernel_without_the_tpm_extends_nothing_and_programs_can_use_it() {
 }
 
 #[test]
-fn a_kexec_can_start_a_kernel_that_extends_in_another_way() {
+fn kexec_can_start_a_kernel_with_other_padding() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     mounted.add(&["a"]);
     violate(&mounted);

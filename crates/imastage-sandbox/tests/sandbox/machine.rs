@@ -1,4 +1,4 @@
-//! What can be done to a sandbox beside measuring files, and what it is made of.
+//! Suspend, kexec and reboot of a sandbox, and its configuration.
 
 use std::{
     fs::{self, File},
@@ -39,7 +39,7 @@ impl Mounted {
         Tpm::connect(&tpm_of(&self.mount()).unwrap()).unwrap()
     }
 
-    /// Whether these records replay to the TPM's PCR 10 in each of its banks.
+    /// Whether the records replay to the TPM's PCR 10 in each bank.
     fn agrees_with_tpm(&self, list: &[u8]) -> bool {
         let mut tpm = self.tpm();
         let records = || Records::new(list, Format::native(Bank::Sha1)).map(Result::unwrap);
@@ -59,7 +59,7 @@ fn each(list: &[u8], mut look: impl FnMut(&Record<'_>)) {
 }
 
 #[test]
-fn a_kexec_carries_staged_and_current_records_and_the_tpm_goes_on() {
+fn kexec_carries_staged_and_current_records_without_a_tpm_reset() {
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |config| config.critical_data = true)
     else {
         return;
@@ -82,7 +82,7 @@ fn a_kexec_carries_staged_and_current_records_and_the_tpm_goes_on() {
     );
     assert!(mounted.agrees_with_tpm(&after));
     assert_eq!(mounted.tpm().clock().unwrap().reset_count, resets);
-    // The kernel says how many records it had; 4 before it measured the first of these.
+    // These records contain the number of records before them, 4 before the first one.
     let mut said = Vec::new();
     each(&after, |record| {
         if let Some(Event::KexecLoad(sizes) | Event::KexecExecute(sizes)) = record.event() {
@@ -90,14 +90,14 @@ fn a_kexec_carries_staged_and_current_records_and_the_tpm_goes_on() {
         }
     });
     assert_eq!(said, [4, 5]);
-    // The next kernel knows nothing of what was measured before.
+    // The next kernel measures known files again.
     mounted.add(&["d"]);
     let again = mounted.measure(&[mounted.dir.path().join("a")]);
     assert_eq!(again.added, 1);
 }
 
 #[test]
-fn what_does_not_fit_is_lost_at_kexec() {
+fn kexec_loses_records_that_exceed_the_buffer() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     mounted.add(&["a", "b", "c"]);
     let all = fs::read(mounted.file(CURRENT)).unwrap();
@@ -113,7 +113,7 @@ fn what_does_not_fit_is_lost_at_kexec() {
 }
 
 #[test]
-fn a_reboot_resets_list_and_tpm_and_closes_what_was_open() {
+fn reboot_resets_list_and_tpm_and_invalidates_open_files() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     mounted.add(&["a"]);
     let resets = mounted.tpm().clock().unwrap().reset_count;
@@ -123,7 +123,7 @@ fn a_reboot_resets_list_and_tpm_and_closes_what_was_open() {
     assert_eq!((status.current, status.staged, status.total), (1, 0, 1));
     assert_eq!(raw(open.write(b"A\n").unwrap_err()), EIO);
     assert_eq!(raw(open.read(&mut [0; 10]).unwrap_err()), EIO);
-    // It was locked by a kernel that is gone.
+    // The lock of the earlier boot is gone.
     mounted.request(STAGED, "A\n").unwrap();
     drop(open);
     mounted.request(STAGED, "D\n").unwrap();
@@ -133,7 +133,7 @@ fn a_reboot_resets_list_and_tpm_and_closes_what_was_open() {
 }
 
 #[test]
-fn the_list_of_a_rebooted_machine_replays_to_the_reset_tpm() {
+fn list_replays_to_the_tpm_after_a_reboot() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     mounted.add(&["a"]);
     mounted.ask(&Ask::Reboot).unwrap();
@@ -143,7 +143,7 @@ fn the_list_of_a_rebooted_machine_replays_to_the_reset_tpm() {
 }
 
 #[test]
-fn a_suspended_machine_measures_nothing_and_refuses_requests() {
+fn suspended_machine_measures_nothing_and_refuses_requests() {
     for (dialect, staged, deleted, n) in [
         (Dialect::Linux72, Err(EACCES), Err(ENOENT), Err(ESTALE)),
         (Dialect::V4, Ok(()), Ok(()), Err(ENOENT)),
@@ -154,7 +154,7 @@ fn a_suspended_machine_measures_nothing_and_refuses_requests() {
         let path = mounted.dir.path().join("late");
         fs::write(&path, "late").unwrap();
         let error = mounted.ask(&Ask::Measure { paths: vec![path] }).unwrap_err();
-        assert!(error.to_string().contains("takes no more records"), "{error}");
+        assert!(error.to_string().contains("accepts no more records"), "{error}");
         assert_eq!(mounted.count(), 3);
         assert_eq!(mounted.request(STAGED, "A\n"), staged, "{dialect}");
         assert_eq!(mounted.request(STAGED, "D\n"), deleted, "{dialect}");
@@ -164,7 +164,7 @@ fn a_suspended_machine_measures_nothing_and_refuses_requests() {
 }
 
 #[test]
-fn version_4_takes_all_requests_on_its_staged_files() {
+fn v4_accepts_all_requests_on_its_staged_files() {
     let Some(mounted) = Mounted::with(TpmChoice::None, |c| c.dialect = Dialect::V4) else { return };
     mounted.add(&["a", "b", "c"]);
     assert_eq!(mounted.request(CURRENT, "1\n"), Err(EINVAL));
@@ -178,7 +178,7 @@ fn version_4_takes_all_requests_on_its_staged_files() {
     let mut batch = Vec::new();
     file.read_to_end(&mut batch).unwrap();
     assert!(!batch.is_empty());
-    // It stands behind what was read.
+    // The file position is not 0 after the read.
     assert_eq!(raw(file.write(b"D\n").unwrap_err()), EINVAL);
     file.rewind().unwrap();
     file.write_all(b"D\n").unwrap();
@@ -186,7 +186,7 @@ fn version_4_takes_all_requests_on_its_staged_files() {
 }
 
 #[test]
-fn trimming_says_and_asks_how_many_were_trimmed() {
+fn trim_requires_the_current_total() {
     let Some(mounted) = Mounted::with(TpmChoice::None, |config| {
         config.dialect = Dialect::Trim;
         config.critical_data = true;
@@ -209,10 +209,10 @@ fn trimming_says_and_asks_how_many_were_trimmed() {
 }
 
 #[test]
-fn duplicates_are_detected_forgotten_or_not_looked_for() {
+fn duplicates_are_detected_flushed_or_not_detected() {
     for (duplicates, before, after) in [
         (Duplicates::Detect, 0, 0),
-        // What is measured between A and D is forgotten with the rest.
+        // The flush includes digests measured between A and D.
         (Duplicates::Flush, 0, 1),
         (Duplicates::Off, 1, 1),
     ] {
@@ -221,7 +221,7 @@ fn duplicates_are_detected_forgotten_or_not_looked_for() {
         };
         let path = mounted.dir.path().join("file");
         let measure_anew = || {
-            // The same file under the same name, but another inode.
+            // The same name and content, but another inode.
             let other = mounted.dir.path().join("other");
             fs::write(&other, "same").unwrap();
             fs::rename(&other, &path).unwrap();
@@ -240,7 +240,7 @@ fn duplicates_are_detected_forgotten_or_not_looked_for() {
 }
 
 #[test]
-fn only_named_banks_have_files_and_pcrs() {
+fn only_configured_banks_have_files_and_pcrs() {
     let banks = vec![Bank::Sha256];
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.banks = Some(banks.clone())) else {
         return;
@@ -255,7 +255,7 @@ fn only_named_banks_have_files_and_pcrs() {
 }
 
 #[test]
-fn padded_banks_are_extended_and_shown_as_stock_6_1_does() {
+fn padded_banks_are_extended_and_shown_as_in_stock_6_1() {
     let padded = vec![Bank::Sha384];
     let Some(mounted) = Mounted::with(TpmChoice::Swtpm, |c| c.kernel.padded = padded) else {
         return;
@@ -275,7 +275,7 @@ fn padded_banks_are_extended_and_shown_as_stock_6_1_does() {
 }
 
 #[test]
-fn violations_data_and_whole_lists_are_added() {
+fn violations_critical_data_and_replayed_lists_are_added() {
     let Some(mounted) = Mounted::new(TpmChoice::Swtpm) else { return };
     let paths = vec!["/one".into(), "/one".into()];
     let Answer::Done(done) = mounted.ask(&Ask::Violation { paths }).unwrap() else { panic!() };
@@ -297,7 +297,7 @@ fn violations_data_and_whole_lists_are_added() {
     assert!(mounted.agrees_with_tpm(&all));
     let replayed = fs::read(corpus).unwrap();
     assert!(all.ends_with(&replayed[replayed.len() / 2..]));
-    // What is no list is named.
+    // The error names a file that is not a list.
     fs::write(&path, "10 abcd ima-ng sha256:00 /file\n").unwrap();
     let error = mounted.ask(&Ask::Replay { path: path.clone(), rate: None }).unwrap_err();
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
@@ -306,7 +306,7 @@ fn violations_data_and_whole_lists_are_added() {
 }
 
 #[test]
-fn the_lock_of_linux_7_2_can_get_stuck_and_lost() {
+fn lock_of_linux_7_2_can_get_stuck_or_lost() {
     for hazard in [false, true] {
         let Some(mounted) = Mounted::with(TpmChoice::None, |config| {
             config.hazards = if hazard { vec![Hazard::LockBooks] } else { vec![] };
@@ -315,11 +315,11 @@ fn the_lock_of_linux_7_2_can_get_stuck_and_lost() {
         };
         let path = mounted.file(STAGED);
         let open = |write: bool| File::options().read(!write).write(write).open(&path);
-        // One file, closed by another thread than opened it: no harm.
+        // One file, closed by another thread than the one that opened it: harmless.
         let opening = || (open(true).unwrap(), rustix::thread::gettid());
         let (file, thread) = thread::scope(|scope| scope.spawn(opening).join().unwrap());
         let thread = format!("/proc/self/task/{}", thread.as_raw_nonzero());
-        // The thread that opened it is gone, and another may come to be in its place.
+        // After the opening thread ends, another thread is mistaken for it.
         wait_until("the thread is gone", || !fs::exists(&thread).unwrap());
         assert_eq!(open(true).is_ok(), hazard);
         drop(file);
@@ -329,7 +329,7 @@ fn the_lock_of_linux_7_2_can_get_stuck_and_lost() {
             let (opened, when_opened) = mpsc::channel();
             let opening = scope.spawn(move || {
                 opened.send([(); 2].map(|()| open(true).unwrap())).unwrap();
-                // Closed while this thread is there.
+                // The files are closed while this thread lives.
                 thread::park();
             });
             drop(when_opened.recv().unwrap());
@@ -342,7 +342,7 @@ fn the_lock_of_linux_7_2_can_get_stuck_and_lost() {
 }
 
 #[test]
-fn records_are_gone_although_there_was_no_memory() {
+fn delete_with_enomem_still_deletes_the_records() {
     let Some(mounted) = Mounted::with(TpmChoice::None, |config| {
         config.duplicates = Duplicates::Flush;
         config.hazards = vec![Hazard::NoMemory];

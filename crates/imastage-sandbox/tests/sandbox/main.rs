@@ -1,4 +1,4 @@
-//! A mounted sandbox, as any client sees it.
+//! A mounted sandbox from a client's perspective.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod access;

@@ -1,4 +1,4 @@
-//! Its files, through the file system.
+//! A mounted sandbox's files, through the file system.
 
 use std::{
     fs::{self, File},
@@ -20,7 +20,7 @@ use imastage_tpm::{PcrSelection, Tpm};
 use crate::mounted::{CURRENT, EBUSY, EEXIST, EINVAL, ENOENT, Mounted, STAGED, raw, wait_until};
 
 #[test]
-fn looks_like_securityfs() {
+fn directory_matches_securityfs() {
     let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
     let mut names: Vec<String> = fs::read_dir(mounted.mount())
         .unwrap()
@@ -54,16 +54,15 @@ fn looks_like_securityfs() {
 
     let group = 12345;
     std::os::unix::fs::chown(mounted.file(CURRENT), None, Some(group)).unwrap_or_else(|error| {
-        // Only root may give files to any group.
+        // Only root may change a file's group to any group.
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     });
     assert_eq!(fs::remove_file(mounted.file("violations")).map_err(raw), Err(1));
 }
 
 #[test]
-fn stages_deletes_and_refuses_as_the_kernel_does() {
+fn stage_delete_and_refusals_match_the_kernel() {
     let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
-    // Programs that others execute meanwhile are measured too: begin with an empty list.
     assert!(mounted.records(CURRENT).contains(&"boot_aggregate".to_owned()));
     let ours = |name: &str| -> Vec<String> {
         let all = mounted.records(name);
@@ -96,12 +95,12 @@ fn stages_deletes_and_refuses_as_the_kernel_does() {
     ] {
         assert_eq!(mounted.request(file, request), Err(EINVAL), "{request:?} on {file}");
     }
-    // A file measured again without a change is not recorded again.
+    // An unchanged file is not recorded again.
     assert_eq!(mounted.measure(&[mounted.dir.path().join("test-a")]).known, 1);
 }
 
 #[test]
-fn one_writer_or_many_readers() {
+fn open_files_are_one_writer_or_many_readers() {
     let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
     let read = |name: &str| File::open(mounted.file(name)).map_err(raw);
     let write =
@@ -115,7 +114,7 @@ fn one_writer_or_many_readers() {
 
     let mut writer = write(STAGED).unwrap();
     assert_eq!(read(CURRENT).err(), Some(EBUSY));
-    // This thread may open more for writing, others may not.
+    // This thread may open more files for writing; other threads may not.
     let second = write(CURRENT).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| assert_eq!(write(CURRENT).err(), Some(EBUSY)));
@@ -123,7 +122,7 @@ fn one_writer_or_many_readers() {
     drop(second);
     assert_eq!(read(CURRENT).err(), Some(EBUSY));
 
-    // One transaction on one descriptor.
+    // A transaction on one descriptor.
     mounted.add(&["test-x"]);
     writer.write_all(b"A\n").unwrap();
     let mut bytes = Vec::new();
@@ -139,7 +138,7 @@ fn one_writer_or_many_readers() {
 }
 
 #[test]
-fn a_shell_can_work_with_it() {
+fn shell_script_can_stage_and_delete() {
     let Some(mounted) = Mounted::new(TpmChoice::None) else { return };
     mounted.add(&["test-shell"]);
     let script = r#"
@@ -163,7 +162,7 @@ fn every_record_extends_the_tpm_in_list_order() {
     let endpoint = tpm_of(&mounted.mount()).unwrap();
     assert_eq!(mounted.sandbox.as_ref().unwrap().tpm_endpoint(), Some(&endpoint));
     let mut tpm = Tpm::connect(&endpoint).unwrap();
-    // Many at once: their order is whatever it is, but the same in list and TPM.
+    // Concurrent measurements: their order is arbitrary, but equal in list and TPM.
     thread::scope(|scope| {
         for thread in 0..4 {
             let mounted = &mounted;
@@ -176,7 +175,7 @@ fn every_record_extends_the_tpm_in_list_order() {
     });
     let banks = tpm.banks().unwrap();
     assert_eq!(banks.len(), 4);
-    // Programs that others execute are measured meanwhile: all of one moment.
+    // One read of all banks, so that the values belong to one moment.
     let selection: Vec<_> =
         banks.iter().map(|bank| PcrSelection { bank: *bank, pcrs: 1 << 10 }).collect();
     let pcrs = tpm.pcr_values(&selection).unwrap();
@@ -187,7 +186,7 @@ fn every_record_extends_the_tpm_in_list_order() {
     for record in Records::new(&list, Format::native(Bank::Sha1)) {
         search.push(&record.unwrap());
     }
-    // Read after the PCRs, the list is never behind them.
+    // The list is read after the PCRs, so it is never behind them.
     assert!(search.agreement().is_some_and(|prefix| prefix.from >= 201), "{search:?}");
 
     // Each bank has its files.
@@ -211,7 +210,7 @@ fn executed_programs_are_measured_as_root() {
     }
     let program = mounted.dir.path().join("test-program");
     fs::copy("/bin/true", &program).unwrap();
-    // Another thread's fork may hold the copy open for writing for a moment.
+    // A fork in another thread can have the copy open for writing for a moment.
     let mut ended = None;
     wait_until("the program can be executed", || match Command::new(&program).status() {
         Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => false,
@@ -227,7 +226,7 @@ fn executed_programs_are_measured_as_root() {
 }
 
 #[test]
-fn it_unmounts_when_it_ends_and_says_what_stands_in_its_way() {
+fn stop_unmounts_and_start_refuses_a_directory_that_is_not_empty() {
     let Some(mut mounted) = Mounted::new(TpmChoice::None) else { return };
     mounted.sandbox.take().unwrap().stop();
     assert!(fs::read_dir(mounted.mount()).unwrap().next().is_none());

@@ -1,4 +1,4 @@
-//! A mounted sandbox to try things on.
+//! A mounted sandbox for tests.
 
 use std::{
     fs::{self, File},
@@ -16,17 +16,17 @@ use imastage_sandbox::{
 };
 use tempfile::TempDir;
 
-/// Waits until something is so: long enough for a machine that has ten times as much to do as it can.
+/// Waits until a condition is true. The limit allows for a machine with a tenfold overload.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     const LONGEST: Duration = Duration::from_secs(300);
     let since = Instant::now();
     while !is_so() {
-        assert!(since.elapsed() < LONGEST, "never came: {what}");
+        assert!(since.elapsed() < LONGEST, "timed out: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// One at a time: a program that another test starts has the files of all open until it is executed.
+/// Serializes the tests: a child process that another test starts has all open files until execve.
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub struct Mounted {
@@ -36,17 +36,17 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// `None`, loudly, where FUSE cannot be had.
+    /// `None`, with a message, if FUSE is not available.
     pub fn new(tpm: TpmChoice) -> Option<Mounted> {
         Mounted::with(tpm, |_| {})
     }
 
-    /// With something changed.
+    /// As [`Mounted::new`], with a changed configuration.
     pub fn with(tpm: TpmChoice, change: impl FnOnce(&mut Config)) -> Option<Mounted> {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new(dir.path().join("ima"), tpm);
-        // Others execute programs at any time.
+        // Programs executed by other processes would add records.
         config.watch = false;
         change(&mut config);
         if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
@@ -76,7 +76,7 @@ impl Mounted {
         ask(&self.mount(), command, &mut |_| {})
     }
 
-    /// New files with contents of their own, measured.
+    /// Creates new files with distinct contents and measures them.
     pub fn add(&self, names: &[&str]) {
         let paths: Vec<PathBuf> = names
             .iter()
