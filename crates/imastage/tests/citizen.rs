@@ -237,7 +237,10 @@ fn log_level_is_an_option_that_wins_over_rust_log() {
     assert!(!warned(logged(&["--log-level", "error"], Some("trace"), false)));
     assert!(warned(logged(&["--log-level", "warn"], Some("error"), false)));
     let text = logged(&["--json", "--log-level", "debug"], Some("error"), true);
-    assert!(text.lines().any(|line| line.starts_with("<4>") && line.contains("empty: a list without records")));
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("<4>") && line.contains("empty: a list without records"))
+    );
     assert_eq!(logged(&["--json", "--log-level", "error"], None, true), "");
     assert!(logged(&["--log-level", "loud"], None, false).contains("possible values: error, warn"));
 }
