@@ -1,14 +1,13 @@
-//! The stored records as files: a directory like the kernel's, in which nothing was ever deleted.
+//! The view: stored records as files, in a directory like the kernel's in which nothing was deleted.
 //!
-//! The files have the kernel's names and contents, for programs that know nothing of staging. They
-//! only grow, an offset means the same bytes for the whole epoch, and who has one open sees it grow.
+//! The files have the kernel's names and contents, for programs that do not know of staging. They only
+//! grow, an offset means the same bytes for the whole epoch, and an open file shows later records.
 //!
-//! An attestation agent asks the TPM for a quote first and reads the list second, so the list must
-//! hold all that was in it when the read began. Files here have their true size, and the kernel asks
-//! how large a file is before it tells a reader that it ends. That question is answered after a
-//! drain; it is the only place where a reader waits ([`growth`]). All else comes from the kernel's
-//! page cache, or is rendered from the stored records ([`listing`]), of which an index is kept that
-//! finds any offset of any file ([`index`]).
+//! An attestation agent requests a quote first and reads the list second, so a read must return every
+//! record that was in the list when the read began. The files have their true size, and the kernel asks
+//! for the size before it reports the end of a file. That question is answered after a drain, and only
+//! there does a reader wait (`growth`). Everything else comes from the kernel's page cache or is rendered
+//! from the stored records (`listing`) with an index that finds any offset of any file (`index`).
 #![forbid(unsafe_code)]
 
 mod directory;
