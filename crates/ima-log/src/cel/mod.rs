@@ -9,7 +9,7 @@
 //!   writes the record's own digest first, as printed, then the computed ones of further banks.
 //!   [`Decoder`] takes the first it knows as the printed one, and checks the others against it: a
 //!   record half of whose digests belong to other data is refused, one whose only digest does is
-//!   not ([`Record::digest_is_right`] tells).
+//!   not ([`crate::Record::digest_is_right`] tells).
 //! - **Violations** extend all ones, so a CEL record has all ones where the list has all zeros.
 //! - **`recnum`** counts the records of each PCR from 0 (CEL section 4.2.2). It is not read back:
 //!   a log may be the tail of one.
