@@ -2,12 +2,13 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use ima_log::{Bank, RecordBuf};
-use imastage_store::{EpochId, Note, Reader, Store};
+use imastage_store::{EpochId, Note, Reader, Retention, Store};
 use tempfile::TempDir;
 
 pub const BANKS: [Bank; 2] = [Bank::Sha1, Bank::Sha256];
@@ -77,3 +78,47 @@ pub fn files(state: &Path) -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+/// A closed epoch and an open one, both with records and remarks.
+pub fn two_epochs(dir: &TempDir) -> (PathBuf, Vec<RecordBuf>) {
+    let (state, records) = three_commits(dir);
+    let mut store = Store::open_with(&state, 500).unwrap();
+    store.begin_epoch(id(2), &BANKS).unwrap();
+    for record in &records {
+        store.append(&record.record()).unwrap();
+    }
+    store.commit().unwrap();
+    let (kind, text) = (String::new(), "a remark".to_owned());
+    store.note(&Note { index: 0, after: None, time: 1, kind, text }).unwrap();
+    (state, records)
+}
+
+/// Every file below a directory, with what it holds.
+pub fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => files.extend(snapshot(&entry.path())),
+            kind if kind.is_file() => {
+                files.insert(entry.path(), fs::read(entry.path()).unwrap());
+            }
+            _ => {}
+        }
+    }
+    files
+}
+
+/// What an attacker wants to have altered.
+pub fn victim(dir: &TempDir) -> PathBuf {
+    let victim = dir.path().join("victim");
+    fs::create_dir(&victim).unwrap();
+    for (name, bytes) in
+        [("file", &b"precious"[..]), ("commits", b"also"), ("0000.ima", b"and this")]
+    {
+        fs::write(victim.join(name), bytes).unwrap();
+    }
+    victim
+}
+
+pub const NOTHING_IS_KEPT: Retention = Retention { epochs: Some(0), bytes: None, age: None };
