@@ -87,8 +87,18 @@ pub fn detach(mount: &Path) {
     }
 }
 
-/// Lists a directory of `files` from `offset` on. The files' inodes are consecutive from `first`.
-pub fn list(files: &[FileName], first: u64, offset: u64, mut reply: ReplyDirectory) {
+/// Lists the root directory, which has `files`, from `offset` on. The files' inodes are consecutive from
+/// `first`; every other `inode` is not a directory (ENOTDIR).
+pub fn list(
+    inode: INodeNo,
+    files: &[FileName],
+    first: u64,
+    offset: u64,
+    mut reply: ReplyDirectory,
+) {
+    if inode != INodeNo::ROOT {
+        return reply.error(fuser::Errno::ENOTDIR);
+    }
     let dots = [(1, FileType::Directory, ".".to_owned()), (1, FileType::Directory, "..".into())];
     let files = files.iter().enumerate().map(|(at, file)| {
         let kind = match file.kind() {

@@ -301,9 +301,6 @@ impl Filesystem for Directory {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        if inode != INodeNo::ROOT {
-            return reply.error(fuser::Errno::ENOTDIR);
-        }
-        imastage_mount::list(&self.names, FIRST_INODE, offset, reply);
+        imastage_mount::list(inode, &self.names, FIRST_INODE, offset, reply);
     }
 }

@@ -366,10 +366,7 @@ impl Filesystem for Directory {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        if inode != INodeNo::ROOT {
-            return reply.error(fuser::Errno::ENOTDIR);
-        }
-        imastage_mount::list(&self.tree.files, FIRST_INODE, offset, reply);
+        imastage_mount::list(inode, &self.tree.files, FIRST_INODE, offset, reply);
     }
 }
 
