@@ -69,7 +69,7 @@ impl Shared {
         self.ask_for_drain()?.recv().map_err(|_| STOPPED.to_owned())?
     }
 
-    /// As [`Shared::drain`], but waits for it no longer than `patience`; it goes on all the same.
+    /// As [`Shared::drain`], but waits at most `patience`; the drain continues.
     pub(crate) fn drain_within(&self, patience: Duration) -> Result<(), String> {
         self.ask_for_drain()?.recv_timeout(patience).map_err(|error| match error {
             RecvTimeoutError::Timeout => "the list is being drained, and it takes long".to_owned(),

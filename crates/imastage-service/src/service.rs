@@ -172,7 +172,7 @@ impl Service {
         self.shared.drain()
     }
 
-    /// As [`Service::drain`], but waits for it no longer than `patience`; it goes on all the same.
+    /// As [`Service::drain`], but waits at most `patience`; the drain continues.
     ///
     /// # Errors
     /// As [`Service::drain`].

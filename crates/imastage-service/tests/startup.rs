@@ -25,7 +25,7 @@ const READ_FIRST: u64 = 50;
 /// A machine whose service drained 400 records in several drains, and stopped.
 fn drained() -> Option<Machine> {
     let mut machine = Machine::start(|_| {})?;
-    let service = machine.service();
+    let service = machine.service_with(|config| config.read_first = READ_FIRST);
     for _ in 0..4 {
         machine.measure(100);
         service.drain().unwrap();

@@ -18,7 +18,7 @@ use crate::drain::banks::RECENT;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     /// Records replayed.
-    records: u64,
+    pub(super) records: u64,
     /// The list's own PCR.
     pcr: u32,
     banks: Vec<State>,
@@ -34,14 +34,6 @@ struct State {
     extended_with: String,
     /// Index and value, hex; the list's own PCR first.
     pcrs: Vec<(u32, String)>,
-}
-
-/// Follows drains and keeps an anchor that is proven and far enough behind the last record.
-#[derive(Clone, Debug, Default)]
-pub struct Anchors {
-    proven: Option<Anchor>,
-    /// Proven as soon as the TPM agrees with as many records.
-    next: Option<Anchor>,
 }
 
 impl Anchor {
@@ -108,30 +100,5 @@ impl Anchor {
         let bare = Anchor { sha256: String::new(), ..self.clone() };
         let json = serde_json::to_vec(&bare).unwrap_or_default();
         Bank::Sha256.hash(&[&json]).to_string()
-    }
-}
-
-impl Anchors {
-    /// Goes on from what the service before had.
-    pub fn new(proven: Option<Anchor>) -> Anchors {
-        Anchors { proven, next: None }
-    }
-
-    /// The last anchor that is proven.
-    pub fn proven(&self) -> Option<&Anchor> {
-        self.proven.as_ref()
-    }
-
-    /// Takes the end of a drain: the TPM agreed with `consistent` records.
-    pub fn advance(&mut self, replay: &ListReplay, consistent: u64) {
-        let is_behind = |anchor: &Anchor| {
-            anchor.records <= consistent && anchor.records + RECENT as u64 <= replay.records()
-        };
-        if self.next.as_ref().is_some_and(is_behind) {
-            self.proven = self.next.take();
-        }
-        if self.next.is_none() {
-            self.next = Anchor::of(replay);
-        }
     }
 }

@@ -88,17 +88,7 @@ impl Drainer {
     /// # Errors
     /// [`DrainError`]; what was not stored is still in the list.
     pub fn drain(&mut self) -> Result<Round, DrainError> {
-        let since = Instant::now();
-        let mut round = Round::default();
-        let result = self.try_drain(&mut round);
-        round.took = since.elapsed();
-        match result {
-            Ok(()) => Ok(round),
-            Err(error) => {
-                self.give_up(&error);
-                Err(error)
-            }
-        }
+        self.measured(Drainer::try_drain)
     }
 
     /// Stores what is in the list and leaves it there: what can be done for records that cannot be
@@ -108,17 +98,7 @@ impl Drainer {
     /// # Errors
     /// [`DrainError`].
     pub fn copy(&mut self) -> Result<Round, DrainError> {
-        let since = Instant::now();
-        let mut round = Round::default();
-        let result = self.try_copy(&mut round);
-        round.took = since.elapsed();
-        match result {
-            Ok(()) => Ok(round),
-            Err(error) => {
-                self.give_up(&error);
-                Err(error)
-            }
-        }
+        self.measured(Drainer::try_copy)
     }
 
     /// Whether TPM and store agree, bank by bank.
@@ -173,6 +153,21 @@ impl Drainer {
         if waiting > 0 {
             self.comparison.behind(waiting);
         }
+    }
+
+    /// One round and how long it took; a failed one is given up.
+    fn measured(
+        &mut self,
+        work: impl FnOnce(&mut Drainer, &mut Round) -> Result<(), DrainError>,
+    ) -> Result<Round, DrainError> {
+        let since = Instant::now();
+        let mut round = Round::default();
+        if let Err(error) = work(self, &mut round) {
+            self.give_up(&error);
+            return Err(error);
+        }
+        round.took = since.elapsed();
+        Ok(round)
     }
 
     fn try_drain(&mut self, round: &mut Round) -> Result<(), DrainError> {

@@ -2,16 +2,19 @@
 
 use std::{
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use ima_log::{Bank, ListReplay, Record};
 use imastage_source::{Source, SourceError};
 use imastage_store::{Epoch, EpochId, Note, Store};
 
-use crate::drain::{
-    align::{Alignment, Question, align},
-    round::{DrainError, parse},
+use crate::{
+    clock::now,
+    drain::{
+        align::{Alignment, Question, align},
+        round::{DrainError, parse},
+    },
 };
 
 /// The kind of a note that tells of another boot in the epoch; its text is the boot's id.
@@ -35,8 +38,7 @@ pub fn enter(
         Some(epoch) if epoch.id.tpm.is_none() && id.tpm.is_none() && is_carried(store, source)? => {
             let (index, text) = (store.len(), id.boot_id.clone());
             let after = index.checked_sub(1);
-            let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-            store.note(&Note { index, after, time, kind: KEXEC.to_owned(), text })?;
+            store.note(&Note { index, after, time: now(), kind: KEXEC.to_owned(), text })?;
             true
         }
         _ => false,

@@ -5,10 +5,11 @@
 
 use std::{io, path::Path};
 
+use ima_log::ListReplay;
 use imastage_store::{COMPARED, SideFile};
 use serde::{Deserialize, Serialize};
 
-use crate::drain::anchor::Anchor;
+use crate::drain::{anchor::Anchor, banks::RECENT};
 
 /// Kept in a file of the state directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct LastCompared {
     /// Where to resume the replay of what is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anchor: Option<Anchor>,
+    /// The next anchor: proven as soon as the TPM agrees with as many records.
+    #[serde(skip)]
+    pub next: Option<Anchor>,
 }
 
 /// At most five banks, a few ways each, and the PCRs that records name.
@@ -33,6 +37,21 @@ impl LastCompared {
         let bytes = SideFile::new(state, COMPARED).read(LONGEST).ok()??;
         let memory: LastCompared = serde_json::from_slice(&bytes).ok()?;
         (memory.epoch == epoch && memory.consistent <= records).then_some(memory)
+    }
+
+    /// Takes the end of a drain in which the TPM agreed with `consistent` records. Anchors are at least
+    /// `distance` records apart: each is hashed and written.
+    pub fn advance(&mut self, replay: &ListReplay, consistent: u64, distance: u64) {
+        let is_proven = |next: &Anchor| {
+            next.records <= consistent && next.records + RECENT as u64 <= replay.records()
+        };
+        if self.next.as_ref().is_some_and(is_proven) {
+            self.anchor = self.next.take();
+        }
+        let last = self.anchor.as_ref().map_or(0, |anchor| anchor.records);
+        if self.next.is_none() && replay.records() >= last + distance {
+            self.next = Anchor::of(replay);
+        }
     }
 
     /// Remembers this, for the owner only. A concurrent reader reads the old or the new content.
@@ -55,7 +74,7 @@ mod tests {
     fn only_what_can_be_true_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(LastCompared::load(dir.path(), 1, 10), None);
-        let memory = LastCompared { epoch: 1, consistent: 7, anchor: None };
+        let memory = LastCompared { epoch: 1, consistent: 7, ..LastCompared::default() };
         memory.save(dir.path()).unwrap();
         assert_eq!(LastCompared::load(dir.path(), 1, 10), Some(memory.clone()));
         assert_eq!(LastCompared::load(dir.path(), 2, 10), None);
@@ -73,7 +92,7 @@ mod tests {
         std::os::unix::fs::symlink(&victim, dir.path().join("compared.new")).unwrap();
         fs::write(&path, "{}").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let memory = LastCompared { epoch: 1, consistent: 7, anchor: None };
+        let memory = LastCompared { epoch: 1, consistent: 7, ..LastCompared::default() };
         memory.save(dir.path()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::remove_file(&path).unwrap();

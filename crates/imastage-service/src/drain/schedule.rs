@@ -22,7 +22,6 @@ use crate::{
     clock,
     config::Config,
     drain::{
-        anchor::Anchors,
         compare::Comparison,
         describe::{describe, holder},
         drainer::Drainer,
@@ -45,7 +44,8 @@ pub(crate) struct DrainLoop {
     every: Duration,
     drain_at: u64,
     last_compared: LastCompared,
-    anchors: Anchors,
+    /// Records between two anchors.
+    anchor_distance: u64,
     alert: Option<Alert>,
     /// What was logged and alerted last.
     told: Told,
@@ -78,7 +78,7 @@ impl DrainLoop {
             drainer,
             every,
             drain_at,
-            anchors: Anchors::new(last_compared.anchor.clone()),
+            anchor_distance: config.read_first / 16,
             last_compared,
             alert,
             told: Told::default(),
@@ -176,21 +176,16 @@ impl DrainLoop {
             status.problems = damage;
             status.since_start.checking = None;
         }
+        let comparison = self.drainer.comparison();
+        // A divergence may be that of records that were altered, and are restored by now.
+        let is_doubtful =
+            comparison.is_damaged() || (comparison.is_resumed() && comparison.diverges());
         match first {
             Some(why) => {
                 self.drainer.damaged(why);
                 self.check_at = Some(Instant::now() + CHECK_AGAIN.max(took * PART));
             }
-            None if self.drainer.comparison().is_resumed()
-                && !self.drainer.comparison().is_damaged()
-                && !self.drainer.comparison().diverges() =>
-            {
-                tracing::info!("all stored records were read: no damage was found");
-                self.drainer.verified();
-            }
-            None if self.drainer.comparison().is_damaged()
-                || self.drainer.comparison().is_resumed() =>
-            {
+            None if is_doubtful => {
                 tracing::info!("the store is whole; it is replayed");
                 let banks = self.shared.attester.as_ref().map(Attester::banks);
                 let (state, pulse) = (&self.shared.state, &self.shared.pulse);
@@ -208,7 +203,10 @@ impl DrainLoop {
                     (Err(error), _) | (_, Err(error)) => self.drainer.damaged(error.to_string()),
                 }
             }
-            None => {}
+            None => {
+                tracing::info!("all stored records were read: no damage was found");
+                self.drainer.verified();
+            }
         }
     }
 
@@ -374,10 +372,10 @@ impl DrainLoop {
         let consistent = comparison.consistent();
         if consistent != self.last_compared.consistent {
             if matches!(comparison.verdict(), Verdict::Consistent { .. }) {
-                self.anchors.advance(comparison.replay(), consistent);
+                let distance = self.anchor_distance;
+                self.last_compared.advance(comparison.replay(), consistent, distance);
             }
             self.last_compared.consistent = consistent;
-            self.last_compared.anchor = self.anchors.proven().cloned();
             // A hint: a disk that does not take it has worse to tell.
             let _ = self.last_compared.save(&self.shared.state);
         }
