@@ -92,8 +92,8 @@ fn diverged(divergence: &Divergence) -> String {
 
 fn damaged(why: &str) -> String {
     format!(
-        "the store is damaged: {why}; until that is mended nothing is concluded about missing \
-         records, and records stay in the kernel's list"
+        "the store is damaged: {why}; until it is repaired no conclusion about missing \
+         records is drawn, and records stay in the kernel's list"
     )
 }
 

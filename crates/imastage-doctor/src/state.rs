@@ -193,7 +193,7 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
             };
             let found = format!("the service says: {}", condition.reason);
             let finding = Finding::new("state.health", severity, found)
-                .why("what it stores cannot be relied on before that is mended")
+                .why("what it stores cannot be relied on before that is repaired")
                 .fix("imastage status tells more");
             findings.push(finding);
         }

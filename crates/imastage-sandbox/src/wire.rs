@@ -42,7 +42,7 @@ pub enum Command {
         /// The maximum number of records per second.
         rate: Option<u64>,
     },
-    /// Suspend measurement, as a machine that goes down does.
+    /// Suspend measurement, as a machine does that shuts down.
     Suspend {
         /// Also dump the records for a next kernel.
         dump: bool,
