@@ -13,6 +13,7 @@ help:
 	@echo "make test-under-load  run every test ten times under CPU load"
 	@echo "make soak   pass ten million records through the service; memory and cost must stay constant"
 	@echo "make lab    run every scenario on real kernels in QEMU"
+	@echo "make lab-kernel  build Linux 7.2 with CONFIG_IMA_STAGING for the lab; KERNEL= selects another kernel"
 	@echo "make fuzz   fuzz every parser for a bounded time"
 	@echo "make lint   check format, clippy, licences and sources of dependencies, documentation"
 	@echo "make bench  run the benchmarks"
@@ -55,12 +56,13 @@ lab:
 		busybox=busybox-static xz=xz-utils
 	$(CARGO) run --locked -p imastage-lab -- run all $(if $(KERNEL),--kernel $(KERNEL))
 
-# Builds 6.12-lab, a kernel with IMA_KEXEC, once; for `imastage-lab run kexec --kernel 6.12-lab`.
+# Builds a kernel from Debian's source, once; `imastage-lab list` shows the others.
+lab-kernel: KERNEL ?= 7.2-staging
 lab-kernel:
 	@scripts/install-missing swtpm=swtpm qemu-system-x86_64=qemu-system-x86 busybox=busybox-static \
-		flex=flex bison=bison bc=bc
+		flex=flex bison=bison bc=bc xz=xz-utils
 	@test -e /usr/include/libelf.h || scripts/install-missing no-such-command=libelf-dev
-	$(CARGO) run --locked -p imastage-lab -- build-kernel
+	$(CARGO) run --locked -p imastage-lab -- build-kernel $(KERNEL)
 
 # 5 seconds per target; `scripts/fuzz 600 binary` fuzzes one target longer.
 fuzz:

@@ -14,13 +14,15 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot(pub BTreeMap<String, Vec<u8>>);
 
-/// The number of measured files, and the time.
+/// The number of measured files, and times.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
     /// The number of files.
     pub count: u64,
     /// The time needed.
     pub took: Duration,
+    /// The time to open a file for reading, which measures it: p50, p99, p99.9.
+    pub open: [Duration; 3],
 }
 
 impl Snapshot {
@@ -32,6 +34,11 @@ impl Snapshot {
     /// The list in its binary sha1 form, which all kernels have.
     pub fn list(&self) -> &[u8] {
         self.file("binary_runtime_measurements")
+    }
+
+    /// The staged list in its binary sha1 form; empty if nothing is staged.
+    pub fn staged(&self) -> &[u8] {
+        self.file("binary_runtime_measurements_staged")
     }
 
     /// The list in its ASCII sha1 form; bytes that are not UTF-8 are replaced.
@@ -214,9 +221,11 @@ impl Machine {
 
     fn measured(&mut self, ask: &Ask) -> Result<Measured, LabError> {
         match self.ask(ask, &[])? {
-            (Answer::Measured { count, micros }, _) => {
-                Ok(Measured { count, took: Duration::from_micros(micros) })
-            }
+            (Answer::Measured { count, micros, open_nanos }, _) => Ok(Measured {
+                count,
+                took: Duration::from_micros(micros),
+                open: open_nanos.map(Duration::from_nanos),
+            }),
             (other, _) => Err(unexpected(ask, &other)),
         }
     }

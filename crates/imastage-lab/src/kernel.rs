@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::{
-    debian::{Debian, once},
+    built::{self, Recipe},
+    debian::{BOOKWORM, Debian, once},
     error::{Doing, LabError},
     process::{find, run_for_bytes},
 };
@@ -17,21 +18,39 @@ use crate::{
 pub struct KernelName {
     /// Its name in the lab.
     pub name: &'static str,
-    /// The Debian meta package of its newest version; `None` if the lab builds the kernel.
-    meta: Option<&'static str>,
+    origin: Origin,
 }
 
-/// All kernels: Debian's, with those used in tests first, then the lab's own.
-pub const KERNELS: [KernelName; 5] = [
-    KernelName { name: "6.1-cloud", meta: Some("linux-image-cloud-amd64") },
-    KernelName { name: "6.12-cloud", meta: Some("linux-image-6.12-cloud-amd64") },
-    KernelName { name: "6.1", meta: Some("linux-image-amd64") },
-    KernelName { name: "6.12", meta: Some("linux-image-6.12-amd64") },
-    KernelName { name: OWN, meta: None },
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Downloaded: the Debian meta package of its newest version.
+    Debian(&'static str),
+    /// Built by the lab.
+    Built(Recipe),
+}
+
+/// All kernels: Debian's, with those used in tests first, then those that the lab builds.
+pub const KERNELS: [KernelName; 11] = [
+    debian("6.1-cloud", "linux-image-cloud-amd64"),
+    debian("6.12-cloud", "linux-image-6.12-cloud-amd64"),
+    debian("6.1", "linux-image-amd64"),
+    debian("6.12", "linux-image-6.12-amd64"),
+    built("6.12-lab", built::LINUX_6_12),
+    built("7.2-staging", built::LINUX_7_2),
+    built("7.2-no-htable", built::LINUX_7_2_NO_HTABLE),
+    built("7.2-kexec-40k", built::LINUX_7_2_KEXEC_40K),
+    built("7.2-debug", built::LINUX_7_2_DEBUG),
+    built("7.3-staging", built::LINUX_7_3),
+    built("7.3-pcr-11", built::LINUX_7_3_PCR_11),
 ];
 
-/// The kernel that the lab builds, with CONFIG_IMA_KEXEC.
-pub const OWN: &str = "6.12-lab";
+const fn debian(name: &'static str, meta: &'static str) -> KernelName {
+    KernelName { name, origin: Origin::Debian(meta) }
+}
+
+const fn built(name: &'static str, recipe: Recipe) -> KernelName {
+    KernelName { name, origin: Origin::Built(recipe) }
+}
 
 /// Modules that the guest needs unless they are built in, in any order.
 const MODULES: [&str; 6] =
@@ -42,8 +61,14 @@ const MODULES: [&str; 6] =
 pub struct Kernel {
     /// Its name in the lab.
     pub name: String,
-    /// Whether kexec passes the list to the next kernel.
+    /// The package it is from, with the version if the lab built it.
+    pub package: String,
+    /// Whether kexec passes the list to the next kernel (CONFIG_IMA_KEXEC).
     pub carries_list: bool,
+    /// Whether records can be staged and deleted (CONFIG_IMA_STAGING).
+    pub stages: bool,
+    /// The PCR that records extend (CONFIG_IMA_MEASURE_PCR_IDX).
+    pub pcr: u32,
     /// The kernel image.
     pub image: PathBuf,
     /// Modules, in load order.
@@ -54,31 +79,72 @@ impl Kernel {
     /// Finds a kernel by name; downloads it into the cache if needed.
     ///
     /// # Errors
-    /// [`LabError`].
+    /// [`LabError`]; [`LabError::Missing`] if the lab has to build it first.
     pub fn get(cache: &Path, name: &str) -> Result<Kernel, LabError> {
-        let Some(known) = KERNELS.iter().find(|kernel| kernel.name == name) else {
-            let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
-            return Err(LabError::Missing {
-                what: format!("kernel {name}"),
-                how: format!("known kernels: {}", names.join(", ")),
-            });
-        };
+        let known = KernelName::find(name)?;
         let dir = cache.join("kernels").join(name);
-        match known.meta {
-            Some(meta) => once(&dir, |filled| download(cache, meta, filled)).map(drop)?,
-            None if dir.exists() => {}
-            None => {
+        match known.origin {
+            Origin::Debian(meta) => once(&dir, |filled| download(cache, meta, filled)).map(drop)?,
+            Origin::Built(_) if dir.exists() => {}
+            Origin::Built(_) => {
                 return Err(LabError::Missing {
                     what: format!("kernel {name}"),
-                    how: "run make lab-kernel (5 minutes)".to_owned(),
+                    how: format!("run make lab-kernel KERNEL={name} (5 to 10 minutes)"),
                 });
             }
         }
+        let read = |name: &str| {
+            let path = dir.join(name);
+            fs::read_to_string(&path).at(&path)
+        };
+        let config = read("config")?;
+        let is_set = |option: &str| config.lines().any(|line| line == format!("{option}=y"));
+        let value = |option: &str| {
+            config.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='))
+        };
         Ok(Kernel {
             name: name.to_owned(),
-            carries_list: known.meta.is_none(),
+            package: read("package")?.trim().to_owned(),
+            carries_list: is_set("CONFIG_IMA_KEXEC"),
+            stages: is_set("CONFIG_IMA_STAGING"),
+            pcr: value("CONFIG_IMA_MEASURE_PCR_IDX").and_then(|pcr| pcr.parse().ok()).unwrap_or(10),
             image: dir.join("vmlinuz"),
             modules: sorted_files(&dir.join("modules"))?,
+        })
+    }
+
+    /// Builds a kernel, unless it is in the cache.
+    ///
+    /// # Errors
+    /// [`LabError`]; [`LabError::Missing`] if the lab does not build this kernel.
+    pub fn build(cache: &Path, name: &str) -> Result<Kernel, LabError> {
+        match KernelName::find(name)?.origin {
+            Origin::Built(recipe) => {
+                built::build(recipe, cache, &cache.join("kernels").join(name))?;
+                Kernel::get(cache, name)
+            }
+            Origin::Debian(_) => Err(LabError::Missing {
+                what: format!("a recipe for kernel {name}"),
+                how: "Debian's own kernels are downloaded when they are needed".to_owned(),
+            }),
+        }
+    }
+}
+
+impl KernelName {
+    /// Whether the lab builds this kernel.
+    pub fn is_built(&self) -> bool {
+        matches!(self.origin, Origin::Built(_))
+    }
+
+    fn find(name: &str) -> Result<&'static KernelName, LabError> {
+        const ALL: &[KernelName] = &KERNELS;
+        ALL.iter().find(|kernel| kernel.name == name).ok_or_else(|| {
+            let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
+            LabError::Missing {
+                what: format!("kernel {name}"),
+                how: format!("known kernels: {}", names.join(", ")),
+            }
         })
     }
 }
@@ -93,7 +159,7 @@ fn sorted_files(dir: &Path) -> Result<Vec<PathBuf>, LabError> {
 }
 
 fn download(cache: &Path, meta: &str, kept: &Path) -> Result<(), LabError> {
-    let debian = Debian::update(&cache.join("apt"))?;
+    let debian = Debian::update(&cache.join("apt"), BOOKWORM)?;
     let package = debian.image_of(meta)?;
     let unpacked = tempfile::tempdir_in(cache).at(cache)?;
     debian.unpack(&package, unpacked.path())?;

@@ -10,12 +10,13 @@ use std::{
 use crate::{
     error::{Doing, LabError},
     initramfs::Programs,
-    kernel::{Kernel, OWN},
+    kernel::Kernel,
     machine::{Machine, Plan, Tpm},
-    own_kernel,
     process::{find, run},
 };
 
+/// The directory of IMA's files in the guest.
+pub const LIST: &str = "/sys/kernel/security/ima";
 /// Readable once a kernel (Linux 5.12 or later) has found its TPM.
 const PCR: &str = "/sys/class/tpm/tpm0/pcr-sha256/0";
 
@@ -53,6 +54,11 @@ impl Lab {
         &self.programs
     }
 
+    /// Whether a kernel is in the cache.
+    pub fn is_cached(&self, kernel: &str) -> bool {
+        self.cache.join("kernels").join(kernel).exists()
+    }
+
     /// Finds a kernel by name; downloads it if needed.
     ///
     /// # Errors
@@ -61,30 +67,43 @@ impl Lab {
         Kernel::get(&self.cache, name)
     }
 
-    /// Builds the lab's own kernel, unless it is in the cache.
+    /// Builds a kernel by name, unless it is in the cache.
     ///
     /// # Errors
     /// [`LabError`].
-    pub fn build_kernel(&self) -> Result<(), LabError> {
-        own_kernel::build(&self.cache, &self.cache.join("kernels").join(OWN))
+    pub fn build_kernel(&self, name: &str) -> Result<Kernel, LabError> {
+        Kernel::build(&self.cache, name)
     }
 
     /// Boots a machine. A kernel's TPM driver gives up after its own time limits, which an emulated
     /// machine on a busy host may exceed: a machine without the TPM of its plan is booted again.
     ///
     /// # Errors
-    /// [`LabError`]; [`LabError::Guest`] if the kernel finds no TPM in three boots.
+    /// [`LabError`]; [`LabError::Lost`] with the end of the console if the kernel does not boot, has
+    /// no IMA, finds no TPM in three boots, or does not have the staging interface that its
+    /// configuration names.
     pub fn boot(&self, kernel: &Kernel, plan: &Plan) -> Result<Machine, LabError> {
         const BOOTS: u32 = 3;
         let mut boot = 1;
         loop {
             let mut machine = Machine::boot(kernel, &self.programs, plan)?;
+            let names = match machine.names(LIST) {
+                Ok(names) => names,
+                Err(LabError::Guest { said, .. }) => {
+                    return Err(machine.unfit(format!("no IMA (CONFIG_IMA): {said}")));
+                }
+                Err(error) => return Err(error),
+            };
+            if kernel.stages && !names.iter().any(|name| name.ends_with("_staged")) {
+                return Err(machine.unfit("no staged list (CONFIG_IMA_STAGING)".to_owned()));
+            }
             if plan.tpm == Tpm::None {
                 return Ok(machine);
             }
             match machine.read(PCR) {
                 Ok(_) => return Ok(machine),
                 Err(LabError::Guest { .. }) if boot < BOOTS => boot += 1,
+                Err(LabError::Guest { .. }) => return Err(machine.unfit("no TPM".to_owned())),
                 Err(error) => return Err(error),
             }
         }

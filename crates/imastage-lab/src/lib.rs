@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod ask;
+mod built;
 mod cpio;
 mod debian;
 mod error;
@@ -14,7 +15,6 @@ mod initramfs;
 mod kernel;
 mod lab;
 mod machine;
-mod own_kernel;
 mod process;
 pub mod scenario;
 pub mod wire;
@@ -22,6 +22,6 @@ pub mod wire;
 pub use ask::{Measured, Snapshot};
 pub use error::LabError;
 pub use initramfs::Programs;
-pub use kernel::{KERNELS, Kernel, KernelName, OWN};
-pub use lab::Lab;
+pub use kernel::{KERNELS, Kernel, KernelName};
+pub use lab::{LIST, Lab};
 pub use machine::{INTERRUPTED, Machine, Plan, Ran, Tpm, shell};

@@ -32,6 +32,8 @@ pub struct Plan {
     pub disk: Option<PathBuf>,
     /// Memory in MiB.
     pub memory: u32,
+    /// The number of processors.
+    pub processors: u32,
     /// Whether a reset boots the machine again; otherwise it ends the machine.
     pub restarts: bool,
     /// The directory of the TPM's state, to keep it across boots; by default a temporary one.
@@ -56,6 +58,7 @@ impl Default for Plan {
             tpm: Tpm::Tis,
             disk: None,
             memory: 768,
+            processors: 1,
             restarts: false,
             tpm_state: None,
         }
@@ -201,6 +204,11 @@ impl Machine {
         }
     }
 
+    /// The error for a kernel that boots without what it is booted for.
+    pub(crate) fn unfit(&self, lacks: String) -> LabError {
+        self.lost("boot", format!("kernel {} has {lacks}", self.release))
+    }
+
     fn lost(&self, asked: &str, why: String) -> LabError {
         const LINES: usize = 60;
         LabError::Lost { asked: asked.to_owned(), why, console: tail(&self.console(), LINES) }
@@ -235,8 +243,8 @@ fn qemu(
 ) -> Result<Command, LabError> {
     let mut qemu = bound("qemu-system-x86_64", "qemu-system-x86")?;
     // Not kvm: hardware virtualisation can be present and hang.
-    qemu.args(["-accel", "tcg", "-smp", "1", "-nodefaults", "-nic", "none", "-m"]);
-    qemu.arg(plan.memory.to_string());
+    qemu.args(["-accel", "tcg", "-nodefaults", "-nic", "none"]);
+    qemu.arg("-smp").arg(plan.processors.to_string()).arg("-m").arg(plan.memory.to_string());
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     // A panic resets the machine; without restarts, the reset ends it.
     if !plan.restarts {

@@ -3,18 +3,23 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::Ordering,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use imastage_lab::{
-    INTERRUPTED, KERNELS, Lab, LabError, OWN, Plan, guest,
-    scenario::{self, Report, SCENARIOS},
+    INTERRUPTED, KERNELS, Kernel, KernelName, LIST, Lab, LabError, Plan,
+    guest::{
+        self,
+        agent::{self, Agent},
+        reproduce::{Finding, reproduce},
+    },
+    scenario::{self, Report, SCENARIOS, Scenario},
 };
 use serde_json::json;
 use signal_hook::{
@@ -47,8 +52,8 @@ enum Command {
     Run {
         /// The name of the scenario, or `all`.
         scenario: String,
-        /// A kernel; can be repeated [default: 6.1-cloud, 6.12-cloud, and the lab's own kernel if
-        /// it is built].
+        /// A kernel; can be repeated [default: 6.1-cloud, 6.12-cloud, and all kernels that are
+        /// built].
         #[arg(long = "kernel", value_name = "K")]
         kernels: Vec<String>,
     },
@@ -63,8 +68,26 @@ enum Command {
         #[arg(long, value_name = "WORDS", default_value = "ima_policy=tcb")]
         append: String,
     },
-    /// Build the lab's own kernel, which passes its list to the next kernel at kexec (5 minutes).
-    BuildKernel,
+    /// Build a kernel from Debian's source (5 to 10 minutes; a further variant of the same version
+    /// takes 1 to 2 minutes).
+    BuildKernel {
+        /// The kernel; `list` shows those that can be built.
+        kernel: String,
+    },
+    /// In a guest: stage or delete until SIGTERM, as another agent does.
+    #[command(hide = true)]
+    Agent {
+        /// What it does.
+        agent: Agent,
+        /// The pause after each request in milliseconds.
+        pause: u64,
+    },
+    /// In a guest: try whether the kernel shows a behaviour. It can lock the list until reboot.
+    #[command(hide = true)]
+    Reproduce {
+        /// The behaviour.
+        finding: Finding,
+    },
     /// Open a console in a guest; `poweroff -f` or Ctrl-A X ends it.
     Shell {
         /// The kernel.
@@ -111,7 +134,12 @@ fn obey(cli: Cli) -> anyhow::Result<ExitCode> {
     let lab =
         || Lab::new(&std::env::current_exe()?, cli.cache.clone()).map_err(anyhow::Error::from);
     match cli.command {
-        Command::List => list(cli.json)?,
+        Command::Agent { agent, pause } => {
+            let done = agent::run(agent, Path::new(LIST), Duration::from_millis(pause))?;
+            line(json!({ "batches": done.batches, "held": done.held }))?;
+        }
+        Command::Reproduce { finding } => line(reproduce(finding, Path::new(LIST))?)?,
+        Command::List => list(&lab()?, cli.json)?,
         Command::Run { scenario, kernels } => {
             return run(&lab()?, &scenario, kernels, cli.json);
         }
@@ -120,7 +148,14 @@ fn obey(cli: Cli) -> anyhow::Result<ExitCode> {
             let plan = Plan { append, ..Plan::default() };
             scenario::capture(&lab, &lab.kernel(&kernel)?, &plan, &out)?;
         }
-        Command::BuildKernel => lab()?.build_kernel()?,
+        Command::BuildKernel { kernel } => {
+            let kernel = lab()?.build_kernel(&kernel)?;
+            if cli.json {
+                line(json!({ "kernel": kernel.name, "package": kernel.package }))?;
+            } else {
+                line(format!("{} is built from {}", kernel.name, kernel.package))?;
+            }
+        }
         Command::Shell { kernel, append } => {
             let lab = lab()?;
             let plan = Plan { append, ..Plan::default() };
@@ -130,18 +165,32 @@ fn obey(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(as_json: bool) -> anyhow::Result<()> {
+fn list(lab: &Lab, as_json: bool) -> anyhow::Result<()> {
+    let state = |kernel: &KernelName| match lab.is_cached(kernel.name) {
+        true => "ready",
+        false if kernel.is_built() => "build-kernel builds it",
+        false => "downloaded when needed",
+    };
     if as_json {
-        let scenarios: Vec<_> =
-            SCENARIOS.iter().map(|s| json!({ "name": s.name, "about": s.about })).collect();
-        let kernels: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+        let scenarios: Vec<_> = SCENARIOS
+            .iter()
+            .map(|s| json!({ "name": s.name, "about": s.about, "kernels": s.kernels.to_string() }))
+            .collect();
+        let kernels: Vec<_> = KERNELS
+            .iter()
+            .map(|kernel| json!({ "name": kernel.name, "state": state(kernel) }))
+            .collect();
         return line(json!({ "scenarios": scenarios, "kernels": kernels }));
     }
+    line("scenarios:")?;
     for scenario in &SCENARIOS {
-        line(format!("{:<12} {}", scenario.name, scenario.about))?;
+        line(format!("  {:<12} {} ({})", scenario.name, scenario.about, scenario.kernels))?;
     }
-    let kernels: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
-    line(format!("kernels: {}", kernels.join(", ")))
+    line("kernels:")?;
+    for kernel in &KERNELS {
+        line(format!("  {:<14} {}", kernel.name, state(kernel)))?;
+    }
+    Ok(())
 }
 
 fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Result<ExitCode> {
@@ -153,8 +202,9 @@ fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Re
     }
     let kernels = match kernels.is_empty() {
         true => {
-            let own = lab.kernel(OWN).is_ok().then_some(OWN);
-            ["6.1-cloud", "6.12-cloud"].into_iter().chain(own).map(str::to_owned).collect()
+            let built = KERNELS.iter().filter(|k| k.is_built() && lab.is_cached(k.name));
+            let built = built.map(|kernel| kernel.name);
+            ["6.1-cloud", "6.12-cloud"].into_iter().chain(built).map(str::to_owned).collect()
         }
         false => kernels,
     };
@@ -162,6 +212,11 @@ fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Re
     for name in kernels {
         let kernel = lab.kernel(&name).context(name)?;
         for scenario in &chosen {
+            if !scenario.kernels.include(&kernel) {
+                let why = format!("for {}", scenario.kernels);
+                skipped(scenario, &kernel, &why, as_json)?;
+                continue;
+            }
             let since = Instant::now();
             let mut report = Report::default();
             let result = (scenario.run)(lab, &kernel, &mut report);
@@ -193,6 +248,16 @@ fn run(lab: &Lab, name: &str, kernels: Vec<String>, as_json: bool) -> anyhow::Re
         }
     }
     Ok(ExitCode::from(worst))
+}
+
+fn skipped(scenario: &Scenario, kernel: &Kernel, why: &str, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let (scenario, kernel) = (scenario.name, &kernel.name);
+        return line(
+            json!({ "scenario": scenario, "kernel": kernel, "verdict": "skip", "why": why }),
+        );
+    }
+    line(format!("skip {} on {}: {why}", scenario.name, kernel.name))
 }
 
 fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
-//! Every scenario except `cost`, on Debian's 6.1 and 6.12. Skipped with a message if QEMU, swtpm or a
-//! kernel is not available. `restart` and `templates` boot a machine 6 and 8 times: they run on 6.1
-//! only, which boots in half the time of 6.12.
+//! The scenarios on Debian's 6.1 and 6.12, and on Linux 7.2 with CONFIG_IMA_STAGING if it is built.
+//! Skipped with a message if QEMU, swtpm or a kernel is not available. `restart` and `templates` boot
+//! a machine 6 and 8 times: they do not run on 6.12, which takes longest to boot.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::path::Path;
@@ -31,7 +31,7 @@ fn lab_with(name: &str) -> Option<(Lab, Kernel)> {
     };
     match lab.kernel(name) {
         Ok(kernel) => Some((lab, kernel)),
-        // Debian's archive is unreachable.
+        // Debian's archive is unreachable, or a kernel of the lab is not built.
         Err(error @ (LabError::Missing { .. } | LabError::Program { .. })) => skipped(error),
         Err(error) => panic!("{error}"),
     }
@@ -67,4 +67,19 @@ scenarios! { on_6_12 on "6.12-cloud":
     no_tpm: "no-tpm";
     doctor: "doctor";
     policy: "policy";
+}
+
+scenarios! { on_7_2_staging on "7.2-staging":
+    drain: "drain";
+    flush: "flush";
+    crash: "crash";
+    attest: "attest";
+    restart: "restart";
+    kexec_staged: "kexec-staged";
+    awkward: "awkward";
+    signed: "signed";
+    templates: "templates";
+    no_tpm: "no-tpm";
+    doctor: "doctor";
+    upstream: "upstream";
 }

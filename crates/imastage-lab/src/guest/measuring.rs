@@ -48,17 +48,27 @@ fn measure(files: &Files, stop: &AtomicBool) -> io::Result<Answer> {
     let mut content = vec![b'.'; files.size.max(8)];
     let mut read = Vec::with_capacity(content.len());
     let since = Instant::now();
-    let mut count = 0;
-    while count < files.count && !stop.load(Ordering::Relaxed) {
-        let number = files.first + count;
+    let mut opens = Vec::new();
+    while (opens.len() as u64) < files.count && !stop.load(Ordering::Relaxed) {
+        let number = files.first + opens.len() as u64;
         content[..8].copy_from_slice(&number.to_le_bytes());
         let path = dir.join(number.to_string());
         fs::write(&path, &content)?;
         read.clear();
-        File::open(&path)?.read_to_end(&mut read)?;
+        let opening = Instant::now();
+        let mut file = File::open(&path)?;
+        opens.push(nanos(opening));
+        file.read_to_end(&mut read)?;
         fs::remove_file(&path)?;
-        count += 1;
     }
-    let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Ok(Answer::Measured { count, micros })
+    let count = opens.len() as u64;
+    let micros = nanos(since) / 1000;
+    opens.sort_unstable();
+    let permille = |part: usize| opens.get(opens.len() * part / 1000).copied().unwrap_or_default();
+    let open_nanos = [permille(500), permille(990), permille(999)];
+    Ok(Answer::Measured { count, micros, open_nanos })
+}
+
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,11 @@
 //! The init of a guest: sets the machine up and performs the host's requests.
 
 mod actions;
+pub mod agent;
 mod files;
 mod kexec;
 mod measuring;
+pub mod reproduce;
 
 use std::{
     fs::{self, File},

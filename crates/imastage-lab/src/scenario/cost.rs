@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::{
     error::LabError,
     kernel::Kernel,
-    lab::Lab,
+    lab::{LIST, Lab},
     machine::{Machine, Plan},
     scenario::{
         report::Report,
-        service::{LIST, Service},
+        service::{Service, count},
     },
     wire::Files,
 };
@@ -57,16 +57,6 @@ pub fn cost(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabEr
         );
     }
     machine.power_off()
-}
-
-fn count(machine: &mut Machine) -> Result<u64, LabError> {
-    let text = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
-    let text = String::from_utf8_lossy(&text).trim().to_owned();
-    text.parse().map_err(|_| {
-        LabError::Refuted(format!(
-            "{LIST}/runtime_measurements_count: expected a number, found {text:?}"
-        ))
-    })
 }
 
 fn pieces(mut count: u64) -> Vec<u64> {

@@ -5,11 +5,10 @@ use serde_json::Value;
 use crate::{
     error::{Doing, LabError, must},
     kernel::Kernel,
-    lab::Lab,
+    lab::{LIST, Lab},
     machine::{Machine, Plan, Tpm},
     scenario::{
         report::Report,
-        service::LIST,
         signed::{make_disk, mount_disk},
     },
 };
@@ -23,7 +22,7 @@ pub fn doctor(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     mount_disk(&mut machine, "/disk")?;
     let (code, said) = machine.imastage(&["doctor", "--state", "/disk/state"])?;
     must(code == 0, || format!("recommended setup: expected code 0, found {code}: {said}"))?;
-    says(&said, "kernel.dialect", "warning")?;
+    says(&said, "kernel.dialect", if kernel.stages { "ok" } else { "warning" })?;
     says(&said, "kernel.policy.view", "warning")?;
     says(&said, "kernel.kexec", "note")?;
     says(&said, "list.replay", "ok")?;

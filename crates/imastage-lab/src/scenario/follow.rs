@@ -6,13 +6,13 @@ use crate::{
     ask::Snapshot,
     error::{LabError, must},
     kernel::Kernel,
-    lab::Lab,
+    lab::{LIST, Lab},
     machine::{Machine, Plan},
     scenario::{
         capture::measure_awkward,
         replays::{extends, parsed, replay_list},
         report::Report,
-        service::{LIST, Service, stored},
+        service::{Service, stored},
     },
     wire::Files,
 };

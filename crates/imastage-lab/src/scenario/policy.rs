@@ -5,11 +5,11 @@ use std::{fs, path::Path};
 use crate::{
     error::{Doing, LabError, must},
     kernel::Kernel,
-    lab::Lab,
+    lab::{LIST, Lab},
     machine::{Machine, Plan},
     scenario::{
         report::Report,
-        service::{LIST, Service, stored},
+        service::{Service, stored},
         signed::{make_disk, mount_disk},
     },
     wire::Files,

@@ -51,19 +51,24 @@ pub fn extends(replayed: &Replayed) -> String {
 }
 
 /// Checks that `ima-log` converts the binary sha1 file into every other file of the list, byte for
-/// byte; returns the number of files.
+/// byte, and the staged sha1 file into those of the staged list; returns the number of files.
 pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
-    let records = parsed(snapshot.list(), Bank::Sha1)?;
+    let current = parsed(snapshot.list(), Bank::Sha1)?;
+    let staged = parsed(snapshot.staged(), Bank::Sha1)?;
     let mut compared = 0;
     for (name, content) in &snapshot.0 {
         let Some((form, rest)) = name.split_once("_runtime_measurements") else { continue };
+        let (rest, records) = match rest.strip_suffix("_staged") {
+            Some(rest) => (rest, &staged),
+            None => (rest, &current),
+        };
         let bank = match rest.strip_prefix('_') {
             None => Bank::Sha1,
             Some(bank) => Bank::from_str(bank)
                 .map_err(|error| LabError::Refuted(format!("{name}: {error}")))?,
         };
         let mut ours = Vec::new();
-        for record in &records {
+        for record in records {
             match form {
                 "ascii" => record.write_ascii(bank, &mut ours),
                 _ => record.write_binary(bank, &mut ours),
@@ -90,53 +95,83 @@ pub struct Replayed {
     pub banks: Vec<(Bank, Extend)>,
 }
 
-/// Replays the whole list of a snapshot to its PCR 10 in every bank.
+/// Replays the whole list of a snapshot to the list's PCR in every bank.
 pub fn replay(snapshot: &Snapshot) -> Result<Replayed, LabError> {
     replay_list(snapshot.list(), snapshot)
 }
 
-/// Replays all of `list` to PCR 10 of a snapshot in every bank.
+/// The list of an epoch of a kernel with staging: the records that were stored and deleted, those
+/// that are staged, and those of the current list.
+pub fn whole(stored: &[u8], snapshot: &Snapshot) -> Vec<u8> {
+    [stored, snapshot.staged(), snapshot.list()].concat()
+}
+
+/// Checks that every file of a directory with the numbers `0..count` as names was recorded exactly
+/// once, in ascending order. Violations do not count: a program that the guest starts inherits the
+/// file that is being written, until exec.
+pub fn each_once(records: &[Record<'_>], dir: &str, count: u64) -> Result<(), LabError> {
+    let number = |record: &Record<'_>| {
+        let name = record.event_name()?.strip_prefix(dir.as_bytes())?.strip_prefix(b"/")?;
+        Some(String::from_utf8_lossy(name).into_owned())
+    };
+    let mut expected = 0;
+    for (index, record) in records.iter().enumerate().filter(|(_, one)| !one.is_violation()) {
+        let Some(number) = number(record) else { continue };
+        must(number == expected.to_string(), || {
+            let mut line = Vec::new();
+            record.write_ascii(Bank::Sha1, &mut line);
+            let line = String::from_utf8_lossy(&line).trim().to_owned();
+            format!("record {index}: expected one of {dir}/{expected}, found {line}")
+        })?;
+        expected += 1;
+    }
+    must(expected == count, || format!("{dir}: {count} files were measured, {expected} recorded"))
+}
+
+/// Replays all of `list` to its PCR of a snapshot in every bank.
 pub fn replay_list(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
     let all = parsed(list, Bank::Sha1)?.len() as u64;
     let replayed = replay_prefix(list, snapshot)?;
     must(replayed.records == all, || {
-        format!("only the first {} of {all} records replay to PCR 10", replayed.records)
+        format!("only the first {} of {all} records replay to the PCR", replayed.records)
     })?;
     Ok(replayed)
 }
 
-/// Replays `list` until PCR 10 of a snapshot is reached in every bank.
+/// Replays `list` until the PCR of its first record is reached in every bank of a snapshot.
 pub fn replay_prefix(list: &[u8], snapshot: &Snapshot) -> Result<Replayed, LabError> {
-    let targets = ima_pcrs(snapshot)?;
+    let records = parsed(list, Bank::Sha1)?;
+    let pcr = records.first().map_or(IMA_PCR, Record::pcr);
+    let targets = pcrs(snapshot, pcr)?;
     let mut search = ListReplay::new(targets.iter().map(Digest::bank));
-    let target = |value: &Digest| PcrTarget { pcr: IMA_PCR, value: *value };
+    let target = |value: &Digest| PcrTarget { pcr, value: *value };
     search.look_for(&targets.iter().map(target).collect::<Vec<_>>());
-    parsed(list, Bank::Sha1)?.iter().for_each(|record| search.push(record));
+    records.iter().for_each(|record| search.push(record));
     let Some(prefix) = search.agreement() else {
         let found: Vec<_> = targets
             .iter()
-            .map(|target| format!("{} {:?}", target.bank(), search.found(target.bank(), IMA_PCR)))
+            .map(|target| format!("{} {:?}", target.bank(), search.found(target.bank(), pcr)))
             .collect();
         return Err(LabError::Refuted(format!(
-            "{} records do not replay to PCR 10: {}",
+            "{} records do not replay to PCR {pcr}: {}",
             search.records(),
             found.join(", ")
         )));
     };
     let banks = targets
         .iter()
-        .filter_map(|target| Some((target.bank(), search.found(target.bank(), IMA_PCR)?.1)))
+        .filter_map(|target| Some((target.bank(), search.found(target.bank(), pcr)?.1)))
         .collect();
     Ok(Replayed { records: prefix.from, violations: search.violations(), banks })
 }
 
-/// PCR 10 of each bank.
-pub fn ima_pcrs(snapshot: &Snapshot) -> Result<Vec<Digest>, LabError> {
+/// A PCR in each bank.
+pub fn pcrs(snapshot: &Snapshot, pcr: u32) -> Result<Vec<Digest>, LabError> {
     let mut values = Vec::new();
     for line in snapshot.pcrs().lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let [bank, index, value] = words[..] else { continue };
-        if index != IMA_PCR.to_string() {
+        if index != pcr.to_string() {
             continue;
         }
         let bad = |why: String| LabError::Refuted(format!("PCR value {line}: {why}"));

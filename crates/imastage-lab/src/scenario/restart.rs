@@ -1,19 +1,17 @@
-//! Resets, power cuts and kexec.
+//! Resets and power cuts.
 
 use std::{path::Path, thread, time::Duration};
-
-use ima_log::Bank;
 
 use crate::{
     ask::Snapshot,
     error::{Doing, LabError, must},
     kernel::Kernel,
     lab::Lab,
-    machine::{Machine, Plan},
+    machine::Plan,
     scenario::{
-        replays::{parsed, replay, replay_list, replay_prefix},
+        replays::{replay_list, whole},
         report::Report,
-        service::{LIST, Service, stored},
+        service::{Service, stored},
         signed::{make_disk, mount_disk},
     },
     wire::{Ask, Files},
@@ -25,18 +23,18 @@ const STATE: &str = "/disk/state";
 const CUTS: u64 = 3;
 
 /// A disk and TPM state that outlive a machine.
-struct Lasting {
+pub struct Lasting {
     dir: tempfile::TempDir,
 }
 
 impl Lasting {
-    fn new() -> Result<Lasting, LabError> {
+    pub fn new() -> Result<Lasting, LabError> {
         let dir = tempfile::tempdir().doing("temporary directory")?;
         make_disk(&dir.path().join("disk"), 64)?;
         Ok(Lasting { dir })
     }
 
-    fn plan(&self) -> Plan {
+    pub fn plan(&self) -> Plan {
         let at = |name: &str| Some(Path::join(self.dir.path(), name));
         Plan { disk: at("disk"), tpm_state: at("tpm"), restarts: true, ..Plan::default() }
     }
@@ -65,25 +63,49 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     must(first["epoch"] == 1 && second["epoch"] == 2, || {
         format!("epochs {} and {} after a reset", first["epoch"], second["epoch"])
     })?;
-    let kept = stored(&mut machine, STATE, 1)?;
+    service.stop(&mut machine)?;
+    let kept = list_of(kernel, stored(&mut machine, STATE, 1)?, &before);
     let replayed = replay_list(&kept, &before)?;
     report.saw("records of the epoch before the reset, replayed", replayed.records);
     // The snapshot comes second: reading the store adds records.
     let kept = stored(&mut machine, STATE, 2)?;
     let now = machine.snapshot()?;
-    must(now.list().starts_with(&kept), || {
+    must(kernel.stages || now.list().starts_with(&kept), || {
         "epoch 2 is not a prefix of the kernel's list".to_owned()
     })?;
-    service.stop(&mut machine)?;
+    if kernel.stages {
+        replay_list(&list_of(kernel, kept, &now), &now)?;
+    }
     drop(machine);
+    power_cuts(lab, kernel, &lasting, CUTS, report)
+}
 
+/// The list of an epoch, from its stored records and a snapshot of its end.
+fn list_of(kernel: &Kernel, stored: Vec<u8>, end: &Snapshot) -> Vec<u8> {
+    if kernel.stages { whole(&stored, end) } else { stored }
+}
+
+/// Cuts the power of a machine at random moments while it measures files and the service runs, and
+/// checks the store each time.
+pub fn power_cuts(
+    lab: &Lab,
+    kernel: &Kernel,
+    lasting: &Lasting,
+    cuts: u64,
+    report: &mut Report,
+) -> Result<(), LabError> {
     let mut lived = Vec::new();
-    for cut in 0..CUTS {
+    let mut before = None;
+    for cut in 0..cuts {
         let mut machine = lab.boot(kernel, &lasting.plan())?;
         mount_disk(&mut machine, "/disk")?;
         let service = Service::start(&mut machine, STATE, &["--every", "20"])?;
         let status = service.consistent(&mut machine)?;
-        must(status["epoch"] == 3 + cut, || format!("cut {cut}: epoch {}", status["epoch"]))?;
+        let epoch = status["epoch"].as_u64();
+        must(before.is_none() || epoch == before.map(|before| before + 1), || {
+            format!("cut {cut}: epoch {epoch:?} after {before:?}")
+        })?;
+        before = epoch;
         must(status["problems"] == serde_json::json!([]), || format!("cut {cut}: {status}"))?;
         machine.keep_measuring(files("/a"))?;
         let millis = random_millis()?;
@@ -104,85 +126,8 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     machine.power_off()
 }
 
-/// Kexec preserves the PCRs. Stock kernels lose the list, so the kernel's list alone does not
-/// replay; kernels with CONFIG_IMA_KEXEC restore it, and no record is stored twice.
-pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
-    let lasting = Lasting::new()?;
-    let mut machine = lab.boot(kernel, &lasting.plan())?;
-    mount_disk(&mut machine, "/disk")?;
-    let service = Service::start(&mut machine, STATE, &[])?;
-    machine.measure(Files { count: 50, ..files("/a") })?;
-    load_kernel(&mut machine, kernel)?;
-    let before = service.consistent(&mut machine)?;
-    service.stop(&mut machine)?;
-    // From here on no file may be read: its record would be lost.
-    let last = machine.snapshot()?;
-    machine.leave(&Ask::Kexec)?;
-
-    let now = machine.snapshot()?;
-    report.saw("records before", &before["records"]);
-    let carried = now.list().starts_with(last.list());
-    must(carried == kernel.carries_list, || {
-        format!("list restored after kexec: expected {}, found {carried}", kernel.carries_list)
-    })?;
-    // Each kernel adds a boot_aggregate.
-    let boots = now.ascii().matches(" boot_aggregate").count();
-    must(boots == 1 + usize::from(carried), || format!("{boots} boot_aggregates"))?;
-    report.saw("boot_aggregates after", boots);
-    if carried {
-        replay(&now)?;
-    } else {
-        let plain = replay(&now);
-        must(plain.as_ref().is_err_and(LabError::is_verdict), || {
-            format!("the kernel's list alone replays: {plain:?}")
-        })?;
-        // No record is missing: the lists before and after kexec together replay to the PCR.
-        replay_list(&[last.list(), now.list()].concat(), &now)?;
-    }
-    mount_disk(&mut machine, "/disk")?;
-    let service = Service::start(&mut machine, STATE, &[])?;
-    let forgotten = match carried {
-        true => 0,
-        false => parsed(last.list(), Bank::Sha1)?.len() as u64,
-    };
-    let after = service.consistent_after(&mut machine, forgotten)?;
-    must(after["epoch"] == before["epoch"], || format!("epoch {}", after["epoch"]))?;
-    let whole: Snapshot = machine.snapshot()?;
-    service.consistent_after(&mut machine, forgotten)?;
-    let records = stored(&mut machine, STATE, 1)?;
-    if carried {
-        must(whole.list().starts_with(&records), || {
-            "the store is not a prefix of the kernel's list".to_owned()
-        })?;
-    }
-    must(records.starts_with(last.list()), || {
-        "the store changed records from before the kexec".to_owned()
-    })?;
-    let replayed = replay_prefix(&records, &whole)?;
-    report.saw("records after, replayed to the PCR", replayed.records);
-    report.saw("records in the kernel's list", count(&mut machine)?);
-    service.stop(&mut machine)?;
-    machine.power_off()
-}
-
-/// Has the guest load the kernel that it runs, for kexec.
-fn load_kernel(machine: &mut Machine, kernel: &Kernel) -> Result<(), LabError> {
-    let image = std::fs::read(&kernel.image).at(&kernel.image)?;
-    let initramfs = machine.initramfs()?;
-    machine.write(b"/run/kernel", 0o600, &image)?;
-    machine.write(b"/run/initramfs", 0o600, &initramfs)?;
-    let line = machine.read("/proc/cmdline")?;
-    let command_line = String::from_utf8_lossy(&line).trim().to_owned();
-    let (kernel, initramfs) = ("/run/kernel".to_owned(), "/run/initramfs".to_owned());
-    machine.done(&Ask::LoadKernel { kernel, initramfs, command_line }, &[])
-}
-
-fn count(machine: &mut Machine) -> Result<String, LabError> {
-    let count = machine.read(&format!("{LIST}/runtime_measurements_count"))?;
-    Ok(String::from_utf8_lossy(&count).trim().to_owned())
-}
-
-fn random_millis() -> Result<u64, LabError> {
+/// A random duration up to 2 s.
+pub fn random_millis() -> Result<u64, LabError> {
     let mut bytes = [0; 2];
     getrandom::fill(&mut bytes).map_err(|error| LabError::Refuted(error.to_string()))?;
     Ok(u64::from(u16::from_le_bytes(bytes) % 2000))
