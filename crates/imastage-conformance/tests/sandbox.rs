@@ -4,17 +4,21 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use imastage_conformance::{
-    Counts, Dialect, Duplicates, Group, Options, RunError, Step, Verdict, detect, run,
+    Counts, Dialect, Duplicates, Group, Listed, Measure, Options, RunError, Step, Verdict, detect,
+    list, run,
 };
 use imastage_sandbox::{
     Config, Fault, Hazard, Kexec, Sandbox, TpmChoice,
     control::{Command as Ask, ask},
 };
+
+/// A program that can be a helper process.
+const HELPER: &str = env!("CARGO_BIN_EXE_imastage-conformance");
 
 /// Sandboxes run one at a time: a child process inherits all open files until execve(2).
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -30,6 +34,8 @@ struct Run {
     hazards: Vec<Hazard>,
     try_hazards: bool,
     critical_data: bool,
+    /// Whether the machine can be restarted, which unlocks its list.
+    restarts: bool,
 }
 
 impl Run {
@@ -44,12 +50,21 @@ impl Run {
             hazards: Vec::new(),
             try_hazards: false,
             critical_data: false,
+            restarts: true,
         }
     }
 }
 
 /// Runs the cases; `None`, with a message, if /dev/fuse cannot be opened.
 fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
+    conform_after(of, |_| Vec::new())
+}
+
+/// As [`conform`], with the files open that `before` returns.
+fn conform_after(
+    of: &Run,
+    before: impl FnOnce(&Path) -> Vec<fs::File>,
+) -> Option<Result<(Counts, Vec<Group>), RunError>> {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
         eprintln!("SKIPPED: /dev/fuse: {error}");
         return None;
@@ -88,15 +103,18 @@ fn conform(of: &Run) -> Option<Result<(Counts, Vec<Group>), RunError>> {
         dir: &mount,
         dialect: of.dialect,
         duplicates: of.duplicates,
-        measure: &measure,
+        helper: Path::new(HELPER),
+        measure: Measure::Call(&measure),
         violate: Some(&violate),
-        machine: Some(&machine),
+        machine: of.restarts.then_some(&machine),
         destructive: of.destructive,
         critical_data: of.critical_data,
         hazards: of.try_hazards,
         rule: of.rule,
     };
+    let files = before(&mount);
     let counts = run(&options, &mut |group| groups.push(group.clone()));
+    drop(files);
     sandbox.stop();
     Some(counts.map(|counts| (counts, groups)))
 }
@@ -158,10 +176,10 @@ fn hazard_cases_fail_only_with_the_hazard() {
     let Some(result) = conform(&of) else { return };
     let failures = failures(&result.unwrap().1);
     for case in [
-        "1.9 one of two files closed by another thread: O_RDONLY: expected EBUSY, got ok",
-        "1.9 the writing thread has exited, its file is open: O_WRONLY by another thread",
-        "1.9 two files closed by another thread: O_RDWR: expected ok, got EBUSY",
-        "1.9 two files of a shell, closed last by its child: O_RDWR: expected ok, got EBUSY",
+        "1.9.2 one of two files closed by another thread: O_RDONLY: expected EBUSY, got ok",
+        "1.9.3 the writing thread has exited, its file is open: O_WRONLY by another thread",
+        "1.9.4 two files closed by another thread: O_RDWR: expected ok, got EBUSY",
+        "1.9.5 two files of a shell, closed last by its child: O_RDWR: expected ok, got EBUSY",
     ] {
         assert!(failures.iter().any(|failure| failure.starts_with(case)), "{case}: {failures:#?}");
     }
@@ -178,12 +196,154 @@ fn delete_that_fails_after_deleting_is_reported() {
 }
 
 #[test]
-fn existing_records_are_kept_without_destructive() {
-    let of = Run { destructive: false, ..Run::of(Dialect::Linux72) };
+fn machine_records_are_kept_without_destructive() {
+    // A directory on another file system than FUSE is no sandbox.
+    let dir = tempfile::tempdir().unwrap();
+    let files = |records: &[&[u8]]| {
+        for (name, bytes) in ["", "_staged"].into_iter().zip(records) {
+            let name = format!("binary_runtime_measurements_sha1{name}");
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+    };
+    let measure = |_: &[PathBuf]| Ok(());
+    let options = Options {
+        dir: dir.path(),
+        dialect: Dialect::Linux72,
+        duplicates: Duplicates::Detect,
+        helper: Path::new(HELPER),
+        measure: Measure::Call(&measure),
+        violate: None,
+        machine: None,
+        destructive: false,
+        critical_data: false,
+        hazards: false,
+        rule: Some("1.7"),
+    };
+    let ran = |options: &Options<'_>| run(options, &mut |_| {});
+    let records = |error| match error {
+        Err(RunError::WouldDelete { records, .. }) => records,
+        other => panic!("{other:?}"),
+    };
+    let (aggregate, late) = (record("boot_aggregate"), record("boot_aggregate_late"));
+    let file = record("/usr/bin/true");
+    for (current, staged) in [(&aggregate, &vec![]), (&vec![], &late), (&vec![], &vec![])] {
+        files(&[current, staged]);
+        assert!(ran(&options).is_ok());
+    }
+    files(&[&aggregate, &file]);
+    assert_eq!(records(ran(&options)), 2);
+    files(&[&[&*aggregate, &*late].concat(), b""]);
+    assert_eq!(records(ran(&options)), 2);
+    files(&[&file, b""]);
+    assert_eq!(records(ran(&options)), 1);
+    files(&[b"not a list", b""]);
+    assert_eq!(records(ran(&options)), 1);
+    assert_eq!(
+        fs::read(dir.path().join("binary_runtime_measurements_sha1")).unwrap(),
+        b"not a list"
+    );
+}
+
+/// A record in the sha1 form of template ima-ng.
+fn record(name: &str) -> Vec<u8> {
+    let field = |data: &[u8]| [&(data.len() as u32).to_ne_bytes()[..], data].concat();
+    let digest = [&b"sha256:\0"[..], &[7; 32]].concat();
+    let data = [field(&digest), field(format!("{name}\0").as_bytes())].concat();
+    [&10u32.to_ne_bytes()[..], &[9; 20], &field(b"ima-ng"), &field(&data)].concat()
+}
+
+#[test]
+fn locked_list_is_reported_once_and_the_rest_is_skipped() {
+    let hazards = vec![Hazard::LockBooks];
+    let of = Run { hazards, try_hazards: true, restarts: false, ..Run::of(Dialect::Linux72) };
     let Some(result) = conform(&of) else { return };
-    let error = result.unwrap_err();
-    // The list has at least the boot_aggregate.
-    assert!(matches!(error, RunError::WouldDelete { records: 1.., .. }), "{error}");
+    let (counts, groups) = result.unwrap();
+    // Ordinary cases do not fork with an open file, so they pass.
+    let ordinary = groups.iter().filter(|group| !group.rule.starts_with("1.9"));
+    assert_eq!(failures(&ordinary.cloned().collect::<Vec<_>>()), [""; 0]);
+    let at = groups.iter().position(|group| group.rule == "1.9.4").unwrap();
+    let locked = &groups[at];
+    assert_eq!(locked.kernel_bug, Some("two descriptors of one writer"));
+    let failures = failures(std::slice::from_ref(locked));
+    let [busy, report] = &*failures else { panic!("{failures:#?}") };
+    assert!(busy.ends_with("expected ok, got EBUSY"), "{busy}");
+    let bug = "no visible process has a file of the list open: kernel bug: writer lock lost";
+    assert!(report.contains(bug), "{report}");
+    for group in &groups[at + 1..] {
+        let [case] = &*group.cases else { panic!("{group:?}") };
+        let skipped = Verdict::Skipped { why: "the list is locked against writers".into() };
+        assert_eq!(case.verdict, skipped, "{group:?}");
+    }
+    assert!(counts.passed > 800 && groups.len() > at + 1, "{counts:?}");
+}
+
+#[test]
+fn list_in_use_before_the_first_case_is_no_failed_case() {
+    for (held, bug) in [(true, false), (false, true)] {
+        let hazards = if bug { vec![Hazard::LockBooks] } else { vec![] };
+        let of = Run { hazards, rule: Some("1.7"), ..Run::of(Dialect::Linux72) };
+        let before = |mount: &Path| {
+            let open = || {
+                let path = mount.join("binary_runtime_measurements_sha1_staged");
+                fs::File::options().read(true).write(true).open(path).unwrap()
+            };
+            // Two files of one writer, closed by another thread: the kernel bug.
+            let files = [open(), open()];
+            if held {
+                files.into()
+            } else {
+                std::thread::spawn(|| drop(files)).join().unwrap();
+                vec![]
+            }
+        };
+        let Some(result) = conform_after(&of, before) else { return };
+        let error = result.unwrap_err();
+        assert!(matches!(error, RunError::Locked(_)) && !error.is_usage(), "{error}");
+        let text = error.to_string();
+        let holder = format!(": process {} (", std::process::id());
+        assert_eq!((text.contains(&holder), text.contains("kernel bug")), (held, bug), "{text}");
+    }
+}
+
+#[test]
+fn rule_that_needs_an_option_names_it() {
+    for (rule, option) in
+        [("1.9", "--hazards"), ("1.9.6", "--hazards"), ("1.10", "--critical-data")]
+    {
+        let Some(result) = conform(&Run { rule: Some(rule), ..Run::of(Dialect::Linux72) }) else {
+            return;
+        };
+        let error = result.unwrap_err();
+        assert!(error.is_usage(), "{error}");
+        assert!(error.to_string().starts_with(&format!("rule {rule} needs {option}: ")), "{error}");
+    }
+    // Other dialects do not have these bugs.
+    let of = Run { rule: Some("1.9"), try_hazards: true, ..Run::of(Dialect::V4) };
+    let Some(result) = conform(&of) else { return };
+    assert!(matches!(result, Err(RunError::Rule { .. })));
+}
+
+#[test]
+fn every_group_is_listed_with_the_option_it_needs() {
+    let rules = |listed: Vec<Listed>| listed.iter().map(|group| group.rule).collect::<Vec<_>>();
+    let all = list(None, None).unwrap();
+    let of_rule = |rule| rules(list(Some(Dialect::Linux72), Some(rule)).unwrap());
+    assert_eq!(of_rule("1.1"), ["1.1"; 2]);
+    assert_eq!(of_rule("1.9").len(), 6);
+    assert_eq!(of_rule("1.9.6"), ["1.9.6"]);
+    for group in &all {
+        let option = match group.rule {
+            "1.10" => Some("--critical-data"),
+            rule if rule.starts_with("1.9") => Some("--hazards"),
+            _ => None,
+        };
+        assert_eq!(group.option, option, "{group:?}");
+    }
+    let error = list(Some(Dialect::V4), Some("1.9")).unwrap_err().to_string();
+    assert!(error.contains("1.1, 1.2, 1.3") && !error.contains("1.9."), "{error}");
+    assert_eq!(all[0].line(), "1.1    files");
+    let last = all.last().unwrap().line();
+    assert_eq!(last, "1.9.6  a descriptor reopened after fork (only 7.2, with --hazards)");
 }
 
 #[test]
@@ -270,7 +430,7 @@ fn case_of(fault: Fault) -> &'static str {
             r#"1.2 this thread has binary_runtime_measurements_sha1_staged open O_RDWR: runtime_measurements_count O_RDONLY: expected ok"#
         }
         Fault::LockStuck => {
-            r#"1.2 idle: binary_runtime_measurements_sha1 O_RDONLY by another thread: expected ok, got EBUSY"#
+            r#"1.2 idle: binary_runtime_measurements_sha1 O_RDONLY by the same thread: expected ok, got EBUSY"#
         }
         Fault::LockFreedEarly => {
             r#"1.2 a writer closed one of two files: O_RDONLY by another process: expected EBUSY, got ok"#
