@@ -98,6 +98,16 @@ pub enum RunError {
         /// Why not.
         error: io::Error,
     },
+    /// No record can be added.
+    #[error(
+        "a file executed in {} is not in the list: the IMA policy does not measure it; boot with \
+         ima_policy=tcb, set TMPDIR to a file system that the policy measures, or use --measure",
+        dir.display()
+    )]
+    NotMeasured {
+        /// The directory of the file.
+        dir: PathBuf,
+    },
     /// Writers are refused before the first case.
     #[error("{0}")]
     Locked(Locked),
@@ -141,6 +151,7 @@ impl RunError {
             RunError::File { .. }
             | RunError::NoDialect { .. }
             | RunError::Helper { .. }
+            | RunError::NotMeasured { .. }
             | RunError::Locked(_) => false,
         }
     }

@@ -114,10 +114,11 @@ impl<'a> Target<'a> {
             return Err(RunError::WouldDelete { dir: dir.to_owned(), records: all.len() });
         }
         // After the reads: a kernel that does not unlock the list after a writer fails cases.
-        match target.locked() {
-            Some(locked) => Err(RunError::Locked(locked)),
-            None => Ok(target),
+        if let Some(locked) = target.locked() {
+            return Err(RunError::Locked(locked));
         }
+        target.check_measuring()?;
+        Ok(target)
     }
 
     /// Whether writers are refused although this program has no file of the list open.
@@ -353,6 +354,21 @@ impl<'a> Target<'a> {
     /// Has a file measured, possibly again.
     pub(crate) fn measure(&self, path: &Path) -> Result<(), Trouble> {
         self.measure_all(&[path.to_owned()])
+    }
+
+    /// Executes a file whose record must then be in the list.
+    fn check_measuring(&self) -> Result<(), RunError> {
+        if matches!(self.measure, Measure::Call(_)) {
+            return Ok(());
+        }
+        // If the command fails or the list is unreadable, cases fail.
+        let measured = self.add(1).and_then(|paths| Ok((self.list(CURRENT)?, paths)));
+        match measured {
+            Ok((list, paths)) if Target::find(&paths, &list).is_empty() => {
+                Err(RunError::NotMeasured { dir: self.work.path().to_owned() })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn measure_all(&self, paths: &[PathBuf]) -> Result<(), Trouble> {

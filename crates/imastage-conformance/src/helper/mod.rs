@@ -2,6 +2,7 @@
 //!
 //! They are started before the first file of the list is opened, and this process forks no more:
 //! Linux 7.2 can lose its writer lock if a writer's descriptor is copied by fork(2).
+#![allow(clippy::disallowed_methods)]
 
 mod process;
 
