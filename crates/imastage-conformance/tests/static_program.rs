@@ -11,7 +11,8 @@ use std::{
 fn build() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let output = Command::new(root.join("scripts/build-conformance"))
-        .args(["dev", "--config", "profile.dev.package.\"*\".opt-level=0"])
+        .args(["dev", "--config", "profile.dev.opt-level=0"])
+        .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
         .env("CARGO", env!("CARGO"))
         .output()
         .unwrap();
