@@ -1,5 +1,5 @@
-//! Defects of Linux 7.2 if a writer has two descriptors, or exits before its file is closed. The
-//! cases expect correct behaviour: a failed case shows that the defect exists. The list can then
+//! Defects of Linux 7.2 if a writer has two descriptors, forks, or exits before its file is closed.
+//! The cases expect correct behaviour: a failed case shows that the defect exists. The list can then
 //! stay locked against writers until the next boot.
 
 use std::{
