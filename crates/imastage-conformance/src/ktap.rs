@@ -31,7 +31,7 @@ impl Ktap {
     }
 
     fn write(&self, group: &Group, out: &mut String) -> fmt::Result {
-        let Group { rule, title, cases } = group;
+        let Group { rule, title, kernel_bug, cases } = group;
         writeln!(out, "  KTAP version 1")?;
         writeln!(out, "  # Subtest: {rule} {title}")?;
         writeln!(out, "  1..{}", cases.len())?;
@@ -42,6 +42,9 @@ impl Ktap {
                 Verdict::Passed => writeln!(out, "  ok {number} {name}")?,
                 Verdict::Failed { expected, got } => {
                     writeln!(out, "  # expected {expected}, got {got}")?;
+                    if let Some(bug) = kernel_bug {
+                        writeln!(out, "  # kernel bug: {bug}")?;
+                    }
                     writeln!(out, "  not ok {number} {name}")?;
                 }
                 Verdict::Skipped { why } => writeln!(out, "  ok {number} {name} # SKIP {why}")?,
@@ -64,14 +67,20 @@ mod tests {
         let failed = Verdict::Failed { expected: "EBUSY".into(), got: "ok".into() };
         let skipped = Verdict::Skipped { why: "needs root".into() };
         let cases = vec![case("a", Verdict::Passed), case("b # c", failed), case("d", skipped)];
-        let group = Group { rule: "1.2", title: "open", cases };
+        let group = Group { rule: "1.2", title: "open", kernel_bug: None, cases };
         let mut ktap = Ktap::default();
         assert_eq!(
             ktap.group(&group),
             "  KTAP version 1\n  # Subtest: 1.2 open\n  1..3\n  ok 1 a\n  \
              # expected EBUSY, got ok\n  not ok 2 b . c\n  ok 3 d # SKIP needs root\nnot ok 1 1.2 open"
         );
-        let fine = Group { rule: "1.3", title: "write", cases: Vec::new() };
+        let fine = Group { rule: "1.3", title: "write", cases: Vec::new(), ..group };
         assert!(ktap.group(&fine).ends_with("\nok 2 1.3 write"));
+        let failed = Verdict::Failed { expected: "ok".into(), got: "EBUSY".into() };
+        let cases = vec![case("a", failed)];
+        let bug = Group { rule: "1.9.1", title: "fork", kernel_bug: Some("lost lock"), cases };
+        let text = ktap.group(&bug);
+        let lines = "  # expected ok, got EBUSY\n  # kernel bug: lost lock\n  not ok 1 a\n";
+        assert!(text.contains(lines), "{text}");
     }
 }

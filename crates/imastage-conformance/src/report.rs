@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use crate::target::Trouble;
+use crate::{lock::Locked, target::Trouble};
 
 /// The cases of one part of the interface.
 #[derive(Clone, Debug, Serialize)]
@@ -13,8 +13,24 @@ pub struct Group {
     pub rule: &'static str,
     /// The title of the group.
     pub title: &'static str,
+    /// The kernel bug that a failed case shows, if the group tests for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_bug: Option<&'static str>,
     /// The cases, in the order they were run.
     pub cases: Vec<Case>,
+}
+
+/// A group that can be run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The number of the rule.
+    pub rule: &'static str,
+    /// The title of the group.
+    pub title: &'static str,
+    /// The dialects in which it is run.
+    pub dialects: Vec<String>,
+    /// The option without which it is not run.
+    pub option: Option<&'static str>,
 }
 
 /// One checked behaviour.
@@ -79,6 +95,9 @@ impl Counts {
     }
 }
 
+/// Why cases are not run on a locked list.
+pub(crate) const LOCKED: &str = "the list is locked against writers";
+
 /// Collects the cases of a group.
 #[derive(Default)]
 pub(crate) struct Recorder {
@@ -142,6 +161,23 @@ impl Recorder {
     pub(crate) fn skip(&mut self, name: impl Into<String>, why: impl Display) {
         let verdict = Verdict::Skipped { why: why.to_string() };
         self.cases.push(Case { name: name.into(), verdict });
+    }
+
+    /// Records that the list is locked after the cases. Failures that follow from the lock become
+    /// skips; the first EBUSY remains, since it shows where the lock was lost.
+    pub(crate) fn locked(&mut self, locked: &Locked) {
+        let busy = |case: &Case| match &case.verdict {
+            Verdict::Failed { got, .. } => got.contains("EBUSY"),
+            _ => false,
+        };
+        let first = self.cases.iter().position(busy).map_or(self.cases.len(), |at| at + 1);
+        for case in self.cases.iter_mut().skip(first) {
+            if matches!(case.verdict, Verdict::Failed { .. }) {
+                case.verdict = Verdict::Skipped { why: LOCKED.into() };
+            }
+        }
+        let name = "the list can be opened for writing after these cases";
+        self.expect(name, "ok", locked);
     }
 
     /// Records that the rest of the group could not be run.

@@ -1,12 +1,12 @@
 //! The interface under test: opens, reads, writes, and the records that cases add.
 
 use std::{
+    ffi::OsString,
     fmt::Display,
     fs::{self, File},
     io::{self, Read, Seek, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -22,7 +22,9 @@ use tempfile::TempDir;
 
 use crate::{
     errno::{Answer, Errno, wrote},
-    options::{Machine, Measure, Options, RunError, Step},
+    helper::Helpers,
+    lock::{self, Locked},
+    options::{Adding, Machine, Measure, Options, RunError, Step},
 };
 
 /// The interface under test.
@@ -30,9 +32,10 @@ pub(crate) struct Target<'a> {
     dir: &'a Path,
     dialect: Dialect,
     duplicates: Duplicates,
-    measure: &'a Measure<'a>,
-    violate: Option<&'a Measure<'a>>,
+    measure: Measure<'a>,
+    violate: Option<&'a Adding<'a>>,
     machine: Option<&'a Machine<'a>>,
+    helpers: Helpers,
     /// The directory with the files to measure.
     work: TempDir,
     made: AtomicUsize,
@@ -74,6 +77,9 @@ impl<'a> Target<'a> {
     pub(crate) fn new(options: &Options<'a>) -> Result<Target<'a>, RunError> {
         let at = |path: PathBuf| move |error| RunError::File { path, error };
         let dir = options.dir;
+        // Before any file of the list is opened.
+        let helpers = Helpers::start(options.helper)
+            .map_err(|error| RunError::Helper { program: options.helper.to_owned(), error })?;
         let work = tempfile::tempdir().map_err(at(std::env::temp_dir()))?;
         let magic = rustix::fs::statfs(dir).map_err(|error| at(dir.to_owned())(error.into()))?;
         let may = capabilities(None).map(|sets| sets.effective);
@@ -84,21 +90,40 @@ impl<'a> Target<'a> {
             measure: options.measure,
             violate: options.violate,
             machine: options.machine,
+            helpers,
             work,
             made: AtomicUsize::new(0),
             fuse: magic.f_type == FUSE_MAGIC,
             overrides: may.is_ok_and(|may| may.contains(CapabilitySet::DAC_OVERRIDE)),
         };
-        let mut records = 0;
+        if let Some(locked) = Locked::check(dir, CURRENT, OFlags::RDONLY) {
+            return Err(RunError::Locked(locked));
+        }
+        let mut all = List::new();
         for name in target.parts() {
             let bytes = fs::read(target.path(name)).map_err(at(target.path(name)))?;
-            records +=
-                if bytes.is_empty() { 0 } else { parse(&bytes).map_or(1, |list| list.len()) };
+            // An unknown form counts as one record.
+            all.extend(parse(&bytes).unwrap_or_else(|_| vec![bytes]));
         }
-        if records > 0 && !options.destructive {
-            return Err(RunError::WouldDelete { dir: dir.to_owned(), records });
+        let needed = match &*all {
+            [] => false,
+            [record] => !is_boot_aggregate(record),
+            _ => true,
+        };
+        if needed && !options.destructive && !(target.fuse && lock::is_sandbox(dir)) {
+            return Err(RunError::WouldDelete { dir: dir.to_owned(), records: all.len() });
         }
+        // After the reads: a kernel that does not unlock the list after a writer fails cases.
+        if let Some(locked) = target.locked() {
+            return Err(RunError::Locked(locked));
+        }
+        target.check_measuring()?;
         Ok(target)
+    }
+
+    /// Whether writers are refused although this program has no file of the list open.
+    pub(crate) fn locked(&self) -> Option<Locked> {
+        Locked::check(self.dir, self.writable(), OFlags::RDWR)
     }
 
     pub(crate) fn dialect(&self) -> Dialect {
@@ -159,8 +184,9 @@ impl<'a> Target<'a> {
         machine(step).map_err(|error| Trouble(format!("shutdown step {step:?}: {error}")))
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir
+    /// The directory with the files to measure.
+    pub(crate) fn work(&self) -> &Path {
+        self.work.path()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -187,31 +213,13 @@ impl<'a> Target<'a> {
                 let open = || self.open(name, flags).map(drop);
                 thread::scope(|scope| scope.spawn(open).join().unwrap_or(Err(Errno(0))))
             }
-            Opener::OtherProcess => self.shell_open(name, flags, |command| command),
+            Opener::OtherProcess => self.helpers.open(&self.path(name), flags),
         }
     }
 
-    /// open(2) by a shell that `prepare` configures. The shell opens with O_RDONLY, with
-    /// O_WRONLY|O_CREAT|O_TRUNC, or with O_RDWR|O_CREAT.
-    pub(crate) fn shell_open(
-        &self,
-        name: &str,
-        flags: OFlags,
-        prepare: impl FnOnce(&mut Command) -> &mut Command,
-    ) -> Answer<()> {
-        let operator = match flags & OFlags::RWMODE {
-            OFlags::RDONLY => "<",
-            OFlags::WRONLY => ">",
-            _ => "<>",
-        };
-        let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(format!("exec 3{operator}\"$1\"")).arg("sh").arg(self.path(name));
-        let output = prepare(&mut command).env("LC_ALL", "C").stdin(Stdio::null()).output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(Errno::printed(&said).unwrap_or(Errno(0)))
+    /// Other processes.
+    pub(crate) fn helpers(&self) -> &Helpers {
+        &self.helpers
     }
 
     /// open(2), one write(2), close(2).
@@ -255,7 +263,7 @@ impl<'a> Target<'a> {
         let paths = (0..n).map(|_| self.make()).collect::<io::Result<Vec<_>>>();
         let paths =
             paths.map_err(|error| Trouble(format!("creating a file to measure: {error}")))?;
-        (self.measure)(&paths).map_err(|error| Trouble(format!("measuring: {error}")))?;
+        self.measure_all(&paths)?;
         Ok(paths)
     }
 
@@ -345,7 +353,39 @@ impl<'a> Target<'a> {
 
     /// Has a file measured, possibly again.
     pub(crate) fn measure(&self, path: &Path) -> Result<(), Trouble> {
-        (self.measure)(&[path.to_owned()]).map_err(|error| Trouble(format!("measuring: {error}")))
+        self.measure_all(&[path.to_owned()])
+    }
+
+    /// Executes a file whose record must then be in the list.
+    fn check_measuring(&self) -> Result<(), RunError> {
+        if matches!(self.measure, Measure::Call(_)) {
+            return Ok(());
+        }
+        // If the command fails or the list is unreadable, cases fail.
+        let measured = self.add(1).and_then(|paths| Ok((self.list(CURRENT)?, paths)));
+        match measured {
+            Ok((list, paths)) if Target::find(&paths, &list).is_empty() => {
+                Err(RunError::NotMeasured { dir: self.work.path().to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn measure_all(&self, paths: &[PathBuf]) -> Result<(), Trouble> {
+        let done = match self.measure {
+            Measure::Execute => paths.iter().try_for_each(|path| self.helpers.run(path, &[])),
+            Measure::Command(command) => {
+                // The path is an argument, so that a shell never reads it.
+                let command = OsString::from(command.replace("{}", "\"$1\""));
+                let run = |path: &PathBuf| {
+                    let args = ["-c".as_ref(), &*command, "sh".as_ref(), path.as_os_str()];
+                    self.helpers.run("/bin/sh".as_ref(), &args)
+                };
+                paths.iter().try_for_each(run)
+            }
+            Measure::Call(call) => call(paths),
+        };
+        done.map_err(|error| Trouble(format!("measuring: {error}")))
     }
 
     /// Replaces a measured file with a new file of equal content.
@@ -390,6 +430,14 @@ impl<'a> Target<'a> {
         write_program(&path)?;
         Ok(path)
     }
+}
+
+/// Whether a record is the first one of a boot, which every kernel adds.
+fn is_boot_aggregate(bytes: &[u8]) -> bool {
+    let record = Records::new(bytes, Format::native(Bank::Sha1)).next().and_then(Result::ok);
+    let name = record.as_ref().and_then(|record| record.event_name());
+    // Since Linux 7.3 it can be added at the end of the boot (CONFIG_IMA_INIT_LATE_SYNC).
+    matches!(name, Some(b"boot_aggregate" | b"boot_aggregate_late"))
 }
 
 /// Writes a program that does nothing. Its content contains its path, so no two files are equal.

@@ -207,10 +207,12 @@ Examples:
 
 pub const CONFORMANCE: &str = "\
 Examples:
+  # List the groups of cases
+  imastage conformance --list
   # Test a sandbox, whose records are deleted
-  imastage conformance --destructive /tmp/ima
-  # Only what requests do in every state
-  imastage conformance --destructive --rule 1.4 /tmp/ima
+  imastage conformance /tmp/ima
+  # Test only the requests in every state
+  imastage conformance --rule 1.4 /tmp/ima
   # Test the kernel of a machine that nobody attests
   imastage conformance --destructive /sys/kernel/security/ima";
 

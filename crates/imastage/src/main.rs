@@ -53,6 +53,9 @@ enum Command {
     Sandbox(commands::sandbox::Args),
     Conformance(commands::conformance::Args),
     Demo(commands::demo::Args),
+    /// Open files and start programs for `imastage conformance`, which starts this process.
+    #[command(hide = true)]
+    ConformanceHelper,
     #[command(hide = true)]
     SourceProcess(commands::source_process::Args),
     #[command(hide = true)]
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Store(args) => commands::store::run(args, &out),
         Command::Sandbox(args) => commands::sandbox::run(args, &out),
         Command::Conformance(args) => commands::conformance::run(args, &out),
+        Command::ConformanceHelper => commands::conformance::run_helper(),
         Command::Demo(args) => commands::demo::run(args, &out),
         Command::SourceProcess(args) => commands::source_process::run(&args),
         Command::Generate(args) => commands::generate::run(&args),

@@ -13,11 +13,13 @@ use rustix::fs::OFlags;
 
 use crate::{
     errno::{Errno, told},
+    helper::HELPERS,
     report::Recorder,
     target::{CURRENT, List, STAGED, Target, Trouble, parse, read_anew},
 };
 
-const THREADS: usize = 4;
+/// As many as there are helper processes to execute files.
+const THREADS: usize = HELPERS;
 /// Records that each thread adds.
 const EACH: usize = 100;
 /// Records added by one call.
@@ -118,7 +120,7 @@ fn delete_what_was_read(target: &Target<'_>, taken: &mut List) -> Result<(), Tro
 }
 
 fn open(target: &Target<'_>, name: &str, flags: OFlags) -> Result<File, Trouble> {
-    /// A child of another thread keeps our files open until execve(2). At 1 ms each: one minute.
+    /// Another program may have a file open. At 1 ms each: one minute.
     const ATTEMPTS: usize = 60_000;
     let mut answer = target.open(name, flags);
     for _ in 1..ATTEMPTS {

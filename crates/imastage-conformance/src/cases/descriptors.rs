@@ -1,10 +1,9 @@
-//! Descriptors that are closed one by one, duplicated, inherited, or reopened through /proc.
+//! Descriptors that are closed one by one, duplicated, passed on, or reopened through /proc.
 
 use std::{
-    fs::File,
+    fs,
     io::Write,
-    os::fd::AsRawFd,
-    process::{Command, Stdio},
+    os::fd::{AsFd, AsRawFd},
     thread,
 };
 
@@ -22,7 +21,7 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     several(target, note)?;
     copies(target, note)?;
     lent(target, note)?;
-    inherited(target, note)?;
+    passed(target, note)?;
     anew(target, note)?;
     killed(target, note)
 }
@@ -97,48 +96,43 @@ fn lent(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// A child keeps the descriptors of its parent open until it closes them.
-fn inherited(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+/// A descriptor passed to another process (SCM_RIGHTS) keeps the file open there.
+fn passed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
+    let trouble = |what: &str, error: std::io::Error| Trouble(format!("{what}: {error}"));
+    let helpers = target.helpers();
     target.add(1)?;
     let file = hold(target, target.writable(), OFlags::RDWR)?;
     let mut write = &file;
     let mut expected = Vec::new();
     if target.dialect().stages() {
-        write.write_all(b"A\n").map_err(|error| Trouble(format!("\"A\\n\": {error}")))?;
+        write.write_all(b"A\n").map_err(|error| trouble("\"A\\n\"", error))?;
     } else {
         expected.extend_from_slice(target.read(target.writable())?.as_slice());
     }
-    let output = Command::new("/bin/cat").stdin(given(&file)?).stderr(Stdio::null()).output();
-    let output = output.map_err(|error| Trouble(format!("/bin/cat: {error}")))?;
+    let pass = || helpers.keep(file.as_fd()).map_err(|error| trouble("SCM_RIGHTS", error));
+    let close = || helpers.close_kept().map_err(|error| trouble("close", error));
+    pass()?;
+    let copy = target.work().join("copy");
+    let copied = helpers.copy_kept(&copy).and_then(|()| fs::read(&copy));
+    let bytes = copied.map_err(|error| trouble("reading a passed descriptor", error))?;
     let shown = if target.dialect().stages() {
-        crate::target::parse(&output.stdout).is_ok_and(|list| !list.is_empty())
+        crate::target::parse(&bytes).is_ok_and(|list| !list.is_empty())
     } else {
-        output.stdout == expected
+        bytes == expected
     };
-    note.holds(
-        "a child reads through an inherited descriptor",
-        shown,
-        "the content",
-        "other bytes",
-    );
-    let child = Command::new("/bin/true").stdin(given(&file)?).status();
-    child.map_err(|error| Trouble(format!("/bin/true: {error}")))?;
-    note.expect("a child has closed its copy: O_RDONLY", "EBUSY", reads(target));
+    let case = "another process reads through a passed descriptor";
+    note.holds(case, shown, "the content", "other bytes");
+    close()?;
+    note.expect("the other process has closed its copy: O_RDONLY", "EBUSY", reads(target));
 
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", "read nothing"])
-        .stdin(Stdio::piped())
-        .stdout(given(&file)?)
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
+    pass()?;
     drop(file);
-    note.expect("a writer's file is open only in a child: O_RDONLY", "EBUSY", reads(target));
-    drop(child.stdin.take());
-    child.wait().map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
-    note.expect("the child has ended: O_RDONLY", "ok", reads(target));
+    let case = "a writer's file is open only in another process: O_RDONLY";
+    note.expect(case, "EBUSY", reads(target));
+    close()?;
+    note.expect("the other process has closed the file: O_RDONLY", "ok", reads(target));
     let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::SameThread));
-    note.expect("the child has ended: O_RDWR", "ok", got);
+    note.expect("the other process has closed the file: O_RDWR", "ok", got);
     Ok(())
 }
 
@@ -156,19 +150,12 @@ fn anew(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
     drop(file);
 
     // execve(2) replaces the program, not the thread.
-    let output = Command::new("/bin/sh")
-        .args(["-c", "exec 3<>\"$1\"; exec /bin/sh -c 'exec 4>\"$1\"' sh \"$1\"", "sh"])
-        .arg(target.path(target.writable()))
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| Trouble(format!("/bin/sh: {error}")))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let answer = if output.status.success() {
-        Ok(())
-    } else {
-        Err(Errno::printed(&said).unwrap_or(Errno(0)))
-    };
+    let script = "exec 3<>\"$1\"; exec /bin/sh -c 'exec 4>\"$1\"' sh \"$1\"";
+    let path = target.path(target.writable());
+    let args = ["-c".as_ref(), script.as_ref(), "sh".as_ref(), path.as_os_str()];
+    let done = target.helpers().run("/bin/sh".as_ref(), &args);
+    let answer =
+        done.map_err(|error| Errno::printed(&error.to_string()).unwrap_or_else(|| error.into()));
     note.expect("a writer executes another program, which opens O_WRONLY", more, told(&answer));
     Ok(())
 }
@@ -179,7 +166,7 @@ fn killed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
         return Ok(());
     }
     for _ in 0..3 {
-        let mut holder = Holder::start_with(target, CURRENT, "exec 3<>\"$1\" 4>\"$1\" 5>\"$1\"")?;
+        let holder = Holder::start_with(target, CURRENT, "exec 3<>\"$1\" 4>\"$1\" 5>\"$1\"")?;
         holder.kill();
     }
     let got = told(&target.try_open(target.writable(), OFlags::RDWR, Opener::SameThread));
@@ -193,10 +180,4 @@ fn killed(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trouble> {
 
 fn reads(target: &Target<'_>) -> String {
     told(&target.try_open(CURRENT, OFlags::RDONLY, Opener::OtherThread))
-}
-
-/// A duplicate for a child.
-fn given(file: &File) -> Result<Stdio, Trouble> {
-    let copy = file.try_clone().map_err(|error| Trouble(format!("dup: {error}")))?;
-    Ok(copy.into())
 }

@@ -22,7 +22,7 @@ use ima_securityfs::Dialect;
 
 use crate::{
     options::Options,
-    report::Recorder,
+    report::{Listed, Recorder},
     target::{Target, Trouble},
 };
 
@@ -34,11 +34,19 @@ pub(crate) struct Part {
     pub(crate) rule: &'static str,
     pub(crate) title: &'static str,
     pub(crate) cases: Cases,
+    /// The kernel bug that a failed case shows.
+    pub(crate) kernel_bug: Option<&'static str>,
     of: Of,
 }
 
+/// An option that a part needs.
+pub(crate) struct Needed {
+    pub(crate) option: &'static str,
+    pub(crate) why: &'static str,
+}
+
 /// The configurations in which a part is tested.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
     Every,
     /// The group needs an empty list. Excluded: trim with flushed digests, which deletes nothing.
@@ -71,11 +79,31 @@ const PARTS: &[Part] = &[
     part("1.7", "duplicate measurements", duplicates::cases, Of::Deleting),
     part("1.8", "shutdown and kexec", going_down::cases, Of::Deleting),
     part("1.10", "critical data", critical_data::cases, Of::Critical),
-    part("1.9", "two descriptors of one writer", hazards::cases, Of::Hazards),
+    // The list of Linux 7.2 stays locked after some of these.
+    part("1.9.1", "one descriptor, inherited by a child", hazards::inherited, Of::Hazards),
+    hazard("1.9.2", "two descriptors, one closed elsewhere", hazards::one_elsewhere, TWO),
+    hazard("1.9.3", "the writing thread exits before its close", hazards::writer_gone, REUSED),
+    hazard("1.9.4", "two descriptors, both closed elsewhere", hazards::both_elsewhere, TWO),
+    hazard("1.9.5", "two descriptors, both closed by a child", hazards::both_by_a_child, TWO),
+    hazard("1.9.6", "a descriptor reopened after fork", hazards::reopened_after_fork, FORK),
 ];
 
+/// The kernel bugs that the hazards show.
+const TWO: &str = "two descriptors of one writer";
+const REUSED: &str = "writer recognized by a reusable task address";
+const FORK: &str = "writer lock lost over fork";
+
 const fn part(rule: &'static str, title: &'static str, cases: Cases, of: Of) -> Part {
-    Part { rule, title, cases, of }
+    Part { rule, title, cases, kernel_bug: None, of }
+}
+
+const fn hazard(
+    rule: &'static str,
+    title: &'static str,
+    cases: Cases,
+    kernel_bug: &'static str,
+) -> Part {
+    Part { rule, title, cases, kernel_bug: Some(kernel_bug), of: Of::Hazards }
 }
 
 impl Part {
@@ -96,10 +124,61 @@ impl Part {
             Of::Hazards => options.hazards && dialect == Dialect::Linux72,
         }
     }
+
+    /// Whether it is of this rule; `1.9` includes `1.9.1`.
+    pub(crate) fn is_of_rule(&self, rule: &str) -> bool {
+        self.rule.strip_prefix(rule).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// The dialects in which it is tested.
+    fn dialects(&self) -> &'static [Dialect] {
+        match self.of {
+            Of::Every | Of::Deleting | Of::Critical => {
+                &[Dialect::Linux72, Dialect::V4, Dialect::Trim]
+            }
+            Of::Staging => &[Dialect::Linux72, Dialect::V4],
+            Of::V4 => &[Dialect::V4],
+            Of::Trim => &[Dialect::Trim],
+            Of::Hazards => &[Dialect::Linux72],
+        }
+    }
+
+    /// The option without which it is not run.
+    pub(crate) fn needed(&self) -> Option<Needed> {
+        let (option, why) = match self.of {
+            Of::Hazards => {
+                ("--hazards", "these cases can lock the list of Linux 7.2 until the next boot")
+            }
+            Of::Critical => {
+                ("--critical-data", "these cases need a policy that measures critical data")
+            }
+            _ => return None,
+        };
+        Some(Needed { option, why })
+    }
+}
+
+/// The groups of `dialect` and `rule`, or of all, whatever options they need.
+pub(crate) fn list(dialect: Option<Dialect>, rule: Option<&str>) -> Vec<Listed> {
+    let of_dialect = |part: &&Part| dialect.is_none_or(|of| part.dialects().contains(&of));
+    let of_rule = |part: &&Part| rule.is_none_or(|rule| part.is_of_rule(rule));
+    let listed = |part: &Part| Listed {
+        rule: part.rule,
+        title: part.title,
+        dialects: part.dialects().iter().map(Dialect::to_string).collect(),
+        option: part.needed().map(|needed| needed.option),
+    };
+    PARTS.iter().filter(of_dialect).filter(of_rule).map(listed).collect()
+}
+
+/// The option that the groups of a rule need in `dialect`.
+pub(crate) fn needed(dialect: Dialect, rule: &str) -> Option<Needed> {
+    let of = |part: &&Part| part.is_of_rule(rule) && part.dialects().contains(&dialect);
+    PARTS.iter().find(of).and_then(Part::needed)
 }
 
 /// The groups that `options` select.
 pub(crate) fn groups<'a>(options: &'a Options<'_>) -> impl Iterator<Item = &'static Part> + 'a {
-    let of_rule = move |part: &&Part| options.rule.is_none_or(|rule| rule == part.rule);
+    let of_rule = move |part: &&Part| options.rule.is_none_or(|rule| part.is_of_rule(rule));
     PARTS.iter().filter(|part| part.is_of(options)).filter(of_rule)
 }

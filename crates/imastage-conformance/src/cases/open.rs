@@ -1,12 +1,6 @@
 //! All files share one lock: many readers or one writer.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    thread,
-};
+use std::{fs::File, sync::mpsc, thread};
 
 use ima_securityfs::Dialect;
 use rustix::fs::OFlags;
@@ -102,12 +96,12 @@ pub(crate) fn cases(target: &Target<'_>, note: &mut Recorder) -> Result<(), Trou
     while_a_thread_has(target, writable, OFlags::RDWR, || {
         matrix(target, note, "another thread writes", State::Written);
     })?;
-    let mut reader = Holder::start(target, CURRENT, "<")?;
+    let reader = Holder::start(target, CURRENT, "<")?;
     matrix(target, note, "another process reads", State::Readers);
     reader.kill();
     let got = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
     note.expect("a reading process was killed: O_RDWR", "ok", told(&got));
-    let mut writer = Holder::start(target, writable, "<>")?;
+    let writer = Holder::start(target, writable, "<>")?;
     matrix(target, note, "another process writes", State::Written);
     writer.kill();
     let got = target.try_open(writable, OFlags::RDWR, Opener::SameThread);
@@ -123,10 +117,6 @@ fn matrix(target: &Target<'_>, note: &mut Recorder, held: &str, state: State) {
     let all = files.iter().flat_map(|file| ACCESS.iter().map(move |access| (*file, access)));
     for (file, (flags, access)) in all.chain(flags) {
         for (opener, by) in OPENERS {
-            // The shell always uses its own flags.
-            if opener == Opener::OtherProcess && !ACCESS.iter().any(|(of, _)| of == flags) {
-                continue;
-            }
             let expected = told(&expected(target, state, file, *flags, opener));
             let got = told(&target.try_open(file, *flags, opener));
             note.expect(format!("{held}: {file} {access} by {by}"), expected, got);
@@ -198,52 +188,37 @@ fn while_a_thread_has(
 }
 
 /// Another process that has a file open.
-pub(crate) struct Holder(Child);
+pub(crate) struct Holder<'a, 'b>(&'a Target<'b>);
 
-impl Holder {
+impl<'a, 'b> Holder<'a, 'b> {
     pub(crate) fn start(
-        target: &Target<'_>,
+        target: &'a Target<'b>,
         name: &str,
         operator: &str,
-    ) -> Result<Holder, Trouble> {
+    ) -> Result<Holder<'a, 'b>, Trouble> {
         Holder::start_with(target, name, &format!("exec 3{operator}\"$1\""))
     }
 
     /// Starts a shell script that opens the file (`$1`), possibly several times.
     pub(crate) fn start_with(
-        target: &Target<'_>,
+        target: &'a Target<'b>,
         name: &str,
         script: &str,
-    ) -> Result<Holder, Trouble> {
-        let trouble = |why: &str| Trouble(format!("starting a process that opens {name}: {why}"));
-        let mut child = Command::new("/bin/sh")
-            .arg("-c")
-            .arg(format!("{script} && echo open && read nothing"))
-            .arg("sh")
-            .arg(target.path(name))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| trouble(&error.to_string()))?;
-        let said = child.stdout.take().and_then(|out| BufReader::new(out).lines().next());
-        let holder = Holder(child);
-        match said {
-            Some(Ok(_)) => Ok(holder),
-            _ => Err(trouble("open failed")),
-        }
+    ) -> Result<Holder<'a, 'b>, Trouble> {
+        let script = format!("{script} && echo open && read nothing");
+        let started = target.helpers().start_script(&script, &[target.path(name)]);
+        started
+            .map(|_| Holder(target))
+            .map_err(|error| Trouble(format!("starting a process that opens {name}: {error}")))
     }
 
     /// Sends SIGKILL: the kernel closes the files.
-    pub(crate) fn kill(&mut self) {
-        // The process may have exited already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    pub(crate) fn kill(self) {}
 }
 
-impl Drop for Holder {
+impl Drop for Holder<'_, '_> {
     fn drop(&mut self) {
-        self.kill();
+        // If the helper process has exited, so has the holder.
+        let _ = self.0.helpers().kill_script();
     }
 }
