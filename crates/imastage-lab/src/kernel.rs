@@ -67,6 +67,8 @@ pub struct Kernel {
     pub carries_list: bool,
     /// Whether records can be staged and deleted (CONFIG_IMA_STAGING).
     pub stages: bool,
+    /// Whether the kernel recognises files measured before (CONFIG_IMA_DISABLE_HTABLE is not set).
+    pub hash_table: bool,
     /// The PCR that records extend (CONFIG_IMA_MEASURE_PCR_IDX).
     pub pcr: u32,
     /// The kernel image.
@@ -107,6 +109,7 @@ impl Kernel {
             package: read("package")?.trim().to_owned(),
             carries_list: is_set("CONFIG_IMA_KEXEC"),
             stages: is_set("CONFIG_IMA_STAGING"),
+            hash_table: !is_set("CONFIG_IMA_DISABLE_HTABLE"),
             pcr: value("CONFIG_IMA_MEASURE_PCR_IDX").and_then(|pcr| pcr.parse().ok()).unwrap_or(10),
             image: dir.join("vmlinuz"),
             modules: sorted_files(&dir.join("modules"))?,

@@ -82,7 +82,7 @@ enum Command {
         /// The pause after each request in milliseconds.
         pause: u64,
     },
-    /// In a guest: try whether the kernel shows a behaviour. It can lock the list until reboot.
+    /// In a guest: try whether the kernel shows a behaviour.
     #[command(hide = true)]
     Reproduce {
         /// The behaviour.

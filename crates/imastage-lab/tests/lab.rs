@@ -81,5 +81,6 @@ scenarios! { on_7_2_staging on "7.2-staging":
     templates: "templates";
     no_tpm: "no-tpm";
     doctor: "doctor";
+    conformance: "conformance";
     upstream: "upstream";
 }

@@ -1,36 +1,21 @@
-//! Reproducers of kernel findings on the staging interface. Each answers whether this kernel shows
-//! the behaviour; docs/upstream describes them. Some leave the list locked until reboot.
+//! Reproducers of kernel findings that `imastage conformance --hazards` does not try. Each answers
+//! whether this kernel shows the behaviour; docs/upstream describes them.
 
 use std::{
     fmt,
     fs::{self, File},
-    io::{self, ErrorKind, Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
 };
 
 /// A finding, as on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Finding {
-    /// A child that inherits a writer's descriptor locks the list until reboot.
-    WriterLockFork,
-    /// Closing one of a writer's two descriptors in another thread frees the lock too early.
-    TwoDescriptors,
     /// Deleting a staged batch without memory for a new hash table loses the batch.
     DeleteWithoutMemory,
     /// Deleting N records is possible while older ones are staged.
     DeleteWhileStaged,
 }
-
-/// All findings, in the order in which one boot can show them.
-pub const FINDINGS: [Finding; 4] = [
-    Finding::DeleteWhileStaged,
-    Finding::DeleteWithoutMemory,
-    Finding::TwoDescriptors,
-    Finding::WriterLockFork,
-];
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,85 +46,8 @@ impl fmt::Display for Answer {
 pub fn reproduce(finding: Finding, dir: &Path) -> io::Result<Answer> {
     let list = List { dir: dir.to_owned() };
     match finding {
-        Finding::WriterLockFork => writer_lock_fork(&list),
-        Finding::TwoDescriptors => two_descriptors(&list),
         Finding::DeleteWithoutMemory => delete_without_memory(&list),
         Finding::DeleteWhileStaged => delete_while_staged(&list),
-    }
-}
-
-/// The writer closes its descriptor while a child has a copy, and opens the list again; then the
-/// child's copy is closed, and then the writer's.
-fn writer_lock_fork(list: &List) -> io::Result<Answer> {
-    let first = list.staged()?;
-    // The copy becomes the child's standard output; it ends when its standard input does.
-    let mut child = Command::new("/bin/busybox")
-        .arg("cat")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::from(first.try_clone()?))
-        .spawn()?;
-    drop(first);
-    let again = list.staged();
-    drop(child.stdin.take());
-    child.wait()?;
-    let reopened = match again {
-        Ok(again) => {
-            drop(again);
-            "was possible"
-        }
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => "was refused with EBUSY",
-        Err(error) => return Err(error),
-    };
-    // Nobody has a descriptor now; a kernel could need a moment for the child's.
-    let mut refused = 0;
-    for _ in 0..20 {
-        match list.staged() {
-            Ok(_) => {
-                let seen = format!(
-                    "opening for writing beside the child {reopened}; after all were closed it was \
-                     possible, after {refused} EBUSY"
-                );
-                return Ok(Answer { shown: false, seen });
-            }
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => refused += 1,
-            Err(error) => return Err(error),
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    let reads = File::open(list.path("binary_runtime_measurements")).is_ok();
-    let seen = format!(
-        "all descriptors are closed: {refused} of {refused} opens for writing gave EBUSY in 1 s; \
-         opening for reading {}",
-        if reads { "is possible" } else { "is refused, too" }
-    );
-    Ok(Answer { shown: true, seen })
-}
-
-/// Another thread closes the first of two descriptors of a writer.
-fn two_descriptors(list: &List) -> io::Result<Answer> {
-    let first = list.staged()?;
-    let second = match list.staged() {
-        Ok(second) => second,
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-            let seen = "a writer cannot open a second descriptor: EBUSY".to_owned();
-            return Ok(Answer { shown: false, seen });
-        }
-        Err(error) => return Err(error),
-    };
-    let closing = thread::spawn(move || drop(first));
-    let _ = closing.join();
-    let reader = File::open(list.path("binary_runtime_measurements"));
-    drop(second);
-    match reader {
-        Ok(_) => Ok(Answer {
-            shown: true,
-            seen: "a reader opened the list while a writer's descriptor was open".to_owned(),
-        }),
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-            let seen = "a reader was refused while the second descriptor was open".to_owned();
-            Ok(Answer { shown: false, seen })
-        }
-        Err(error) => Err(error),
     }
 }
 

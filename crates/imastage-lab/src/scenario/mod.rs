@@ -2,6 +2,7 @@
 
 mod attest;
 mod capture;
+mod conformance;
 mod cost;
 mod crash;
 mod doctor;
@@ -71,7 +72,7 @@ impl fmt::Display for Kernels {
 }
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 18] = [
+pub const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "follow",
         about: "the service follows a stock kernel: store and view are its list, byte for byte",
@@ -161,6 +162,12 @@ pub const SCENARIOS: [Scenario; 18] = [
         about: "ima_policy=tcb measures view and store; policy rules that exclude them",
         kernels: Kernels::WithoutStaging,
         run: policy::policy,
+    },
+    Scenario {
+        name: "conformance",
+        about: "imastage conformance: every rule passes",
+        kernels: Kernels::WithStaging,
+        run: conformance::conformance,
     },
     Scenario {
         name: "upstream",
