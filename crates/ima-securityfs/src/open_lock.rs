@@ -56,11 +56,13 @@ pub struct Open {
 }
 
 const WRITING: i64 = -1;
+/// No thread has this id.
+const NOBODY: u64 = 0;
 
 impl OpenLock {
     /// A lock without open files.
     pub const fn new(dialect: Dialect) -> OpenLock {
-        OpenLock { dialect, hazards: false, users: 0, more_files: 0, writer: 0 }
+        OpenLock { dialect, hazards: false, users: 0, more_files: 0, writer: NOBODY }
     }
 
     /// As [`OpenLock::new`], with the accounting of Linux 7.2. It is correct if a writer has one
@@ -113,7 +115,7 @@ impl OpenLock {
                 if self.more_files > 0 && known {
                     self.more_files -= 1;
                 } else {
-                    self.users = self.users.saturating_add(1);
+                    (self.users, self.writer) = (self.users.saturating_add(1), NOBODY);
                 }
             }
             // The file has no lock, or belongs to another `OpenLock`.
@@ -180,6 +182,18 @@ mod tests {
             let _held = lock.open(LIST, Access::Write, CALLER).unwrap();
             assert_eq!(lock.open(LIST, Access::Write, CALLER).map(drop), answer, "{dialect}");
         }
+    }
+
+    #[test]
+    fn accounting_of_linux_7_2_fails_after_fork() {
+        let mut lock = OpenLock::with_hazards(Dialect::Linux72);
+        // A child has a copy of the first file, which the writer closes before it opens another.
+        let inherited = lock.open(LIST, Access::Write, CALLER).unwrap();
+        let reopened = lock.open(LIST, Access::Write, CALLER).unwrap();
+        lock.release(inherited, 2);
+        lock.release(reopened, 1);
+        assert_eq!(lock.open(LIST, Access::Write, CALLER).unwrap_err(), Errno::EBUSY);
+        assert!(lock.open(LIST, Access::Read, CALLER).is_ok());
     }
 
     #[test]

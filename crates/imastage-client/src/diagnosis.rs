@@ -103,7 +103,7 @@ fn cannot_drain(state: State, error: &str, verdict: &Verdict) -> String {
             format!("the list cannot be drained, {waiting} records wait in it: {error}")
         }
         (State::CannotDrain, _) => format!("the list cannot be drained: {error}"),
-        (State::Busy, _) => {
+        (State::Busy | State::LockLost, _) => {
             format!("records are stored and cannot be deleted from the list: {error}")
         }
         _ => error.to_owned(),

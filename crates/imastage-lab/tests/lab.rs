@@ -81,6 +81,7 @@ scenarios! { on_7_2_staging on "7.2-staging":
     templates: "templates";
     no_tpm: "no-tpm";
     doctor: "doctor";
+    blocked: "blocked";
     conformance: "conformance";
     upstream: "upstream";
 }

@@ -10,8 +10,9 @@ use std::{
 };
 
 use imastage_client::health::{Level, State};
-use imastage_sandbox::control::Command as Ask;
+use imastage_sandbox::{Hazard, control::Command as Ask};
 use imastage_service::{Config, Service};
+use imastage_source::Holders;
 use imastage_store::{Note, Store};
 
 #[allow(dead_code)]
@@ -183,6 +184,46 @@ fn users_11_others_who_use_the_list_for_long_raise_the_alert() {
     drop(held);
     machine.wait_for_alert(State::Ok);
     assert_well(&service.status());
+}
+
+#[test]
+fn issue_12_a_list_whose_lock_the_kernel_has_lost_is_stored_and_reported() {
+    let hazards = vec![Hazard::LockBooks];
+    let Some(mut machine) = Machine::start(|kernel| kernel.hazards = hazards) else { return };
+    if let Some(unseen) = Holders::find(&machine.ima()).unseen {
+        eprintln!("SKIPPED: not all processes are visible here: {unseen:?}");
+        return;
+    }
+    let service = machine.service();
+    machine.measure(5);
+    service.drain().unwrap();
+    assert_well(&service.status());
+    // Two files of one writer, closed by another thread.
+    let open = || {
+        let path = machine.ima().join("binary_runtime_measurements_staged");
+        File::options().read(true).write(true).open(path).unwrap()
+    };
+    let files = [open(), open()];
+    std::thread::spawn(|| drop(files)).join().unwrap();
+
+    for stored in [11, 16] {
+        machine.measure(5);
+        service.drain().unwrap();
+        let status = service.status();
+        let health = &status.health;
+        assert_eq!((health.state, health.level()), (State::LockLost, Level::Environment));
+        let text = "the kernel has lost the list's lock";
+        assert!(health.reason.contains(text), "{}", health.reason);
+        assert_eq!((status.records, status.verdict.name()), (stored, "consistent"), "{status:?}");
+    }
+    assert_eq!(machine.in_list(), 10);
+    machine.wait_for_alert(State::LockLost);
+    drop(service);
+    // A service that is started now does the same.
+    let service = machine.service();
+    service.drain().unwrap();
+    let status = service.status();
+    assert_eq!((status.health.state, status.records), (State::LockLost, 16), "{status:?}");
 }
 
 #[test]

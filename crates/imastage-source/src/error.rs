@@ -37,6 +37,17 @@ pub enum SourceError {
         /// The processes with open files of the list, as far as this process can see them.
         holders: Holders,
     },
+    /// The list cannot be opened for writing (EBUSY), although no process has a file of it open. The
+    /// kernel has lost its lock, which a defect of Linux 7.2 can cause (docs/upstream).
+    #[error(
+        "{}: the kernel has lost the list's lock: no process has a file of the list open, but opening \
+         it for writing fails (EBUSY); records can be read, but not staged or deleted until the next \
+         boot; plan a reboot", path.display()
+    )]
+    LockLost {
+        /// The file that could not be opened.
+        path: PathBuf,
+    },
     /// A permission is missing (EPERM, EACCES).
     #[error("{}: {why}", path.display())]
     NotPermitted {

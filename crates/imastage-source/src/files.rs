@@ -4,6 +4,8 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use rustix::io::Errno;
@@ -68,6 +70,7 @@ impl Files {
         match File::options().read(true).write(write).open(&path) {
             Ok(file) => Ok(Named { path, file }),
             Err(error) => Err(match Errno::from_io_error(&error) {
+                Some(Errno::BUSY) if write => self.locked(path),
                 Some(Errno::BUSY) => SourceError::Busy { path, holders: self.holders() },
                 Some(Errno::PERM) => SourceError::NotPermitted { path, why: NEEDS_CAPABILITY },
                 Some(Errno::ACCESS) => SourceError::NotPermitted { path, why: NEEDS_ROOT_OR_GROUP },
@@ -76,6 +79,27 @@ impl Files {
                 _ => SourceError::Io { path, doing: "open", error },
             }),
         }
+    }
+
+    /// Explains why a file cannot be opened for writing (EBUSY). Without a visible cause, looks again
+    /// for a second: a process may have had a file open for a moment.
+    fn locked(&self, path: PathBuf) -> SourceError {
+        const LOOKS: u32 = 10;
+        const PAUSE: Duration = Duration::from_millis(100);
+        for _ in 0..LOOKS {
+            let holders = self.holders();
+            // While a process has a file open for writing, no other can open one for reading.
+            let can_be_read = File::open(self.current()).is_ok();
+            if !holders.seen.is_empty() || holders.unseen.is_some() || !can_be_read {
+                return SourceError::Busy { path, holders };
+            }
+            thread::sleep(PAUSE);
+            match File::options().read(true).write(true).open(&path) {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {}
+                _ => return SourceError::Busy { path, holders },
+            }
+        }
+        SourceError::LockLost { path }
     }
 
     /// Opens both parts for reading, or only the current part if there is no staged file. While one

@@ -1,7 +1,7 @@
 //! The processes that have the list's files open.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -23,22 +23,49 @@ pub struct Holder {
     pub path: PathBuf,
 }
 
-/// The processes that have the list's files open. May be incomplete: without root, the descriptors
-/// of other users are hidden.
+/// The processes that have the list's files open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holders(pub Vec<Holder>);
+pub struct Holders {
+    /// Those that are visible.
+    pub seen: Vec<Holder>,
+    /// Why there may be others.
+    pub unseen: Option<Unseen>,
+}
+
+/// Why a process that has a file of the list open may not be visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// The descriptors of some processes cannot be read, or /proc hides processes.
+    Processes,
+    /// This process is in a PID namespace: /proc does not show processes outside it.
+    Namespace,
+}
+
+impl Unseen {
+    /// All of them, in the order of their numbers in messages.
+    pub(crate) const ALL: [Unseen; 2] = [Unseen::Processes, Unseen::Namespace];
+}
 
 impl Holders {
     /// Searches `/proc` for descriptors of the files in `dir`. Linear in the descriptors open on
-    /// the machine.
+    /// the machine. Without CAP_SYS_PTRACE, the descriptors of other users are not visible.
     pub fn find(dir: &Path) -> Holders {
-        let mut holders = Vec::new();
-        let Ok(dir_meta) = fs::metadata(dir) else { return Holders(holders) };
-        let Ok(processes) = fs::read_dir("/proc") else { return Holders(holders) };
+        let unseen = Some(Unseen::Processes);
+        let mut holders = Holders { seen: Vec::new(), unseen };
+        let Ok(dir_meta) = fs::metadata(dir) else { return holders };
+        let Ok(processes) = fs::read_dir("/proc") else { return holders };
+        let mut all_are_readable = true;
+        let mut first_process = false;
         for process in processes.flatten() {
             let Some(pid) = number(&process.file_name()) else { continue };
-            // Not permitted, or the process has exited: skip.
-            let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+            let fds = match fs::read_dir(process.path().join("fd")) {
+                Ok(fds) => fds,
+                Err(error) => {
+                    all_are_readable &= error.kind() != io::ErrorKind::PermissionDenied;
+                    continue;
+                }
+            };
+            first_process |= pid == 1;
             for fd in fds.flatten() {
                 let Ok(path) = fs::read_link(fd.path()) else { continue };
                 let is_list = path.file_name().is_some_and(|name| {
@@ -48,7 +75,7 @@ impl Holders {
                 // Compare by device: the same directory can be reached by several paths.
                 if is_list && device(&fd.path()) == Some(dir_meta.dev()) {
                     let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                    holders.push(Holder {
+                    holders.seen.push(Holder {
                         pid,
                         name: name.trim_end().to_owned(),
                         fd: number(&fd.file_name()).unwrap_or_default(),
@@ -57,16 +84,38 @@ impl Holders {
                 }
             }
         }
-        Holders(holders)
+        // Process 1 always exists; if it is not shown, /proc is mounted with hidepid.
+        holders.unseen = match all_are_readable && first_process {
+            false => unseen,
+            true => (!is_initial_namespace()).then_some(Unseen::Namespace),
+        };
+        holders
+    }
+}
+
+/// Whether this process is in the initial PID namespace, whose inode number is a constant of the
+/// kernel's interface (PROC_PID_INIT_INO).
+fn is_initial_namespace() -> bool {
+    const INITIAL: u64 = 0xeffffffc;
+    match fs::metadata("/proc/self/ns/pid") {
+        Ok(meta) => meta.ino() == INITIAL,
+        // A kernel without CONFIG_PID_NS has no such file.
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("a process not visible to this user (try as root)");
+        if self.seen.is_empty() {
+            return f.write_str(match self.unseen {
+                Some(Unseen::Processes) => {
+                    "a process that this user cannot see (run as root, or with CAP_SYS_PTRACE)"
+                }
+                Some(Unseen::Namespace) => "a process outside this PID namespace",
+                None => "a process that has closed it meanwhile",
+            });
         }
-        for (i, holder) in self.0.iter().enumerate() {
+        for (i, holder) in self.seen.iter().enumerate() {
             let Holder { pid, name, fd, .. } = holder;
             let separator = if i == 0 { "" } else { ", " };
             write!(f, "{separator}{name} (pid {pid}, fd {fd})")?;
@@ -98,7 +147,7 @@ mod tests {
         let _open = fs::File::create(&path).unwrap();
         let holders = Holders::find(dir.path());
         let me = std::process::id();
-        assert!(holders.0.iter().any(|h| h.pid == me && h.path == path), "{holders}");
+        assert!(holders.seen.iter().any(|h| h.pid == me && h.path == path), "{holders}");
         assert!(holders.to_string().contains(&format!("pid {me}")));
     }
 }

@@ -33,7 +33,7 @@ mod trim;
 
 pub use dialect::{DeleteMode, Dialect};
 pub use error::{Request, SourceError};
-pub use holders::{Holder, Holders};
+pub use holders::{Holder, Holders, Unseen};
 pub use in_process::InProcess;
 pub use lock::{ListLock, ListService, STATE_ARGUMENT, parent, service_of};
 pub use open::{DEFAULT_DIR, open};

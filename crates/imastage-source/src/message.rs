@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{DeleteMode, Dialect, Holder, Holders, Request, SourceError, files};
+use crate::{DeleteMode, Dialect, Holder, Holders, Request, SourceError, Unseen, files};
 
 /// The longest frame, in bytes.
 pub(crate) const LONGEST: usize = 1 << 20;
@@ -237,7 +237,9 @@ fn encode_holders(out: &mut Vec<u8>, holders: &Holders) {
         free = free.saturating_sub(length);
         fits
     };
-    let named: Vec<_> = holders.0.iter().take(MOST_HOLDERS).take_while(fits).collect();
+    let unseen = holders.unseen.map_or(0, |unseen| 1 + index(&Unseen::ALL, &unseen));
+    out.push(unseen);
+    let named: Vec<_> = holders.seen.iter().take(MOST_HOLDERS).take_while(fits).collect();
     out.extend((named.len() as u32).to_le_bytes());
     for Holder { pid, name, fd, path } in named {
         out.extend(pid.to_le_bytes());
@@ -314,6 +316,7 @@ fn encode_error(out: &mut Vec<u8>, error: &SourceError) {
             text(out, why.as_bytes());
         }
         SourceError::DeadMount { path } => path_of(out, 13, path),
+        SourceError::LockLost { path } => path_of(out, 14, path),
     }
 }
 
@@ -367,16 +370,20 @@ impl<'a> Input<'a> {
     }
 
     fn holders(&mut self) -> Result<Holders, Malformed> {
+        let unseen = match self.byte()? {
+            0 => None,
+            number => Some(of(&Unseen::ALL, number - 1)?),
+        };
         let count = self.short()? as usize;
         if count > MOST_HOLDERS {
             return Err(Malformed);
         }
-        let mut holders = Vec::new();
+        let mut seen = Vec::new();
         for _ in 0..count {
             let (pid, fd) = (self.short()?, self.short()?);
-            holders.push(Holder { pid, fd, name: self.string()?, path: self.path()? });
+            seen.push(Holder { pid, fd, name: self.string()?, path: self.path()? });
         }
-        Ok(Holders(holders))
+        Ok(Holders { seen, unseen })
     }
 
     fn request(&mut self) -> Result<Request, Malformed> {
@@ -429,6 +436,7 @@ impl<'a> Input<'a> {
             }
             12 => SourceError::Lost { why: self.string()? },
             13 => SourceError::DeadMount { path: self.path()? },
+            14 => SourceError::LockLost { path: self.path()? },
             _ => return Err(Malformed),
         })
     }

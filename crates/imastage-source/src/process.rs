@@ -409,7 +409,7 @@ impl Server {
 
 /// The holders without this process.
 fn others(mut holders: Holders) -> Holders {
-    holders.0.retain(|holder| holder.pid != std::process::id());
+    holders.seen.retain(|holder| holder.pid != std::process::id());
     holders
 }
 

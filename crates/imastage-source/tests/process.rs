@@ -238,7 +238,7 @@ impl Source for Scripted {
     fn holders(&self) -> Holders {
         let holder = |pid| Holder { pid, name: "x".into(), fd: 1, path: "/x".into() };
         // The server excludes itself from the holders.
-        Holders(vec![holder(std::process::id()), holder(1)])
+        Holders { seen: vec![holder(std::process::id()), holder(1)], unseen: None }
     }
 
     fn name(&self) -> String {
@@ -272,7 +272,7 @@ fn issue_10_errors_and_holders_are_transmitted_unchanged() {
         assert_eq!(format!("{:?}", source.count().err().unwrap()), expected);
         assert_eq!(format!("{:?}", source.trimmed().err().unwrap()), expected);
     }
-    let pids: Vec<_> = source.holders().0.iter().map(|holder| holder.pid).collect();
+    let pids: Vec<_> = source.holders().seen.iter().map(|holder| holder.pid).collect();
     assert_eq!(pids, [1]);
 }
 
@@ -300,7 +300,7 @@ fn issue_10_open_errors_are_transmitted_and_a_dead_server_is_lost() {
     assert!(matches!(source.count(), Err(SourceError::Lost { .. })));
     assert!(matches!(source.look().err(), Some(SourceError::Lost { .. })));
     assert!(matches!(source.try_open(), Err(SourceError::Lost { .. })));
-    assert!(source.holders().0.is_empty());
+    assert!(source.holders().seen.is_empty());
 }
 
 #[test]

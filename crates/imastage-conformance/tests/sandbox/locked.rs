@@ -19,6 +19,7 @@ fn hazard_cases_fail_only_with_the_hazard() {
         "1.9.3 the writing thread has exited, its file is open: O_WRONLY by another thread",
         "1.9.4 two files closed by another thread: O_RDWR: expected ok, got EBUSY",
         "1.9.5 two files of a shell, closed last by its child: O_RDWR: expected ok, got EBUSY",
+        "1.9.6 a file closed and reopened by a shell, its child exited in between: O_RDWR: expected ok",
     ] {
         assert!(failures.iter().any(|failure| failure.starts_with(case)), "{case}: {failures:#?}");
     }

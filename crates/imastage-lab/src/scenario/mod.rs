@@ -1,6 +1,7 @@
 //! Scenarios on real kernels, each with a verdict.
 
 mod attest;
+mod blocked;
 mod capture;
 mod conformance;
 mod cost;
@@ -72,7 +73,7 @@ impl fmt::Display for Kernels {
 }
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 19] = [
+pub const SCENARIOS: [Scenario; 20] = [
     Scenario {
         name: "follow",
         about: "the service follows a stock kernel: store and view are its list, byte for byte",
@@ -162,6 +163,12 @@ pub const SCENARIOS: [Scenario; 19] = [
         about: "ima_policy=tcb measures view and store; policy rules that exclude them",
         kernels: Kernels::WithoutStaging,
         run: policy::policy,
+    },
+    Scenario {
+        name: "blocked",
+        about: "a reader that stays, and a list whose lock the kernel has lost",
+        kernels: Kernels::WithStaging,
+        run: blocked::blocked,
     },
     Scenario {
         name: "conformance",

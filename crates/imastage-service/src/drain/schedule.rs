@@ -274,6 +274,7 @@ impl DrainLoop {
                         self.give_up();
                         let state = match error {
                             DrainError::Source(SourceError::Busy { .. }) => State::Busy,
+                            DrainError::Source(SourceError::LockLost { .. }) => State::LockLost,
                             _ => state_of(&error),
                         };
                         self.publish(&round, Some((&error, state)));
@@ -328,7 +329,7 @@ impl DrainLoop {
         if let DrainError::Source(SourceError::Busy { holders, .. }) = error {
             let mut status = self.shared.status();
             status.since_start.busy += 1;
-            status.since_start.holders = holders.0.iter().map(holder).collect();
+            status.since_start.holders = holders.seen.iter().map(holder).collect();
         }
     }
 
@@ -355,7 +356,7 @@ impl DrainLoop {
         if error.is_none() {
             activity.holders.clear();
         }
-        if error.is_none_or(|(_, state)| state == State::Busy) {
+        if error.is_none_or(|(_, state)| matches!(state, State::Busy | State::LockLost)) {
             activity.drained = Some(now);
         }
         activity.tpm_error = self.drainer.tpm_error().map(ToOwned::to_owned);
@@ -399,9 +400,9 @@ fn is_transient(error: &DrainError) -> bool {
 
 /// Whether records may still be read.
 fn may_be_copied(error: &DrainError) -> bool {
-    use SourceError::{Busy, GoingDown, NotPermitted, Refused};
+    use SourceError::{Busy, GoingDown, LockLost, NotPermitted, Refused};
     let DrainError::Source(error) = error else { return false };
-    matches!(error, Busy { .. } | GoingDown(_) | NotPermitted { .. } | Refused(_))
+    matches!(error, Busy { .. } | LockLost { .. } | GoingDown(_) | NotPermitted { .. } | Refused(_))
 }
 
 /// Between half and all of `pause`, so that two who wait for each other do not keep meeting.

@@ -227,10 +227,11 @@ fn greeting(list: &List, source: &str, dialect: &str) -> String {
     }
 }
 
-/// A list that is busy will be free again; one that may never be held is no use waiting for.
+/// A list in use can be drained later, and a list whose lock is lost can be read; without permission,
+/// the service cannot start.
 fn require_permission(source: &mut dyn Source) -> Result<(), Failure> {
     match source.try_open() {
-        Ok(()) | Err(SourceError::Busy { .. }) => Ok(()),
+        Ok(()) | Err(SourceError::Busy { .. } | SourceError::LockLost { .. }) => Ok(()),
         Err(error) => Err(Failure::environment(error)),
     }
 }

@@ -121,7 +121,7 @@ pub fn close_inherited() -> Result<(), Failure> {
 /// Refuses to start on a list that is one of standard input, output and error.
 pub fn refuse_to_hold(dir: &Path) -> Result<(), Failure> {
     let me = std::process::id();
-    match Holders::find(dir).0.into_iter().find(|holder| holder.pid == me) {
+    match Holders::find(dir).seen.into_iter().find(|holder| holder.pid == me) {
         Some(holder) => Err(Failure::input(format!(
             "descriptor {} is {}: the service would wait for itself; start it without that \
              redirection",
