@@ -44,6 +44,12 @@ impl Lab {
         Ok(Lab { cache, programs: Programs { lab: lab.to_owned(), others } })
     }
 
+    /// Adds a program of the host, with the libraries that it loads, to the guests.
+    pub fn with_program(mut self, path: &str, program: PathBuf) -> Lab {
+        self.programs.others.push((path.to_owned(), program));
+        self
+    }
+
     /// The directory of downloads.
     pub fn cache(&self) -> &Path {
         &self.cache

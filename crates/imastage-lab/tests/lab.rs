@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use imastage_lab::{
-    Kernel, Lab, LabError,
+    Kernel, Lab, LabError, Plan,
     scenario::{Report, SCENARIOS},
 };
 
@@ -35,6 +35,28 @@ fn lab_with(name: &str) -> Option<(Lab, Kernel)> {
         Err(error @ (LabError::Missing { .. } | LabError::Program { .. })) => skipped(error),
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Boots a kernel with these words on its command line, which it cannot serve; returns the error.
+fn refused(kernel: &str, append: &str) -> Option<String> {
+    let (lab, kernel) = lab_with(kernel)?;
+    let plan = Plan { append: append.to_owned(), ..Plan::default() };
+    let error = lab.boot(&kernel, &plan).err().unwrap();
+    assert!(matches!(error, LabError::Lost { .. }), "{error}");
+    Some(error.to_string())
+}
+
+#[test]
+fn kernel_that_does_not_boot_is_reported_with_its_console() {
+    let Some(error) = refused("6.1-cloud", "rdinit=/missing root=/dev/missing") else { return };
+    assert!(error.contains("the machine ended"), "{error}");
+    assert!(error.contains("Kernel panic"), "{error}");
+}
+
+#[test]
+fn kernel_without_ima_is_reported_with_its_console() {
+    let Some(error) = refused("6.12-cloud", "lsm=capability") else { return };
+    assert!(error.contains("no IMA (CONFIG_IMA)") && error.contains("Run /init"), "{error}");
 }
 
 macro_rules! scenarios {
@@ -81,6 +103,7 @@ scenarios! { on_7_2_staging on "7.2-staging":
     templates: "templates";
     no_tpm: "no-tpm";
     doctor: "doctor";
+    clients: "clients";
     blocked: "blocked";
     conformance: "conformance";
     upstream: "upstream";

@@ -88,7 +88,7 @@ fn stores_all(
         let (_, status) = service.status(machine)?;
         let kept = stored(machine, &service.state, 1)?;
         let stored = each_once(&parsed(&kept, Bank::Sha1)?, dir, FILES);
-        if reason(&status, health) != "" && stored.is_ok() {
+        if !reason(&status, health).is_empty() && stored.is_ok() {
             return Ok(status);
         }
         must(since.elapsed() < PATIENCE, || format!("expected {health}: {stored:?}; {status}"))?;

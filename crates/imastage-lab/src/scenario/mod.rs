@@ -3,6 +3,7 @@
 mod attest;
 mod blocked;
 mod capture;
+mod clients;
 mod conformance;
 mod cost;
 mod crash;
@@ -73,7 +74,7 @@ impl fmt::Display for Kernels {
 }
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 20] = [
+pub const SCENARIOS: [Scenario; 21] = [
     Scenario {
         name: "follow",
         about: "the service follows a stock kernel: store and view are its list, byte for byte",
@@ -163,6 +164,12 @@ pub const SCENARIOS: [Scenario; 20] = [
         about: "ima_policy=tcb measures view and store; policy rules that exclude them",
         kernels: Kernels::WithoutStaging,
         run: policy::policy,
+    },
+    Scenario {
+        name: "clients",
+        about: "evmctl and tail -f on the view while records are deleted",
+        kernels: Kernels::WithStaging,
+        run: clients::clients,
     },
     Scenario {
         name: "blocked",

@@ -1,0 +1,92 @@
+//! Unmodified programs that read the view.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use ima_log::Bank;
+
+use crate::{
+    ask::Snapshot,
+    error::{LabError, must},
+    kernel::Kernel,
+    lab::Lab,
+    machine::{Machine, PATIENCE, Plan},
+    process::find,
+    scenario::{
+        replays::parsed,
+        report::Report,
+        service::{KILL, Service, stored},
+    },
+    wire::Files,
+};
+
+const STATE: &str = "/run/state";
+const VIEW: &str = "/run/view";
+const ROUNDS: u64 = 3;
+const FILES: u64 = 30;
+
+/// evmctl verifies the view against the TPM's PCRs while the service deletes records, and
+/// `tail -f`, which never closes its descriptor, sees every record.
+pub fn clients(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
+    let lab = lab.clone().with_program("bin/evmctl", find("evmctl", "ima-evm-utils")?);
+    let mut machine = lab.boot(kernel, &Plan { processors: 2, ..Plan::default() })?;
+    let service = Service::start(&mut machine, STATE, &["--view", VIEW])?;
+    service.consistent(&mut machine)?;
+    let list = format!("{VIEW}/ascii_runtime_measurements");
+    let script = format!("exec tail -c +1 -f {list} >/run/tail");
+    let tail = machine.start("/bin/busybox", &["sh", "-c", &script])?;
+    for round in 0..ROUNDS {
+        let dir = format!("/round-{round}");
+        machine.measure(Files { dir, first: 0, count: FILES, size: 50 })?;
+        let status = service.consistent(&mut machine)?;
+        let pcrs = pcr_file(&machine.snapshot()?, "sha256", kernel.pcr);
+        machine.write(b"/run/pcrs", 0o600, pcrs.as_bytes())?;
+        let binary = format!("{VIEW}/binary_runtime_measurements");
+        let args =
+            ["ima_measurement", "--ignore-violations", "--pcrs", "sha256,/run/pcrs", &binary];
+        let ran = machine.run("/bin/evmctl", &args)?;
+        must(ran.code == 0, || {
+            format!("round {round}: evmctl: code {}: {}", ran.code, ran.stderr)
+        })?;
+        report.saw(&format!("evmctl, round {round}: records"), &status["records"]);
+    }
+    follows(&mut machine, report)?;
+    machine.signal(tail, KILL)?;
+    machine.wait(tail)?;
+    service.stop(&mut machine)?;
+    machine.power_off()
+}
+
+/// Waits until `tail` has seen all records that are stored now.
+fn follows(machine: &mut Machine, report: &mut Report) -> Result<(), LabError> {
+    let kept = stored(machine, STATE, 1)?;
+    let records = parsed(&kept, Bank::Sha1)?;
+    let mut expected = Vec::new();
+    records.iter().for_each(|record| record.write_ascii(Bank::Sha1, &mut expected));
+    let since = Instant::now();
+    loop {
+        let seen = machine.read("/run/tail")?;
+        if seen.starts_with(&expected) {
+            report.saw("tail -f: records seen, at least", records.len());
+            return Ok(());
+        }
+        must(expected.starts_with(&seen) && since.elapsed() < PATIENCE, || {
+            let at = seen.iter().zip(&expected).position(|(a, b)| a != b);
+            format!("tail -f: {} of {} bytes, differs at {at:?}", seen.len(), expected.len())
+        })?;
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The PCRs of a bank as `tpm2_pcrread` writes them: `PCR-NN: HEX`. evmctl wants all; those that it
+/// does not need are zero.
+fn pcr_file(snapshot: &Snapshot, bank: &str, pcr: u32) -> String {
+    let text = snapshot.pcrs();
+    let value = text.lines().find_map(|line| line.strip_prefix(&format!("{bank} {pcr} ")));
+    let value = value.unwrap_or_default().trim();
+    let zero = "0".repeat(value.len());
+    let line = |n| format!("PCR-{n:02}: {}\n", if n == pcr { value } else { &zero });
+    (0..24).map(line).collect()
+}
