@@ -58,8 +58,8 @@ impl Service {
         machine.imastage(&["status", "--state", &self.state])
     }
 
-    /// Waits until the whole list of the kernel is stored and replays to the TPM's PCR, which needs a
-    /// guest that measures nothing; returns the status.
+    /// Waits until all records that the kernel has when this is called are stored and replay to the
+    /// TPM's PCR; returns the status.
     pub fn consistent(&self, machine: &mut Machine) -> Result<Value, LabError> {
         self.consistent_after(machine, 0)
     }
@@ -72,21 +72,32 @@ impl Service {
         forgotten: u64,
     ) -> Result<Value, LabError> {
         let since = Instant::now();
+        let mut all = None;
+        let mut before = None;
         loop {
             let (code, status) = self.status(machine)?;
-            let count = count(machine)?;
+            let stored = status["records"].as_u64();
+            // Records move from the list to the store at any time. If none did while the list's
+            // length was read, the sum is exact.
+            match (before, stored) {
+                (Some((stored_before, count)), Some(stored)) if all.is_none() => {
+                    if !self.deletes {
+                        all = Some(forgotten + count);
+                    } else if stored_before == stored {
+                        all = Some(stored + count);
+                    }
+                }
+                _ => {}
+            }
             let consistent = status["verdict"]["state"] == "consistent";
-            let all = match self.deletes {
-                true => replays_to_the_pcr(machine, &status)?,
-                false => status["records"].as_u64().is_some_and(|all| all >= forgotten + count),
-            };
-            if consistent && all && code == 0 {
+            if consistent && code == 0 && all.is_some_and(|all| stored >= Some(all)) {
                 return Ok(status);
             }
             // Code 1, a negative verdict, is final; other problems can be temporary.
             must(code != 1 && since.elapsed() < PATIENCE, || {
-                format!("the kernel counts {count} records; code {code}: {status}")
+                format!("expected {all:?} records; code {code}: {status}")
             })?;
+            before = stored.zip(Some(count(machine)?));
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -101,6 +112,19 @@ impl Service {
                 return Ok((code, status));
             }
             must(since.elapsed() < PATIENCE, || format!("no verdict: {status}"))?;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until all stored records are deleted from the list; returns the status.
+    pub fn deleted(&self, machine: &mut Machine) -> Result<Value, LabError> {
+        let since = Instant::now();
+        loop {
+            let (_, status) = self.status(machine)?;
+            if status["records"] == status["since_start"]["deleted"] {
+                return Ok(status);
+            }
+            must(since.elapsed() < PATIENCE, || format!("not all are deleted: {status}"))?;
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -128,17 +152,6 @@ pub fn count(machine: &mut Machine) -> Result<u64, LabError> {
             "{LIST}/runtime_measurements_count: expected a number, found {text:?}"
         ))
     })
-}
-
-/// Whether the stored records replay to the PCR that the kernel shows now: nothing is missing that
-/// was measured before `status` was read.
-fn replays_to_the_pcr(machine: &mut Machine, status: &Value) -> Result<bool, LabError> {
-    let bank = &status["banks"]["sha256"];
-    // Without records, the list's PCR is not known.
-    let Some(pcr) = bank["pcr"].as_u64() else { return Ok(false) };
-    let pcr = machine.read(&format!("/sys/class/tpm/tpm0/pcr-sha256/{pcr}"))?;
-    let pcr = String::from_utf8_lossy(&pcr).trim().to_lowercase();
-    Ok(bank["replayed"] == pcr.as_str())
 }
 
 /// The stored records of an epoch: the concatenation of its segments.
