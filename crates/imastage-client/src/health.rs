@@ -23,6 +23,8 @@ pub enum State {
     ForeignList,
     /// The list cannot be drained.
     CannotDrain,
+    /// Records are stored and cannot be deleted until reboot: the kernel has lost the list's lock.
+    LockLost,
     /// Records are stored and cannot be deleted, since others use the list.
     Busy,
     /// The TPM does not answer.
@@ -77,7 +79,7 @@ pub struct Health {
 
 impl State {
     /// All there are, the worst first.
-    pub const ALL: [State; 15] = [
+    pub const ALL: [State; 16] = [
         State::Damaged,
         State::Altered,
         State::Diverged,
@@ -85,6 +87,7 @@ impl State {
         State::TpmReset,
         State::ForeignList,
         State::CannotDrain,
+        State::LockLost,
         State::Busy,
         State::CannotCompare,
         State::ViewFailing,
@@ -105,6 +108,7 @@ impl State {
             State::TpmReset => "tpm-reset",
             State::ForeignList => "foreign-list",
             State::CannotDrain => "cannot-drain",
+            State::LockLost => "lock-lost",
             State::Busy => "busy",
             State::CannotCompare => "cannot-compare",
             State::ViewFailing => "view-failing",

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use imastage_source::{Holder, Holders, ListService};
+use imastage_source::{Holder, Holders, ListService, Sight};
 
 use crate::{
     finding::{
@@ -40,9 +40,11 @@ pub(crate) fn examine(
     if let Some(other) = on_list.filter(|other| Some(other.pid) != service) {
         findings.push(other_service(&other, state));
     }
-    holders.0.retain(|holder| {
-        // The service's list is open in a child of it.
-        Some(holder.pid) != service
+    holders.found.retain(|holder| {
+        // A file that this program inherited is closed when it exits. The service's list is open in
+        // a child of it.
+        holder.pid != std::process::id()
+            && Some(holder.pid) != service
             && (service.is_none() || imastage_source::parent(holder.pid) != service)
     });
     findings.push(holding(&holders, severity));
@@ -81,27 +83,36 @@ fn other_service(ListService { pid, state: theirs }: &ListService, state: &Path)
 
 /// Whoever reads the list once has it open for a moment; who still has it at a second look keeps it.
 fn lasting_holders(dir: &Path) -> Holders {
-    let first = Holders::find(dir);
-    if first.0.is_empty() {
+    let first = Holders::find_thoroughly(dir);
+    if first.found.is_empty() {
         return first;
     }
     thread::sleep(Duration::from_millis(300));
-    let mut second = Holders::find(dir);
-    second.0.retain(|holder| first.0.contains(holder));
+    let mut second = Holders::find_thoroughly(dir);
+    second.found.retain(|holder| first.found.contains(holder));
     second
 }
 
 fn holding(holders: &Holders, severity: Severity) -> Finding {
     let check = "agents.holders";
-    if holders.0.is_empty() {
-        return Finding::new(check, Fine, "nobody keeps the list's files open");
+    match (holders.found.is_empty(), holders.sight) {
+        (true, Sight::Complete) => {
+            return Finding::new(check, Fine, "no process keeps the list's files open");
+        }
+        (true, sight) => {
+            let found = "no visible process keeps the list's files open";
+            return Finding::new(check, Note, found)
+                .why("a hidden process that keeps one open prevents staging and deletion (EBUSY)")
+                .fix(sight.to_string());
+        }
+        _ => {}
     }
     let why = if severity == Problem {
         "as long as anyone has one of them open, for reading too, nobody can stage or delete (EBUSY)"
     } else {
         "harmless on this kernel; on one that deletes records it would keep the service from it"
     };
-    let names: BTreeSet<&str> = holders.0.iter().map(|holder| holder.name.as_str()).collect();
+    let names: BTreeSet<&str> = holders.found.iter().map(|holder| holder.name.as_str()).collect();
     let names: Vec<&str> = names.into_iter().collect();
     Finding::new(check, severity, format!("the list's files are kept open by {holders}"))
         .why(why)
@@ -214,7 +225,7 @@ fn command_lines(
 ) {
     for (pid, dir) in machine.processes() {
         let is_known = |holder: &Holder| holder.pid == pid;
-        if pid == std::process::id() || holders.0.iter().any(is_known) {
+        if pid == std::process::id() || holders.found.iter().any(is_known) {
             continue;
         }
         let Ok(text) = read_text(&dir.join("cmdline")) else { continue };

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{DeleteMode, Dialect, Holders};
+use crate::{DeleteMode, Dialect, Holders, Sight};
 
 /// A request to a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +30,24 @@ pub enum Request {
 #[non_exhaustive]
 pub enum SourceError {
     /// Another process has one of the list's files open (EBUSY). Retry later.
-    #[error("{}: the list is in use by {holders}; retry after the file is closed", path.display())]
+    #[error("{}: {}", path.display(), in_use(holders))]
     Busy {
         /// The file that could not be opened.
         path: PathBuf,
         /// The processes with open files of the list, as far as this process can see them.
         holders: Holders,
+    },
+    /// The kernel has lost the list's lock: for some time, all opens for writing failed (EBUSY),
+    /// opens for reading succeeded, and no process had one of the list's files open. Linux 7.2 can
+    /// reach that state, and leaves it at the next reboot.
+    #[error(
+        "{}: the kernel has lost the list's lock: opens for writing fail (EBUSY), although no \
+         process has one of the list's files open; no record can be staged or deleted until reboot",
+        path.display()
+    )]
+    LockLost {
+        /// The file that could not be opened.
+        path: PathBuf,
     },
     /// A permission is missing (EPERM, EACCES).
     #[error("{}: {why}", path.display())]
@@ -127,6 +139,16 @@ pub enum SourceError {
         /// The system's error.
         error: io::Error,
     },
+}
+
+fn in_use(holders: &Holders) -> String {
+    if holders.found.is_empty() && holders.sight == Sight::Complete {
+        return "the list was in use (EBUSY), and no process has its files open now; retry".into();
+    }
+    if holders.found.is_empty() {
+        return format!("the list is in use by {holders}");
+    }
+    format!("the list is in use by {holders}; retry after the file is closed")
 }
 
 fn service(pid: Option<u32>, state: Option<&Path>) -> String {

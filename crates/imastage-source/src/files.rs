@@ -4,12 +4,15 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use rustix::io::Errno;
 
 use crate::{
-    Holders, Look, Request, Sink, SourceError,
+    Holders, Look, Request, Sight, Sink, SourceError,
+    lock_watch::LockWatch,
     names::{COUNT, CURRENT, STAGED, TRIM},
 };
 
@@ -17,6 +20,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
+    watch: Arc<Mutex<LockWatch>>,
 }
 
 /// An open file and its name.
@@ -35,7 +39,7 @@ pub(crate) struct Both {
 
 impl Files {
     pub(crate) fn new(dir: &Path) -> Files {
-        Files { dir: dir.to_owned() }
+        Files { dir: dir.to_owned(), watch: Arc::default() }
     }
 
     pub(crate) fn current(&self) -> PathBuf {
@@ -66,8 +70,14 @@ impl Files {
 
     pub(crate) fn open(&self, path: PathBuf, write: bool) -> Result<Named, SourceError> {
         match File::options().read(true).write(write).open(&path) {
-            Ok(file) => Ok(Named { path, file }),
+            Ok(file) => {
+                if write {
+                    self.watch().granted();
+                }
+                Ok(Named { path, file })
+            }
             Err(error) => Err(match Errno::from_io_error(&error) {
+                Some(Errno::BUSY) if write => self.refused(path),
                 Some(Errno::BUSY) => SourceError::Busy { path, holders: self.holders() },
                 Some(Errno::PERM) => SourceError::NotPermitted { path, why: NEEDS_CAPABILITY },
                 Some(Errno::ACCESS) => SourceError::NotPermitted { path, why: NEEDS_ROOT_OR_GROUP },
@@ -76,6 +86,38 @@ impl Files {
                 _ => SourceError::Io { path, doing: "open", error },
             }),
         }
+    }
+
+    /// The reason for a refused open for writing.
+    fn refused(&self, path: PathBuf) -> SourceError {
+        let mut watch = self.watch();
+        if watch.is_lost() {
+            return SourceError::LockLost { path };
+        }
+        let mut holders = match watch.is_thorough() {
+            true => Holders::find_thoroughly(&self.dir),
+            false => self.holders(),
+        };
+        if watch.refused(self.explain_nothing(&holders), Instant::now()) {
+            watch.search_thoroughly();
+            holders = Holders::find_thoroughly(&self.dir);
+            if self.explain_nothing(&holders) {
+                watch.lose();
+                return SourceError::LockLost { path };
+            }
+        }
+        SourceError::Busy { path, holders }
+    }
+
+    /// Whether nothing explains why the list cannot be opened for writing. A writer would refuse
+    /// readers, too.
+    fn explain_nothing(&self, holders: &Holders) -> bool {
+        let is_readable = || File::open(self.current()).is_ok();
+        holders.found.is_empty() && holders.sight == Sight::Complete && is_readable()
+    }
+
+    fn watch(&self) -> MutexGuard<'_, LockWatch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens both parts for reading, or only the current part if there is no staged file. While one

@@ -1,14 +1,15 @@
 //! The processes that have the list's files open.
 
 use std::{
-    fmt, fs,
+    ffi::OsStr,
+    fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use crate::names::TRIM;
+use crate::{Sight, names::TRIM};
 
 /// A process that has one of the list's files open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,56 +24,138 @@ pub struct Holder {
     pub path: PathBuf,
 }
 
-/// The processes that have the list's files open. May be incomplete: without root, the descriptors
-/// of other users are hidden.
+/// The processes that have the list's files open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holders(pub Vec<Holder>);
+pub struct Holders {
+    /// The holders that were found.
+    pub found: Vec<Holder>,
+    /// The processes that the search covered.
+    pub sight: Sight,
+}
 
 impl Holders {
-    /// Searches `/proc` for descriptors of the files in `dir`. Linear in the descriptors open on
-    /// the machine.
+    /// Searches `/proc` for descriptors of the files in `dir`, by their names. Linear in the
+    /// descriptors open on the machine.
     pub fn find(dir: &Path) -> Holders {
-        let mut holders = Vec::new();
-        let Ok(dir_meta) = fs::metadata(dir) else { return Holders(holders) };
-        let Ok(processes) = fs::read_dir("/proc") else { return Holders(holders) };
-        for process in processes.flatten() {
-            let Some(pid) = number(&process.file_name()) else { continue };
-            // Not permitted, or the process has exited: skip.
-            let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
-            for fd in fds.flatten() {
-                let Ok(path) = fs::read_link(fd.path()) else { continue };
-                let is_list = path.file_name().is_some_and(|name| {
-                    let name = name.to_string_lossy();
-                    name.contains("_runtime_measurements") || name == TRIM
-                });
-                // Compare by device: the same directory can be reached by several paths.
-                if is_list && device(&fd.path()) == Some(dir_meta.dev()) {
-                    let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                    holders.push(Holder {
-                        pid,
-                        name: name.trim_end().to_owned(),
-                        fd: number(&fd.file_name()).unwrap_or_default(),
-                        path,
-                    });
-                }
-            }
-        }
-        Holders(holders)
+        search(dir, by_name)
+    }
+
+    /// As [`Holders::find`], with files that are bind-mounted under another name, and with threads
+    /// whose descriptors are not those of their process. Linear in the descriptors of all threads.
+    pub fn find_thoroughly(dir: &Path) -> Holders {
+        let files: Vec<u64> = fs::read_dir(dir)
+            .map(|entries| entries.flatten())
+            .into_iter()
+            .flatten()
+            .filter(|entry| is_list(&entry.file_name()))
+            .filter_map(|entry| Some(fs::metadata(entry.path()).ok()?.ino()))
+            .collect();
+        search(dir, |process, search| by_inode(process, &files, search))
     }
 }
 
 impl fmt::Display for Holders {
+    /// The holders, or if none were found, why.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("a process not visible to this user (try as root)");
+        if self.found.is_empty() {
+            return match self.sight {
+                Sight::Complete => f.write_str("no process that was found"),
+                sight => write!(f, "a process that is not visible: {sight}"),
+            };
         }
-        for (i, holder) in self.0.iter().enumerate() {
+        for (i, holder) in self.found.iter().enumerate() {
             let Holder { pid, name, fd, .. } = holder;
             let separator = if i == 0 { "" } else { ", " };
             write!(f, "{separator}{name} (pid {pid}, fd {fd})")?;
         }
         Ok(())
     }
+}
+
+/// A search for the descriptors of one directory's files.
+struct Search {
+    device: u64,
+    found: Vec<Holder>,
+    /// Whether `/proc` denied access to a descriptor.
+    denied: bool,
+}
+
+fn search(dir: &Path, in_process: impl Fn(&Process, &mut Search)) -> Holders {
+    let Ok(dir_meta) = fs::metadata(dir) else { return Holders::default() };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Holders { found: Vec::new(), sight: Sight::NoProc };
+    };
+    let mut search = Search { device: dir_meta.dev(), found: Vec::new(), denied: false };
+    for process in processes.flatten() {
+        let Some(pid) = number(&process.file_name()) else { continue };
+        in_process(&Process { pid, path: process.path() }, &mut search);
+    }
+    Holders { found: search.found, sight: Sight::of_this_thread(search.denied) }
+}
+
+/// A directory `/proc/PID`.
+struct Process {
+    pid: u32,
+    path: PathBuf,
+}
+
+fn by_name(process: &Process, search: &mut Search) {
+    for (fd, path) in search.descriptors(&process.path.join("fd")) {
+        let Some(link) = search.permitted(fs::read_link(&path)) else { continue };
+        if link.file_name().is_some_and(is_list) {
+            search.add(process, fd, &path, link);
+        }
+    }
+}
+
+fn by_inode(process: &Process, files: &[u64], search: &mut Search) {
+    let Some(threads) = search.permitted(fs::read_dir(process.path.join("task"))) else { return };
+    for thread in threads.flatten().map(|thread| thread.path()) {
+        for (fd, path) in search.descriptors(&thread.join("fd")) {
+            // It has the inode number since Linux 5.14, and reading it asks no file system.
+            let info = fs::read_to_string(thread.join("fdinfo").join(fd.to_string()));
+            let Some(info) = search.permitted(info) else { continue };
+            let inode = info.lines().find_map(|line| line.strip_prefix("ino:"));
+            let inode = inode.and_then(|inode| inode.trim().parse().ok());
+            if inode.is_none_or(|inode| files.contains(&inode))
+                && let Some(link) = search.permitted(fs::read_link(&path))
+                && (inode.is_some() || link.file_name().is_some_and(is_list))
+            {
+                search.add(process, fd, &path, link);
+            }
+        }
+    }
+}
+
+impl Search {
+    /// The descriptors below a directory `fd`.
+    fn descriptors(&mut self, dir: &Path) -> Vec<(u32, PathBuf)> {
+        let entries = self.permitted(fs::read_dir(dir)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some((number(&entry.file_name())?, entry.path()))).collect()
+    }
+
+    /// The result, unless access was denied, or the process or its descriptor is gone.
+    fn permitted<T>(&mut self, result: io::Result<T>) -> Option<T> {
+        let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        self.denied |= result.as_ref().is_err_and(is_denied);
+        result.ok()
+    }
+
+    /// Adds a holder if the descriptor is of the searched device: the same directory can be reached
+    /// by several paths.
+    fn add(&mut self, process: &Process, fd: u32, descriptor: &Path, path: PathBuf) {
+        let pid = process.pid;
+        let is_known = |holder: &Holder| (holder.pid, holder.fd) == (pid, fd);
+        if device(descriptor) == Some(self.device) && !self.found.iter().any(is_known) {
+            let name = fs::read_to_string(process.path.join("comm")).unwrap_or_default();
+            self.found.push(Holder { pid, name: name.trim_end().to_owned(), fd, path });
+        }
+    }
+}
+
+fn is_list(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.contains("_runtime_measurements") || name == TRIM
 }
 
 /// The device of a file, without a request to its file system: a size request on the service's own
@@ -83,7 +166,7 @@ fn device(path: &Path) -> Option<u64> {
     Some(rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor))
 }
 
-fn number(name: &std::ffi::OsStr) -> Option<u32> {
+fn number(name: &OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
 }
 
@@ -91,14 +174,58 @@ fn number(name: &std::ffi::OsStr) -> Option<u32> {
 mod tests {
     use super::*;
 
+    fn finds(holders: &Holders, path: &Path) -> bool {
+        let me = std::process::id();
+        holders.found.iter().any(|holder| holder.pid == me && holder.path == path)
+    }
+
     #[test]
     fn holders_are_found_by_device_and_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ascii_runtime_measurements_sha1");
         let _open = fs::File::create(&path).unwrap();
-        let holders = Holders::find(dir.path());
-        let me = std::process::id();
-        assert!(holders.0.iter().any(|h| h.pid == me && h.path == path), "{holders}");
-        assert!(holders.to_string().contains(&format!("pid {me}")));
+        for holders in [Holders::find(dir.path()), Holders::find_thoroughly(dir.path())] {
+            assert!(finds(&holders, &path), "{holders}");
+            assert!(holders.to_string().contains(&format!("pid {}", std::process::id())));
+        }
+    }
+
+    #[test]
+    fn thorough_search_finds_a_file_under_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("binary_runtime_measurements");
+        fs::write(&list, "").unwrap();
+        // A second name, as that of a bind mount.
+        let other = dir.path().join("log");
+        fs::hard_link(&list, &other).unwrap();
+        let open = fs::File::open(&other).unwrap();
+        assert!(!finds(&Holders::find(dir.path()), &other));
+        assert!(finds(&Holders::find_thoroughly(dir.path()), &other));
+        drop(open);
+        let holders = Holders::find_thoroughly(dir.path());
+        assert!(!finds(&holders, &other), "{holders}");
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn thorough_search_finds_a_thread_with_descriptors_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("binary_runtime_measurements");
+        fs::write(&path, "").unwrap();
+        let unshared = || {
+            rustix::thread::unshare(rustix::thread::UnshareFlags::FILES).unwrap();
+            let _open = fs::File::open(&path).unwrap();
+            [Holders::find(dir.path()), Holders::find_thoroughly(dir.path())]
+                .map(|holders| finds(&holders, &path))
+        };
+        let found = std::thread::scope(|scope| scope.spawn(unshared).join().unwrap());
+        assert_eq!(found, [false, true]);
+    }
+
+    #[test]
+    fn unseen_holder_is_explained() {
+        let holders = |sight| Holders { found: Vec::new(), sight };
+        assert!(holders(Sight::NoPtrace).to_string().contains("CAP_SYS_PTRACE"));
+        assert!(!holders(Sight::Complete).to_string().contains("visible"));
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{DeleteMode, Dialect, Holder, Holders, Request, SourceError, files};
+use crate::{DeleteMode, Dialect, Holder, Holders, Request, Sight, SourceError, files};
 
 /// The longest frame, in bytes.
 pub(crate) const LONGEST: usize = 1 << 20;
@@ -237,7 +237,8 @@ fn encode_holders(out: &mut Vec<u8>, holders: &Holders) {
         free = free.saturating_sub(length);
         fits
     };
-    let named: Vec<_> = holders.0.iter().take(MOST_HOLDERS).take_while(fits).collect();
+    let named: Vec<_> = holders.found.iter().take(MOST_HOLDERS).take_while(fits).collect();
+    out.push(index(&Sight::ALL, &holders.sight));
     out.extend((named.len() as u32).to_le_bytes());
     for Holder { pid, name, fd, path } in named {
         out.extend(pid.to_le_bytes());
@@ -314,6 +315,7 @@ fn encode_error(out: &mut Vec<u8>, error: &SourceError) {
             text(out, why.as_bytes());
         }
         SourceError::DeadMount { path } => path_of(out, 13, path),
+        SourceError::LockLost { path } => path_of(out, 14, path),
     }
 }
 
@@ -367,16 +369,17 @@ impl<'a> Input<'a> {
     }
 
     fn holders(&mut self) -> Result<Holders, Malformed> {
+        let sight = of(&Sight::ALL, self.byte()?)?;
         let count = self.short()? as usize;
         if count > MOST_HOLDERS {
             return Err(Malformed);
         }
-        let mut holders = Vec::new();
+        let mut found = Vec::new();
         for _ in 0..count {
             let (pid, fd) = (self.short()?, self.short()?);
-            holders.push(Holder { pid, fd, name: self.string()?, path: self.path()? });
+            found.push(Holder { pid, fd, name: self.string()?, path: self.path()? });
         }
-        Ok(Holders(holders))
+        Ok(Holders { found, sight })
     }
 
     fn request(&mut self) -> Result<Request, Malformed> {
@@ -429,6 +432,7 @@ impl<'a> Input<'a> {
             }
             12 => SourceError::Lost { why: self.string()? },
             13 => SourceError::DeadMount { path: self.path()? },
+            14 => SourceError::LockLost { path: self.path()? },
             _ => return Err(Malformed),
         })
     }

@@ -13,7 +13,7 @@ use imastage_client::{
     health::{Health, State},
     wire::Verdict,
 };
-use imastage_source::SourceError;
+use imastage_source::{Sight, SourceError};
 use imastage_store::StoreError;
 
 use crate::{
@@ -36,6 +36,9 @@ use crate::{
 /// How soon a store that is damaged is read again: after a repair the
 /// administrator looks at the status.
 const CHECK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The longest time between two attempts while records cannot be deleted, unless drains are rarer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Drains when it is asked to, when enough records have gathered, and every so often.
 pub(crate) struct DrainLoop {
@@ -245,10 +248,8 @@ impl DrainLoop {
     /// Drains; while others use the list, tries again for a while. Records that cannot be deleted
     /// are stored all the same.
     fn drain_patiently(&mut self) -> Result<(), DrainError> {
-        /// How long readers may take, most of whom read once and go.
-        const PATIENCE_WITH_READERS: Duration = Duration::from_millis(200);
         const PATIENCE: Duration = Duration::from_secs(5);
-        const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+        const LONGEST_STEP: Duration = Duration::from_millis(250);
         let since = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
@@ -267,15 +268,20 @@ impl DrainLoop {
             // Those who stood there the last time are not waited for again.
             let is_patient = self.pause.is_none();
             let waited = since.elapsed() + pause;
-            let is_over_soon = is_transient(&error) && is_patient && waited < PATIENCE_WITH_READERS;
+            let is_over_soon =
+                is_transient(&error) && is_patient && waited < patience_with(&error).min(PATIENCE);
             if !is_over_soon && may_be_copied(&error) {
                 match self.drainer.copy() {
                     Ok(round) => {
-                        self.give_up();
                         let state = match error {
                             DrainError::Source(SourceError::Busy { .. }) => State::Busy,
                             _ => state_of(&error),
                         };
+                        if state == State::LockLost {
+                            self.follow(since.elapsed());
+                        } else {
+                            self.give_up();
+                        }
                         self.publish(&round, Some((&error, state)));
                         return Ok(());
                     }
@@ -290,7 +296,7 @@ impl DrainLoop {
                 return self.fail(error);
             }
             thread::sleep(jitter(pause));
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(LONGEST_STEP);
         }
     }
 
@@ -307,9 +313,16 @@ impl DrainLoop {
 
     /// Waits longer each time before it is tried again.
     fn give_up(&mut self) {
-        const LONGEST_PAUSE: Duration = Duration::from_secs(30);
         let pause = self.pause.map_or(self.every, |pause| (pause * 2).min(LONGEST_PAUSE));
         self.pause = Some(jitter(pause.max(self.every)));
+    }
+
+    /// Tries again soon, as when a list is followed, but spends a limited part of the time: each round
+    /// searches the list from its beginning, which is quadratic in a kernel.
+    fn follow(&mut self, took: Duration) {
+        const PART: u32 = 20;
+        let every = self.every.min(LONGEST_PAUSE);
+        self.pause = Some((took * PART).clamp(every, LONGEST_PAUSE));
     }
 
     fn adjust(&mut self, config: Config) {
@@ -325,10 +338,14 @@ impl DrainLoop {
     }
 
     fn count_busy(&self, error: &DrainError) {
-        if let DrainError::Source(SourceError::Busy { holders, .. }) = error {
-            let mut status = self.shared.status();
-            status.since_start.busy += 1;
-            status.since_start.holders = holders.0.iter().map(holder).collect();
+        let mut status = self.shared.status();
+        match error {
+            DrainError::Source(SourceError::Busy { holders, .. }) => {
+                status.since_start.busy += 1;
+                status.since_start.holders = holders.found.iter().map(holder).collect();
+            }
+            DrainError::Source(SourceError::LockLost { .. }) => status.since_start.holders.clear(),
+            _ => {}
         }
     }
 
@@ -355,7 +372,7 @@ impl DrainLoop {
         if error.is_none() {
             activity.holders.clear();
         }
-        if error.is_none_or(|(_, state)| state == State::Busy) {
+        if error.is_none_or(|(_, state)| matches!(state, State::Busy | State::LockLost)) {
             activity.drained = Some(now);
         }
         activity.tpm_error = self.drainer.tpm_error().map(ToOwned::to_owned);
@@ -387,6 +404,7 @@ fn state_of(error: &DrainError) -> State {
     match error {
         DrainError::TpmReset { .. } => State::TpmReset,
         DrainError::Foreign { .. } => State::ForeignList,
+        DrainError::Source(SourceError::LockLost { .. }) => State::LockLost,
         _ => State::CannotDrain,
     }
 }
@@ -399,9 +417,23 @@ fn is_transient(error: &DrainError) -> bool {
 
 /// Whether records may still be read.
 fn may_be_copied(error: &DrainError) -> bool {
-    use SourceError::{Busy, GoingDown, NotPermitted, Refused};
+    use SourceError::{Busy, GoingDown, LockLost, NotPermitted, Refused};
     let DrainError::Source(error) = error else { return false };
-    matches!(error, Busy { .. } | GoingDown(_) | NotPermitted { .. } | Refused(_))
+    matches!(error, Busy { .. } | LockLost { .. } | GoingDown(_) | NotPermitted { .. } | Refused(_))
+}
+
+/// The time for which a drain is retried before records are copied.
+fn patience_with(error: &DrainError) -> Duration {
+    match error {
+        // Either the holder was brief, or the lock is lost, which takes several refusals to decide.
+        DrainError::Source(SourceError::Busy { holders, .. })
+            if holders.found.is_empty() && holders.sight == Sight::Complete =>
+        {
+            Duration::MAX
+        }
+        // Most readers read once and close.
+        _ => Duration::from_millis(200),
+    }
 }
 
 /// Between half and all of `pause`, so that two who wait for each other do not keep meeting.

@@ -8,7 +8,7 @@ fn path() -> PathBuf {
 
 fn holders() -> Holders {
     let holder = Holder { pid: 7, name: "cat\u{1b}".into(), fd: 3, path: path() };
-    Holders(vec![holder.clone(), holder])
+    Holders { found: vec![holder.clone(), holder], sight: Sight::Denied }
 }
 
 fn answers() -> Vec<Answer> {
@@ -20,6 +20,7 @@ fn answers() -> Vec<Answer> {
     ];
     let mut errors = vec![
         SourceError::Busy { path: path(), holders: holders() },
+        SourceError::LockLost { path: path() },
         SourceError::Missing { path: path() },
         SourceError::Pending,
         SourceError::Overtaken,
@@ -107,6 +108,6 @@ fn malformed_messages_are_refused() {
 fn any_number_of_holders_fits() {
     let name = "x".repeat(5000);
     let holder = Holder { pid: 1, name, fd: 1, path: path() };
-    let answer = Answer::Holders(Holders(vec![holder; 3000]));
+    let answer = Answer::Holders(Holders { found: vec![holder; 3000], sight: Sight::Complete });
     send(&mut Vec::new(), &answer.encode(), &[]).unwrap();
 }

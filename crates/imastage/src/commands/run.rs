@@ -30,8 +30,8 @@ mod supervise;
 pub use args::{Args, DeleteModeName};
 use embedded::Embedded;
 pub use embedded::fuse_is_there;
-use process::ListProcess;
 pub use process::close_inherited;
+use process::{ListProcess, replace_input};
 use supervise::Supervisor;
 
 impl Args {
@@ -128,6 +128,7 @@ const FIRST_DRAIN: Duration = Duration::from_secs(10);
 /// Runs `imastage run`.
 pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
     close_inherited()?;
+    replace_input()?;
     let list = args.list()?;
     let state = args.state(&list)?;
     let chosen = args.tpm()?;
@@ -227,10 +228,11 @@ fn greeting(list: &List, source: &str, dialect: &str) -> String {
     }
 }
 
-/// A list that is busy will be free again; one that may never be held is no use waiting for.
+/// A list in use becomes free again, and one whose lock is lost is followed; without permission
+/// neither works.
 fn require_permission(source: &mut dyn Source) -> Result<(), Failure> {
     match source.try_open() {
-        Ok(()) | Err(SourceError::Busy { .. }) => Ok(()),
+        Ok(()) | Err(SourceError::Busy { .. } | SourceError::LockLost { .. }) => Ok(()),
         Err(error) => Err(Failure::environment(error)),
     }
 }
