@@ -2,8 +2,9 @@
 
 use std::{
     ffi::OsStr,
-    fmt, fs, io,
-    os::unix::fs::MetadataExt,
+    fmt, fs,
+    io::{self, Read},
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -43,13 +44,10 @@ impl Holders {
     /// As [`Holders::find`], with files that are bind-mounted under another name, and with threads
     /// whose descriptors are not those of their process. Linear in the descriptors of all threads.
     pub fn find_thoroughly(dir: &Path) -> Holders {
-        let files: Vec<u64> = fs::read_dir(dir)
-            .map(|entries| entries.flatten())
-            .into_iter()
-            .flatten()
-            .filter(|entry| is_list(&entry.file_name()))
-            .filter_map(|entry| Some(fs::metadata(entry.path()).ok()?.ino()))
-            .collect();
+        let files = fs::read_dir(dir).into_iter().flatten().flatten();
+        let files = files.filter(|file| is_list(&file.file_name()));
+        let files: Vec<_> =
+            files.filter_map(|file| Some(fs::metadata(file.path()).ok()?.ino())).collect();
         search(dir, |process, search| by_inode(process, &files, search))
     }
 }
@@ -112,19 +110,33 @@ fn by_inode(process: &Process, files: &[u64], search: &mut Search) {
     let Some(threads) = search.permitted(fs::read_dir(process.path.join("task"))) else { return };
     for thread in threads.flatten().map(|thread| thread.path()) {
         for (fd, path) in search.descriptors(&thread.join("fd")) {
-            // It has the inode number since Linux 5.14, and reading it asks no file system.
-            let info = fs::read_to_string(thread.join("fdinfo").join(fd.to_string()));
-            let Some(info) = search.permitted(info) else { continue };
-            let inode = info.lines().find_map(|line| line.strip_prefix("ino:"));
-            let inode = inode.and_then(|inode| inode.trim().parse().ok());
-            if inode.is_none_or(|inode| files.contains(&inode))
-                && let Some(link) = search.permitted(fs::read_link(&path))
-                && (inode.is_some() || link.file_name().is_some_and(is_list))
-            {
+            let Some(link) = search.permitted(fs::read_link(&path)) else { continue };
+            // Sockets, pipes and the like.
+            if !link.as_os_str().as_bytes().starts_with(b"/") {
+                continue;
+            }
+            let info = inode(&thread.join("fdinfo").join(fd.to_string()));
+            let is_file = match search.permitted(info) {
+                Some(Some(inode)) => files.contains(&inode),
+                Some(None) => link.file_name().is_some_and(is_list),
+                None => false,
+            };
+            if is_file {
                 search.add(process, fd, &path, link);
             }
         }
     }
+}
+
+/// The inode number in a file `/proc/PID/fdinfo/FD`, which has it since Linux 5.14. In contrast to
+/// stat(2), reading it makes no request to the file system.
+fn inode(fdinfo: &Path) -> io::Result<Option<u64>> {
+    /// It follows position, flags and mount.
+    const LONGEST: u64 = 200;
+    let mut text = String::new();
+    fs::File::open(fdinfo)?.take(LONGEST).read_to_string(&mut text)?;
+    let inode = text.lines().find_map(|line| line.strip_prefix("ino:"));
+    Ok(inode.and_then(|inode| inode.trim().parse().ok()))
 }
 
 impl Search {

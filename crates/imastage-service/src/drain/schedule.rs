@@ -254,6 +254,7 @@ impl DrainLoop {
         let mut pause = Duration::from_millis(2);
         loop {
             self.shared.pulse.beat();
+            let begun = Instant::now();
             let error = match self.drainer.drain() {
                 Ok(round) => {
                     self.pause = None;
@@ -278,7 +279,7 @@ impl DrainLoop {
                             _ => state_of(&error),
                         };
                         if state == State::LockLost {
-                            self.follow(since.elapsed());
+                            self.pause = Some(pause_after(begun.elapsed(), self.every));
                         } else {
                             self.give_up();
                         }
@@ -315,14 +316,6 @@ impl DrainLoop {
     fn give_up(&mut self) {
         let pause = self.pause.map_or(self.every, |pause| (pause * 2).min(LONGEST_PAUSE));
         self.pause = Some(jitter(pause.max(self.every)));
-    }
-
-    /// Tries again soon, as when a list is followed, but spends a limited part of the time: each round
-    /// searches the list from its beginning, which is quadratic in a kernel.
-    fn follow(&mut self, took: Duration) {
-        const PART: u32 = 20;
-        let every = self.every.min(LONGEST_PAUSE);
-        self.pause = Some((took * PART).clamp(every, LONGEST_PAUSE));
     }
 
     fn adjust(&mut self, config: Config) {
@@ -436,9 +429,30 @@ fn patience_with(error: &DrainError) -> Duration {
     }
 }
 
+/// The pause after a round that can only follow the list. Such a round reads the list from its
+/// beginning, which is quadratic in a kernel, so it gets a limited part of the time.
+fn pause_after(took: Duration, every: Duration) -> Duration {
+    const PART: u32 = 20;
+    (took * PART).clamp(every.min(LONGEST_PAUSE), LONGEST_PAUSE)
+}
+
 /// Between half and all of `pause`, so that two who wait for each other do not keep meeting.
 fn jitter(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let random = RandomState::new().hash_one(0) % 512;
     pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_that_can_only_be_followed_is_read_often_unless_that_takes_long() {
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        assert_eq!(pause_after(ms(1), ms(500)), ms(500));
+        assert_eq!(pause_after(ms(100), ms(500)), s(2));
+        assert_eq!(pause_after(s(3), ms(500)), LONGEST_PAUSE);
+        assert_eq!(pause_after(ms(1), s(3600)), LONGEST_PAUSE);
+    }
 }
