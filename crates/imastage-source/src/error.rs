@@ -142,13 +142,16 @@ pub enum SourceError {
 }
 
 fn in_use(holders: &Holders) -> String {
-    if holders.found.is_empty() && holders.sight == Sight::Complete {
-        return "the list was in use (EBUSY), and no process has its files open now; retry".into();
+    match (holders.found.is_empty(), holders.sight) {
+        (false, _) => format!("the list is in use by {holders}; retry after the file is closed"),
+        (true, Sight::Complete) => {
+            "the list was in use (EBUSY), but no process has its files open now; retry".to_owned()
+        }
+        (true, sight) => format!(
+            "the list is in use by a process that is not visible, or the kernel has lost its lock: \
+             {sight}"
+        ),
     }
-    if holders.found.is_empty() {
-        return format!("the list is in use by {holders}");
-    }
-    format!("the list is in use by {holders}; retry after the file is closed")
 }
 
 fn service(pid: Option<u32>, state: Option<&Path>) -> String {
@@ -167,5 +170,28 @@ impl fmt::Display for Request {
             Request::DeleteFirst(n) => write!(f, "{n}"),
             Request::Trim { total, records } => write!(f, "{total}:{records}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(sight: Sight) -> String {
+        let holders = Holders { found: Vec::new(), sight };
+        SourceError::Busy { path: "/list".into(), holders }.to_string()
+    }
+
+    #[test]
+    fn unseen_holder_is_explained_by_the_missing_permission() {
+        for (sight, part) in [
+            (Sight::NoPtrace, "without CAP_SYS_PTRACE"),
+            (Sight::Namespace, "outside this PID namespace"),
+            (Sight::Denied { pid: 42 }, "the descriptors of process 42"),
+        ] {
+            let text = busy(sight);
+            assert!(text.contains("not visible") && text.contains(part), "{text}");
+        }
+        assert!(!busy(Sight::Complete).contains("visible"));
     }
 }

@@ -21,7 +21,11 @@ use crate::{
 pub(crate) struct Files {
     dir: PathBuf,
     watch: Arc<Mutex<LockWatch>>,
+    search: Search,
 }
+
+/// A search for holders, thorough or not. Tests replace the machine's.
+type Search = fn(&Path, bool) -> Holders;
 
 /// An open file and its name.
 #[derive(Debug)]
@@ -39,7 +43,11 @@ pub(crate) struct Both {
 
 impl Files {
     pub(crate) fn new(dir: &Path) -> Files {
-        Files { dir: dir.to_owned(), watch: Arc::default() }
+        let search: Search = |dir, thoroughly| match thoroughly {
+            true => Holders::find_thoroughly(dir),
+            false => Holders::find(dir),
+        };
+        Files { dir: dir.to_owned(), watch: Arc::default(), search }
     }
 
     pub(crate) fn current(&self) -> PathBuf {
@@ -94,14 +102,11 @@ impl Files {
         if watch.is_lost() {
             return SourceError::LockLost { path };
         }
-        let mut holders = match watch.is_thorough() {
-            true => Holders::find_thoroughly(&self.dir),
-            false => self.holders(),
-        };
+        let mut holders = (self.search)(&self.dir, watch.is_thorough());
         if watch.refused(self.explain_nothing(&holders), Instant::now()) {
             watch.search_thoroughly();
-            holders = Holders::find_thoroughly(&self.dir);
-            if self.explain_nothing(&holders) {
+            holders = (self.search)(&self.dir, true);
+            if self.explain_nothing(&holders) && holders.sight == Sight::Complete {
                 watch.lose();
                 return SourceError::LockLost { path };
             }
@@ -109,11 +114,10 @@ impl Files {
         SourceError::Busy { path, holders }
     }
 
-    /// Whether nothing explains why the list cannot be opened for writing. A writer would refuse
-    /// readers, too.
+    /// Whether no visible process explains why the list cannot be opened for writing. A writer would
+    /// refuse readers, too.
     fn explain_nothing(&self, holders: &Holders) -> bool {
-        let is_readable = || File::open(self.current()).is_ok();
-        holders.found.is_empty() && holders.sight == Sight::Complete && is_readable()
+        holders.found.is_empty() && File::open(self.current()).is_ok()
     }
 
     fn watch(&self) -> MutexGuard<'_, LockWatch> {
@@ -141,7 +145,7 @@ impl Files {
     }
 
     pub(crate) fn holders(&self) -> Holders {
-        Holders::find(&self.dir)
+        (self.search)(&self.dir, false)
     }
 
     pub(crate) fn name(&self) -> String {
@@ -254,9 +258,86 @@ pub(crate) const DOINGS: [&str; 7] = [
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use imastage_sandbox::{
+        Config, Hazard, Sandbox, TpmChoice,
+        control::{Command, ask},
+    };
+
     use super::*;
 
     // The files' behaviour is tested on a mounted sandbox, in tests/.
+
+    /// The machine of a test may hide processes of its own.
+    fn sees_all(dir: &Path, thoroughly: bool) -> Holders {
+        let holders = if thoroughly { Holders::find_thoroughly(dir) } else { Holders::find(dir) };
+        Holders { sight: Sight::Complete, ..holders }
+    }
+
+    /// Opens for writing until the error is not [`SourceError::Busy`].
+    fn outcome(files: &Files) -> Result<(), SourceError> {
+        loop {
+            match files.open(files.staged(), true) {
+                Err(SourceError::Busy { holders, .. }) => {
+                    assert_eq!(holders.found, []);
+                    thread::sleep(Duration::from_millis(50));
+                }
+                opened => return opened.map(drop),
+            }
+        }
+    }
+
+    #[test]
+    fn lock_lost_by_the_kernel_is_recognised_and_readable() {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+            return eprintln!("SKIPPED: /dev/fuse: {error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut kernel = Config::new(dir.path().join("ima"), TpmChoice::None);
+        kernel.watch = false;
+        kernel.hazards = vec![Hazard::LockBooks];
+        let _sandbox = Sandbox::start(&kernel).unwrap();
+        let files = Files { search: sees_all, ..Files::new(&kernel.mount) };
+        outcome(&files).unwrap();
+        // One thread opens two files, another closes both.
+        thread::scope(|scope| {
+            let (opened, when_opened) = mpsc::channel();
+            let (staged, opening) = (files.staged(), File::options().write(true).clone());
+            let thread = scope.spawn(move || {
+                opened.send([(); 2].map(|()| opening.open(&staged).unwrap())).unwrap();
+                thread::park();
+            });
+            drop(when_opened.recv().unwrap());
+            thread.thread().unpark();
+        });
+        assert!(matches!(outcome(&files), Err(SourceError::LockLost { .. })));
+        // A reader does not change that.
+        let mut look = files.look().unwrap();
+        let mut read = Vec::new();
+        look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+        assert!(!read.is_empty());
+        assert!(matches!(outcome(&files), Err(SourceError::LockLost { .. })));
+        drop(look);
+        ask(&kernel.mount, &Command::Reboot, &mut |_| {}).unwrap();
+        outcome(&files).unwrap();
+    }
+
+    #[test]
+    fn lock_is_not_called_lost_unless_all_processes_are_visible() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("binary_runtime_measurements"), "").unwrap();
+        let search: Search = |_, _| Holders { found: Vec::new(), sight: Sight::NoPtrace };
+        let files = Files { search, ..Files::new(dir.path()) };
+        // The refusals suffice as soon as searches are thorough.
+        while !files.watch().is_thorough() {
+            let error = files.refused(files.staged());
+            assert!(matches!(error, SourceError::Busy { .. }), "{error}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let error = files.refused(files.staged());
+        assert!(matches!(error, SourceError::Busy { .. }), "{error}");
+    }
 
     #[test]
     fn look_reads_staged_then_current_then_new_records() {

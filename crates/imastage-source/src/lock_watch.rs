@@ -11,9 +11,9 @@ const PERIOD: Duration = Duration::from_secs(3);
 
 /// The refused opens for writing since the last one that succeeded.
 ///
-/// A refusal is unexplained if no process has a file of the list open, all processes are visible,
-/// and an open for reading succeeds: the kernel then counts a reader that does not exist. On Linux
-/// 7.2 its accounting of writers can end in that state, until reboot.
+/// A refusal is unexplained if no visible process has a file of the list open, and an open for
+/// reading succeeds: unless a process is hidden, the kernel then counts a reader that does not
+/// exist. On Linux 7.2 its accounting of writers can end in that state, until reboot.
 #[derive(Debug, Default)]
 pub(crate) struct LockWatch {
     /// The first unexplained refusal without an explained one since.

@@ -238,7 +238,15 @@ fn encode_holders(out: &mut Vec<u8>, holders: &Holders) {
         fits
     };
     let named: Vec<_> = holders.found.iter().take(MOST_HOLDERS).take_while(fits).collect();
-    out.push(index(&Sight::ALL, &holders.sight));
+    let (sight, pid) = match holders.sight {
+        Sight::Complete => (0, 0),
+        Sight::NoProc => (1, 0),
+        Sight::Namespace => (2, 0),
+        Sight::NoPtrace => (3, 0),
+        Sight::Denied { pid } => (4, pid),
+    };
+    out.push(sight);
+    out.extend(pid.to_le_bytes());
     out.extend((named.len() as u32).to_le_bytes());
     for Holder { pid, name, fd, path } in named {
         out.extend(pid.to_le_bytes());
@@ -369,7 +377,15 @@ impl<'a> Input<'a> {
     }
 
     fn holders(&mut self) -> Result<Holders, Malformed> {
-        let sight = of(&Sight::ALL, self.byte()?)?;
+        let (sight, pid) = (self.byte()?, self.short()?);
+        let sight = match sight {
+            0 => Sight::Complete,
+            1 => Sight::NoProc,
+            2 => Sight::Namespace,
+            3 => Sight::NoPtrace,
+            4 => Sight::Denied { pid },
+            _ => return Err(Malformed),
+        };
         let count = self.short()? as usize;
         if count > MOST_HOLDERS {
             return Err(Malformed);

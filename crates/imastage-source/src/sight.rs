@@ -17,16 +17,17 @@ pub enum Sight {
     /// Without CAP_SYS_PTRACE in the initial user namespace, `/proc` hides the descriptors of other
     /// users' processes, and with the mount option `hidepid` the processes themselves (proc(5)).
     NoPtrace,
-    /// `/proc` denied access to descriptors in spite of CAP_SYS_PTRACE.
-    Denied,
+    /// `/proc` denied access to the descriptors of a process in spite of CAP_SYS_PTRACE.
+    Denied {
+        /// The first such process.
+        pid: u32,
+    },
 }
 
 impl Sight {
-    pub(crate) const ALL: [Sight; 5] =
-        [Sight::Complete, Sight::NoProc, Sight::Namespace, Sight::NoPtrace, Sight::Denied];
-
-    /// The sight of this thread. `denied` is whether `/proc` denied access to descriptors.
-    pub(crate) fn of_this_thread(denied: bool) -> Sight {
+    /// The sight of this thread. `denied` is the first process to whose descriptors `/proc` denied
+    /// access.
+    pub(crate) fn of_this_thread(denied: Option<u32>) -> Sight {
         let pid = is_initial("pid", "pid:[4026531836]");
         let user = is_initial("user", "user:[4026531837]");
         let (Ok(pid), Ok(user)) = (pid, user) else { return Sight::NoProc };
@@ -36,12 +37,12 @@ impl Sight {
         Sight::of(pid, has_ptrace, denied)
     }
 
-    fn of(is_initial: bool, has_ptrace: bool, denied: bool) -> Sight {
+    fn of(is_initial: bool, has_ptrace: bool, denied: Option<u32>) -> Sight {
         match (is_initial, has_ptrace, denied) {
             (false, ..) => Sight::Namespace,
             (true, false, _) => Sight::NoPtrace,
-            (true, true, true) => Sight::Denied,
-            (true, true, false) => Sight::Complete,
+            (true, true, Some(pid)) => Sight::Denied { pid },
+            (true, true, None) => Sight::Complete,
         }
     }
 }
@@ -49,7 +50,7 @@ impl Sight {
 impl fmt::Display for Sight {
     /// The processes that are hidden, and how to see them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let text = match self {
             Sight::Complete => "all processes are visible",
             Sight::NoProc => "/proc cannot be read; mount it",
             Sight::Namespace => {
@@ -59,11 +60,15 @@ impl fmt::Display for Sight {
             Sight::NoPtrace => {
                 "other users' processes are hidden without CAP_SYS_PTRACE; run as root, or grant it"
             }
-            Sight::Denied => {
-                "/proc denies access to descriptors in spite of CAP_SYS_PTRACE; check the security \
-                 module's log"
+            Sight::Denied { pid } => {
+                return write!(
+                    f,
+                    "/proc denies access to the descriptors of process {pid} in spite of \
+                     CAP_SYS_PTRACE; check the security module's log"
+                );
             }
-        })
+        };
+        f.write_str(text)
     }
 }
 
@@ -86,16 +91,17 @@ mod tests {
 
     #[test]
     fn sight_is_complete_only_with_ptrace_in_the_initial_namespace() {
-        assert_eq!(Sight::of(true, true, false), Sight::Complete);
-        assert_eq!(Sight::of(true, true, true), Sight::Denied);
-        assert_eq!(Sight::of(true, false, false), Sight::NoPtrace);
-        assert_eq!(Sight::of(false, true, false), Sight::Namespace);
-        assert_eq!(Sight::of(false, false, true), Sight::Namespace);
+        assert_eq!(Sight::of(true, true, None), Sight::Complete);
+        assert_eq!(Sight::of(true, true, Some(1)), Sight::Denied { pid: 1 });
+        assert_eq!(Sight::of(true, false, None), Sight::NoPtrace);
+        assert_eq!(Sight::of(false, true, None), Sight::Namespace);
+        assert_eq!(Sight::of(false, false, Some(1)), Sight::Namespace);
     }
 
     #[test]
     fn hidden_processes_are_explained_by_the_missing_permission() {
         assert!(Sight::NoPtrace.to_string().contains("CAP_SYS_PTRACE"));
         assert!(Sight::Namespace.to_string().contains("PID namespace"));
+        assert!(Sight::Denied { pid: 42 }.to_string().contains("process 42 "));
     }
 }

@@ -238,9 +238,6 @@ fn holder_in_another_namespace_or_under_another_name_is_named() {
         return;
     }
     let Some(machine) = machine(&[]) else { return };
-    if !sees_all(&machine) {
-        return;
-    }
     let list = format!("{}/binary_runtime_measurements", machine.mount());
     let other = machine.path("log");
     File::create(&other).unwrap();

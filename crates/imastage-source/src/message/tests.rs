@@ -8,7 +8,7 @@ fn path() -> PathBuf {
 
 fn holders() -> Holders {
     let holder = Holder { pid: 7, name: "cat\u{1b}".into(), fd: 3, path: path() };
-    Holders { found: vec![holder.clone(), holder], sight: Sight::Denied }
+    Holders { found: vec![holder.clone(), holder], sight: Sight::Denied { pid: 5 } }
 }
 
 fn answers() -> Vec<Answer> {
@@ -29,6 +29,9 @@ fn answers() -> Vec<Answer> {
         SourceError::Served { path: path(), pid: Some(9), state: Some("/s".into()) },
         SourceError::Served { path: path(), pid: None, state: None },
     ];
+    for sight in [Sight::Complete, Sight::NoProc, Sight::Namespace, Sight::NoPtrace] {
+        errors.push(SourceError::Busy { path: path(), holders: Holders { sight, ..holders() } });
+    }
     errors.extend(requests.map(SourceError::Nothing));
     errors.extend(requests.map(SourceError::GoingDown));
     errors.extend(requests.map(SourceError::Refused));
