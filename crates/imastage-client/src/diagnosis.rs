@@ -97,13 +97,19 @@ fn damaged(why: &str) -> String {
     )
 }
 
+const LOCK_LOST: &str = "the kernel has lost the list's lock (a bug of Linux 7.2): it refuses to open \
+     the list for writing (EBUSY), although no process has a file of the list open; no record can be \
+     staged or deleted until reboot; records are read and stored as before, and none is lost; plan a \
+     reboot";
+
 fn cannot_drain(state: State, error: &str, verdict: &Verdict) -> String {
     match (state, verdict) {
         (State::CannotDrain, Verdict::Lagging { waiting, .. }) => {
             format!("the list cannot be drained, {waiting} records wait in it: {error}")
         }
         (State::CannotDrain, _) => format!("the list cannot be drained: {error}"),
-        (State::Busy | State::LockLost, _) => {
+        (State::LockLost, _) => LOCK_LOST.to_owned(),
+        (State::Busy, _) => {
             format!("records are stored and cannot be deleted from the list: {error}")
         }
         _ => error.to_owned(),
@@ -150,7 +156,7 @@ mod tests {
     fn what_is_wrong_is_never_ok() {
         assert_eq!(Health::of(&status(), 1).level(), Level::Fine);
         type Harm = fn(&mut Status);
-        let cases: [(State, Level, Harm); 10] = [
+        let cases: [(State, Level, Harm); 11] = [
             (State::Damaged, Level::Evidence, |s| s.problems = vec!["x".into()]),
             (State::Damaged, Level::Evidence, |s| s.verdict = Verdict::Damaged { why: "x".into() }),
             (State::Altered, Level::Evidence, |s| {
@@ -161,6 +167,10 @@ mod tests {
             }),
             (State::CannotDrain, Level::Environment, |s| {
                 s.since_start.last_error = Some("x".into())
+            }),
+            (State::LockLost, Level::Environment, |s| {
+                s.since_start.last_error = Some("x".into());
+                s.since_start.last_error_state = Some(State::LockLost);
             }),
             (State::CannotCompare, Level::Environment, |s| {
                 s.since_start.tpm_error = Some("x".into())
@@ -180,6 +190,18 @@ mod tests {
             let health = Health::of(&status, 1);
             assert_eq!((health.state, health.level()), (state, level), "{health:?}");
             assert!(!health.reason.contains("consistent"), "{health:?}");
+        }
+    }
+
+    #[test]
+    fn lost_lock_says_what_is_impossible_what_works_and_what_to_do() {
+        let mut status = status();
+        status.since_start.last_error = Some("x".into());
+        status.since_start.last_error_state = Some(State::LockLost);
+        let health = Health::of(&status, 1);
+        assert_eq!(health.due(1).len(), 1);
+        for part in ["lost the list's lock", "until reboot", "stored as before", "plan a reboot"] {
+            assert!(health.reason.contains(part), "{}", health.reason);
         }
     }
 

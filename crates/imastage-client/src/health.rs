@@ -23,7 +23,7 @@ pub enum State {
     ForeignList,
     /// The list cannot be drained.
     CannotDrain,
-    /// Records are stored and cannot be deleted: the kernel has lost the list's lock.
+    /// Records are stored and cannot be deleted until reboot: the kernel has lost the list's lock.
     LockLost,
     /// Records are stored and cannot be deleted, since others use the list.
     Busy,

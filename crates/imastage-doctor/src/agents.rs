@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use imastage_source::{Holder, Holders, ListService, SourceError};
+use imastage_source::{Holder, Holders, ListService, Sight};
 
 use crate::{
     finding::{
@@ -40,15 +40,14 @@ pub(crate) fn examine(
     if let Some(other) = on_list.filter(|other| Some(other.pid) != service) {
         findings.push(other_service(&other, state));
     }
-    holders.seen.retain(|holder| {
-        // The service's list is open in a child of it.
-        Some(holder.pid) != service
+    holders.found.retain(|holder| {
+        // A file that this program inherited is closed when it exits. The service's list is open in
+        // a child of it.
+        holder.pid != std::process::id()
+            && Some(holder.pid) != service
             && (service.is_none() || imastage_source::parent(holder.pid) != service)
     });
-    match lost_lock(machine, kernel, &holders, service) {
-        Some(lost) => findings.push(lost),
-        None => findings.push(holding(&holders, severity)),
-    }
+    findings.push(holding(&holders, severity));
     if machine.is_kernel {
         keylime::examine(machine, severity, view, findings);
         mentions(machine, severity, view, findings);
@@ -84,52 +83,36 @@ fn other_service(ListService { pid, state: theirs }: &ListService, state: &Path)
 
 /// Whoever reads the list once has it open for a moment; who still has it at a second look keeps it.
 fn lasting_holders(dir: &Path) -> Holders {
-    let first = Holders::find(dir);
-    if first.seen.is_empty() {
+    let first = Holders::find_thoroughly(dir);
+    if first.found.is_empty() {
         return first;
     }
     thread::sleep(Duration::from_millis(300));
-    let mut second = Holders::find(dir);
-    second.seen.retain(|holder| first.seen.contains(holder));
+    let mut second = Holders::find_thoroughly(dir);
+    second.found.retain(|holder| first.found.contains(holder));
     second
-}
-
-/// A list that cannot be opened for writing although no process uses it. A running service reports
-/// this itself.
-fn lost_lock(
-    machine: &Machine,
-    kernel: &Kernel,
-    holders: &Holders,
-    service: Option<u32>,
-) -> Option<Finding> {
-    if !kernel.can_delete || !holders.seen.is_empty() || service.is_some() {
-        return None;
-    }
-    let mut source = imastage_source::open(&machine.source, None).ok()?;
-    let Err(SourceError::LockLost { .. }) = source.try_open() else { return None };
-    let found = "the kernel has lost the list's lock: no process has a file of the list open, but \
-                 opening it for writing fails (EBUSY)";
-    Some(
-        Finding::new("agents.holders", Problem, found)
-            .why(
-                "records can be read and stored, but not staged or deleted until the next boot; a \
-                 program that forks while it has the list open for writing causes this on Linux 7.2",
-            )
-            .fix("plan a reboot; until then the service stores records and leaves them in the list"),
-    )
 }
 
 fn holding(holders: &Holders, severity: Severity) -> Finding {
     let check = "agents.holders";
-    if holders.seen.is_empty() {
-        return Finding::new(check, Fine, "nobody keeps the list's files open");
+    match (holders.found.is_empty(), holders.sight) {
+        (true, Sight::Complete) => {
+            return Finding::new(check, Fine, "no process keeps the list's files open");
+        }
+        (true, sight) => {
+            let found = "no visible process keeps the list's files open";
+            return Finding::new(check, Note, found)
+                .why("a hidden process that keeps one open prevents staging and deletion (EBUSY)")
+                .fix(sight.to_string());
+        }
+        _ => {}
     }
     let why = if severity == Problem {
         "as long as anyone has one of them open, for reading too, nobody can stage or delete (EBUSY)"
     } else {
         "harmless on this kernel; on one that deletes records it would keep the service from it"
     };
-    let names: BTreeSet<&str> = holders.seen.iter().map(|holder| holder.name.as_str()).collect();
+    let names: BTreeSet<&str> = holders.found.iter().map(|holder| holder.name.as_str()).collect();
     let names: Vec<&str> = names.into_iter().collect();
     Finding::new(check, severity, format!("the list's files are kept open by {holders}"))
         .why(why)
@@ -242,7 +225,7 @@ fn command_lines(
 ) {
     for (pid, dir) in machine.processes() {
         let is_known = |holder: &Holder| holder.pid == pid;
-        if pid == std::process::id() || holders.seen.iter().any(is_known) {
+        if pid == std::process::id() || holders.found.iter().any(is_known) {
             continue;
         }
         let Ok(text) = read_text(&dir.join("cmdline")) else { continue };

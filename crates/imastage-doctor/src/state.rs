@@ -9,7 +9,11 @@ use std::{
 use imastage_store::{Reader, StoreError};
 use rustix::fs::{Access, StatVfsMountFlags};
 
-use imastage_client::{Client, health::Level, wire::Status};
+use imastage_client::{
+    Client,
+    health::{Condition, Level, State},
+    wire::Status,
+};
 
 use crate::{
     finding::{
@@ -186,17 +190,7 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
         let found =
             format!("a service runs (pid {pid}), {} stored", count(status.records, "record"));
         findings.push(Finding::new("state.service", Fine, found));
-        for condition in status.health.conditions.iter().take(MOST) {
-            let severity = match condition.state.level() {
-                Level::Evidence => Problem,
-                _ => Warning,
-            };
-            let found = format!("the service says: {}", condition.reason);
-            let finding = Finding::new("state.health", severity, found)
-                .why("what it stores cannot be relied on before that is repaired")
-                .fix("imastage status tells more");
-            findings.push(finding);
-        }
+        findings.extend(status.health.conditions.iter().take(MOST).map(says));
         return;
     }
     match imastage_store::check(state) {
@@ -223,6 +217,22 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
                 );
             findings.push(finding);
         }
+    }
+}
+
+/// What the service says of itself.
+fn says(condition: &Condition) -> Finding {
+    let finding = |severity| {
+        let found = format!("the service says: {}", condition.reason);
+        Finding::new("state.health", severity, found)
+    };
+    match (condition.state, condition.state.level()) {
+        (State::LockLost, _) => finding(Problem)
+            .why("the kernel's memory for the list is not freed; the list grows until reboot")
+            .fix("plan a reboot; the service can keep running until then"),
+        (_, level) => finding(if level == Level::Evidence { Problem } else { Warning })
+            .why("what it stores cannot be relied on before that is repaired")
+            .fix("imastage status tells more"),
     }
 }
 

@@ -6,13 +6,20 @@ use std::{
     fs::{self, File},
     os::unix::net::UnixListener,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use imastage_client::health::{Level, State};
-use imastage_sandbox::{Hazard, control::Command as Ask};
+use imastage_client::{
+    health::{Level, State},
+    wire::{Status, Verdict},
+};
+use imastage_sandbox::control::Command as Ask;
 use imastage_service::{Config, Service};
-use imastage_source::Holders;
+use imastage_source::{Batch, Dialect, Holders, Look, Sink, Source, SourceError};
 use imastage_store::{Note, Store};
 
 #[allow(dead_code)]
@@ -186,44 +193,78 @@ fn users_11_others_who_use_the_list_for_long_raise_the_alert() {
     assert_well(&service.status());
 }
 
-#[test]
-fn issue_12_a_list_whose_lock_the_kernel_has_lost_is_stored_and_reported() {
-    let hazards = vec![Hazard::LockBooks];
-    let Some(mut machine) = Machine::start(|kernel| kernel.hazards = hazards) else { return };
-    if let Some(unseen) = Holders::find(&machine.ima()).unseen {
-        eprintln!("SKIPPED: not all processes are visible here: {unseen:?}");
-        return;
+/// A list whose lock the kernel has lost, or has again.
+struct Lockable {
+    source: Box<dyn Source>,
+    is_lost: Arc<AtomicBool>,
+}
+
+impl Source for Lockable {
+    fn look(&mut self) -> Result<Box<dyn Look + '_>, SourceError> {
+        self.source.look()
     }
-    let service = machine.service();
+
+    fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError> {
+        self.try_open()?;
+        self.source.take(sink)
+    }
+
+    fn try_open(&mut self) -> Result<(), SourceError> {
+        match self.is_lost.load(Ordering::Relaxed) {
+            true => Err(SourceError::LockLost { path: "/list".into() }),
+            false => self.source.try_open(),
+        }
+    }
+
+    fn count(&mut self) -> Result<u64, SourceError> {
+        self.source.count()
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.source.dialect()
+    }
+
+    fn holders(&self) -> Holders {
+        self.source.holders()
+    }
+
+    fn name(&self) -> String {
+        self.source.name()
+    }
+}
+
+#[test]
+fn lost_lock_is_alerted_and_records_are_stored_and_compared() {
+    let Some(mut machine) = Machine::start(|_| {}) else { return };
+    let is_lost = Arc::new(AtomicBool::new(false));
+    let source = imastage_source::open(&machine.ima(), None).unwrap();
+    let source = Lockable { source, is_lost: Arc::clone(&is_lost) };
+    let mut config = Config::new(machine.state());
+    config.every = Duration::from_millis(50);
+    config.tpm = machine.sandbox.tpm_endpoint().cloned();
+    config.alert = Some(machine.alert());
+    let service = Service::start(config, Box::new(source)).unwrap();
     machine.measure(5);
     service.drain().unwrap();
-    assert_well(&service.status());
-    // Two files of one writer, closed by another thread.
-    let open = || {
-        let path = machine.ima().join("binary_runtime_measurements_staged");
-        File::options().read(true).write(true).open(path).unwrap()
-    };
-    let files = [open(), open()];
-    std::thread::spawn(|| drop(files)).join().unwrap();
 
-    for stored in [11, 16] {
+    is_lost.store(true, Ordering::Relaxed);
+    for round in 1..4 {
         machine.measure(5);
-        service.drain().unwrap();
-        let status = service.status();
-        let health = &status.health;
+        // Without a request, as when the list is followed.
+        wait_until("the records are stored", || service.status().records == 6 + 5 * round);
+        let Status { health, verdict, records, since_start, .. } = service.status();
         assert_eq!((health.state, health.level()), (State::LockLost, Level::Environment));
-        let text = "the kernel has lost the list's lock";
-        assert!(health.reason.contains(text), "{}", health.reason);
-        assert_eq!((status.records, status.verdict.name()), (stored, "consistent"), "{status:?}");
+        assert!(health.reason.starts_with("the kernel has lost the list's lock"), "{health:?}");
+        assert_eq!(verdict, Verdict::Consistent { records });
+        assert!(since_start.drained.is_some() && since_start.holders.is_empty());
+        assert_eq!(machine.in_list(), 5 * round);
     }
-    assert_eq!(machine.in_list(), 10);
     machine.wait_for_alert(State::LockLost);
-    drop(service);
-    // A service that is started now does the same.
-    let service = machine.service();
-    service.drain().unwrap();
-    let status = service.status();
-    assert_eq!((status.health.state, status.records), (State::LockLost, 16), "{status:?}");
+
+    is_lost.store(false, Ordering::Relaxed);
+    machine.wait_for_alert(State::Ok);
+    assert_well(&service.status());
+    assert_eq!(machine.in_list(), 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{DeleteMode, Dialect, Holders};
+use crate::{DeleteMode, Dialect, Holders, Sight};
 
 /// A request to a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +30,20 @@ pub enum Request {
 #[non_exhaustive]
 pub enum SourceError {
     /// Another process has one of the list's files open (EBUSY). Retry later.
-    #[error("{}: the list is in use by {holders}; retry after the file is closed", path.display())]
+    #[error("{}: {}", path.display(), in_use(holders))]
     Busy {
         /// The file that could not be opened.
         path: PathBuf,
         /// The processes with open files of the list, as far as this process can see them.
         holders: Holders,
     },
-    /// The list cannot be opened for writing (EBUSY), although no process has a file of it open. The
-    /// kernel has lost its lock, which a defect of Linux 7.2 can cause (docs/upstream).
+    /// The kernel has lost the list's lock: for some time, all opens for writing failed (EBUSY),
+    /// opens for reading succeeded, and no process had one of the list's files open. Linux 7.2 can
+    /// reach that state, and leaves it at the next reboot.
     #[error(
-        "{}: the kernel has lost the list's lock: no process has a file of the list open, but opening \
-         it for writing fails (EBUSY); records can be read, but not staged or deleted until the next \
-         boot; plan a reboot", path.display()
+        "{}: the kernel has lost the list's lock: opens for writing fail (EBUSY), although no \
+         process has one of the list's files open; no record can be staged or deleted until reboot",
+        path.display()
     )]
     LockLost {
         /// The file that could not be opened.
@@ -140,6 +141,19 @@ pub enum SourceError {
     },
 }
 
+fn in_use(holders: &Holders) -> String {
+    match (holders.found.is_empty(), holders.sight) {
+        (false, _) => format!("the list is in use by {holders}; retry after the file is closed"),
+        (true, Sight::Complete) => {
+            "the list was in use (EBUSY), but no process has its files open now; retry".to_owned()
+        }
+        (true, sight) => format!(
+            "the list is in use by a process that is not visible, or the kernel has lost its lock: \
+             {sight}"
+        ),
+    }
+}
+
 fn service(pid: Option<u32>, state: Option<&Path>) -> String {
     let pid = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
     // Quoted, because the path comes from another process.
@@ -156,5 +170,28 @@ impl fmt::Display for Request {
             Request::DeleteFirst(n) => write!(f, "{n}"),
             Request::Trim { total, records } => write!(f, "{total}:{records}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(sight: Sight) -> String {
+        let holders = Holders { found: Vec::new(), sight };
+        SourceError::Busy { path: "/list".into(), holders }.to_string()
+    }
+
+    #[test]
+    fn unseen_holder_is_explained_by_the_missing_permission() {
+        for (sight, part) in [
+            (Sight::NoPtrace, "without CAP_SYS_PTRACE"),
+            (Sight::Namespace, "outside this PID namespace"),
+            (Sight::Denied { pid: 42 }, "the descriptors of process 42"),
+        ] {
+            let text = busy(sight);
+            assert!(text.contains("not visible") && text.contains(part), "{text}");
+        }
+        assert!(!busy(Sight::Complete).contains("visible"));
     }
 }

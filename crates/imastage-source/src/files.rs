@@ -4,14 +4,15 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    thread,
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use rustix::io::Errno;
 
 use crate::{
-    Holders, Look, Request, Sink, SourceError,
+    Holders, Look, Request, Sight, Sink, SourceError,
+    lock_watch::LockWatch,
     names::{COUNT, CURRENT, STAGED, TRIM},
 };
 
@@ -19,7 +20,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
+    watch: Arc<Mutex<LockWatch>>,
+    search: Search,
 }
+
+/// A search for holders, thorough or not. Tests replace the machine's.
+type Search = fn(&Path, bool) -> Holders;
 
 /// An open file and its name.
 #[derive(Debug)]
@@ -37,7 +43,11 @@ pub(crate) struct Both {
 
 impl Files {
     pub(crate) fn new(dir: &Path) -> Files {
-        Files { dir: dir.to_owned() }
+        let search: Search = |dir, thoroughly| match thoroughly {
+            true => Holders::find_thoroughly(dir),
+            false => Holders::find(dir),
+        };
+        Files { dir: dir.to_owned(), watch: Arc::default(), search }
     }
 
     pub(crate) fn current(&self) -> PathBuf {
@@ -68,9 +78,14 @@ impl Files {
 
     pub(crate) fn open(&self, path: PathBuf, write: bool) -> Result<Named, SourceError> {
         match File::options().read(true).write(write).open(&path) {
-            Ok(file) => Ok(Named { path, file }),
+            Ok(file) => {
+                if write {
+                    self.watch().granted();
+                }
+                Ok(Named { path, file })
+            }
             Err(error) => Err(match Errno::from_io_error(&error) {
-                Some(Errno::BUSY) if write => self.locked(path),
+                Some(Errno::BUSY) if write => self.refused(path),
                 Some(Errno::BUSY) => SourceError::Busy { path, holders: self.holders() },
                 Some(Errno::PERM) => SourceError::NotPermitted { path, why: NEEDS_CAPABILITY },
                 Some(Errno::ACCESS) => SourceError::NotPermitted { path, why: NEEDS_ROOT_OR_GROUP },
@@ -81,25 +96,32 @@ impl Files {
         }
     }
 
-    /// Explains why a file cannot be opened for writing (EBUSY). Without a visible cause, looks again
-    /// for a second: a process may have had a file open for a moment.
-    fn locked(&self, path: PathBuf) -> SourceError {
-        const LOOKS: u32 = 10;
-        const PAUSE: Duration = Duration::from_millis(100);
-        for _ in 0..LOOKS {
-            let holders = self.holders();
-            // While a process has a file open for writing, no other can open one for reading.
-            let can_be_read = File::open(self.current()).is_ok();
-            if !holders.seen.is_empty() || holders.unseen.is_some() || !can_be_read {
-                return SourceError::Busy { path, holders };
-            }
-            thread::sleep(PAUSE);
-            match File::options().read(true).write(true).open(&path) {
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {}
-                _ => return SourceError::Busy { path, holders },
+    /// The reason for a refused open for writing.
+    fn refused(&self, path: PathBuf) -> SourceError {
+        let mut watch = self.watch();
+        if watch.is_lost() {
+            return SourceError::LockLost { path };
+        }
+        let mut holders = (self.search)(&self.dir, watch.is_thorough());
+        if watch.refused(self.explain_nothing(&holders), Instant::now()) {
+            watch.search_thoroughly();
+            holders = (self.search)(&self.dir, true);
+            if self.explain_nothing(&holders) && holders.sight == Sight::Complete {
+                watch.lose();
+                return SourceError::LockLost { path };
             }
         }
-        SourceError::LockLost { path }
+        SourceError::Busy { path, holders }
+    }
+
+    /// Whether no visible process explains why the list cannot be opened for writing. A writer would
+    /// refuse readers, too.
+    fn explain_nothing(&self, holders: &Holders) -> bool {
+        holders.found.is_empty() && File::open(self.current()).is_ok()
+    }
+
+    fn watch(&self) -> MutexGuard<'_, LockWatch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens both parts for reading, or only the current part if there is no staged file. While one
@@ -123,7 +145,7 @@ impl Files {
     }
 
     pub(crate) fn holders(&self) -> Holders {
-        Holders::find(&self.dir)
+        (self.search)(&self.dir, false)
     }
 
     pub(crate) fn name(&self) -> String {
@@ -236,9 +258,86 @@ pub(crate) const DOINGS: [&str; 7] = [
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use imastage_sandbox::{
+        Config, Hazard, Sandbox, TpmChoice,
+        control::{Command, ask},
+    };
+
     use super::*;
 
     // The files' behaviour is tested on a mounted sandbox, in tests/.
+
+    /// The machine of a test may hide processes of its own.
+    fn sees_all(dir: &Path, thoroughly: bool) -> Holders {
+        let holders = if thoroughly { Holders::find_thoroughly(dir) } else { Holders::find(dir) };
+        Holders { sight: Sight::Complete, ..holders }
+    }
+
+    /// Opens for writing until the error is not [`SourceError::Busy`].
+    fn outcome(files: &Files) -> Result<(), SourceError> {
+        loop {
+            match files.open(files.staged(), true) {
+                Err(SourceError::Busy { holders, .. }) => {
+                    assert_eq!(holders.found, []);
+                    thread::sleep(Duration::from_millis(50));
+                }
+                opened => return opened.map(drop),
+            }
+        }
+    }
+
+    #[test]
+    fn lock_lost_by_the_kernel_is_recognised_and_readable() {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+            return eprintln!("SKIPPED: /dev/fuse: {error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut kernel = Config::new(dir.path().join("ima"), TpmChoice::None);
+        kernel.watch = false;
+        kernel.hazards = vec![Hazard::LockBooks];
+        let _sandbox = Sandbox::start(&kernel).unwrap();
+        let files = Files { search: sees_all, ..Files::new(&kernel.mount) };
+        outcome(&files).unwrap();
+        // One thread opens two files, another closes both.
+        thread::scope(|scope| {
+            let (opened, when_opened) = mpsc::channel();
+            let (staged, opening) = (files.staged(), File::options().write(true).clone());
+            let thread = scope.spawn(move || {
+                opened.send([(); 2].map(|()| opening.open(&staged).unwrap())).unwrap();
+                thread::park();
+            });
+            drop(when_opened.recv().unwrap());
+            thread.thread().unpark();
+        });
+        assert!(matches!(outcome(&files), Err(SourceError::LockLost { .. })));
+        // A reader does not change that.
+        let mut look = files.look().unwrap();
+        let mut read = Vec::new();
+        look.read(&mut |bytes| read.extend_from_slice(bytes)).unwrap();
+        assert!(!read.is_empty());
+        assert!(matches!(outcome(&files), Err(SourceError::LockLost { .. })));
+        drop(look);
+        ask(&kernel.mount, &Command::Reboot, &mut |_| {}).unwrap();
+        outcome(&files).unwrap();
+    }
+
+    #[test]
+    fn lock_is_not_called_lost_unless_all_processes_are_visible() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("binary_runtime_measurements"), "").unwrap();
+        let search: Search = |_, _| Holders { found: Vec::new(), sight: Sight::NoPtrace };
+        let files = Files { search, ..Files::new(dir.path()) };
+        // The refusals suffice as soon as searches are thorough.
+        while !files.watch().is_thorough() {
+            let error = files.refused(files.staged());
+            assert!(matches!(error, SourceError::Busy { .. }), "{error}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let error = files.refused(files.staged());
+        assert!(matches!(error, SourceError::Busy { .. }), "{error}");
+    }
 
     #[test]
     fn look_reads_staged_then_current_then_new_records() {

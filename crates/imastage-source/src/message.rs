@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{DeleteMode, Dialect, Holder, Holders, Request, SourceError, Unseen, files};
+use crate::{DeleteMode, Dialect, Holder, Holders, Request, Sight, SourceError, files};
 
 /// The longest frame, in bytes.
 pub(crate) const LONGEST: usize = 1 << 20;
@@ -237,9 +237,16 @@ fn encode_holders(out: &mut Vec<u8>, holders: &Holders) {
         free = free.saturating_sub(length);
         fits
     };
-    let unseen = holders.unseen.map_or(0, |unseen| 1 + index(&Unseen::ALL, &unseen));
-    out.push(unseen);
-    let named: Vec<_> = holders.seen.iter().take(MOST_HOLDERS).take_while(fits).collect();
+    let named: Vec<_> = holders.found.iter().take(MOST_HOLDERS).take_while(fits).collect();
+    let (sight, pid) = match holders.sight {
+        Sight::Complete => (0, 0),
+        Sight::NoProc => (1, 0),
+        Sight::Namespace => (2, 0),
+        Sight::NoPtrace => (3, 0),
+        Sight::Denied { pid } => (4, pid),
+    };
+    out.push(sight);
+    out.extend(pid.to_le_bytes());
     out.extend((named.len() as u32).to_le_bytes());
     for Holder { pid, name, fd, path } in named {
         out.extend(pid.to_le_bytes());
@@ -370,20 +377,25 @@ impl<'a> Input<'a> {
     }
 
     fn holders(&mut self) -> Result<Holders, Malformed> {
-        let unseen = match self.byte()? {
-            0 => None,
-            number => Some(of(&Unseen::ALL, number - 1)?),
+        let (sight, pid) = (self.byte()?, self.short()?);
+        let sight = match sight {
+            0 => Sight::Complete,
+            1 => Sight::NoProc,
+            2 => Sight::Namespace,
+            3 => Sight::NoPtrace,
+            4 => Sight::Denied { pid },
+            _ => return Err(Malformed),
         };
         let count = self.short()? as usize;
         if count > MOST_HOLDERS {
             return Err(Malformed);
         }
-        let mut seen = Vec::new();
+        let mut found = Vec::new();
         for _ in 0..count {
             let (pid, fd) = (self.short()?, self.short()?);
-            seen.push(Holder { pid, fd, name: self.string()?, path: self.path()? });
+            found.push(Holder { pid, fd, name: self.string()?, path: self.path()? });
         }
-        Ok(Holders { seen, unseen })
+        Ok(Holders { found, sight })
     }
 
     fn request(&mut self) -> Result<Request, Malformed> {

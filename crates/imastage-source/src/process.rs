@@ -382,12 +382,6 @@ impl Server {
     }
 
     fn fail(&mut self, error: SourceError) -> io::Result<()> {
-        let error = match error {
-            SourceError::Busy { path, holders } => {
-                SourceError::Busy { path, holders: others(holders) }
-            }
-            error => error,
-        };
         self.answer(&Answer::Failed(error))
     }
 
@@ -409,7 +403,7 @@ impl Server {
 
 /// The holders without this process.
 fn others(mut holders: Holders) -> Holders {
-    holders.seen.retain(|holder| holder.pid != std::process::id());
+    holders.found.retain(|holder| holder.pid != std::process::id());
     holders
 }
 

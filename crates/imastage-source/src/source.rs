@@ -22,6 +22,7 @@ pub trait Source: Send {
     ///
     /// # Errors
     /// [`SourceError::Busy`] if another process has one of the list's files open,
+    /// [`SourceError::LockLost`] if that was refused for some time although no process has one open;
     /// [`SourceError::NotPermitted`], [`SourceError::Missing`] if the kernel cannot stage;
     /// [`SourceError::GoingDown`] (EACCES).
     fn take(&mut self, sink: &mut Sink<'_>) -> Result<Option<Box<dyn Batch + '_>>, SourceError>;
@@ -29,7 +30,8 @@ pub trait Source: Send {
     /// Checks that this process has the permissions for [`Source::take`] and deletion.
     ///
     /// # Errors
-    /// [`SourceError::Busy`], [`SourceError::NotPermitted`], [`SourceError::Missing`].
+    /// [`SourceError::Busy`], [`SourceError::LockLost`], [`SourceError::NotPermitted`],
+    /// [`SourceError::Missing`].
     fn try_open(&mut self) -> Result<(), SourceError>;
 
     /// The number of records in the current list, without staged records.

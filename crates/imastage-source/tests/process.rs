@@ -19,7 +19,7 @@ use imastage_sandbox::{
     control::{Command as Ask, ask},
 };
 use imastage_source::{
-    Batch, DeleteMode, Dialect, Holder, Holders, Look, Request, Sink, Source, SourceError,
+    Batch, DeleteMode, Dialect, Holder, Holders, Look, Request, Sight, Sink, Source, SourceError,
     SourceProcess, open, serve,
 };
 
@@ -238,7 +238,7 @@ impl Source for Scripted {
     fn holders(&self) -> Holders {
         let holder = |pid| Holder { pid, name: "x".into(), fd: 1, path: "/x".into() };
         // The server excludes itself from the holders.
-        Holders { seen: vec![holder(std::process::id()), holder(1)], unseen: None }
+        Holders { found: vec![holder(std::process::id()), holder(1)], sight: Sight::NoPtrace }
     }
 
     fn name(&self) -> String {
@@ -251,7 +251,8 @@ fn issue_10_errors_and_holders_are_transmitted_unchanged() {
     let (errors, script) = mpsc::channel();
     let mut source = through_a_socket(Ok(Box::new(Scripted(script)))).unwrap();
     assert_eq!((source.dialect(), source.name().as_str()), (Dialect::V4, "scripted"));
-    let make: [fn() -> SourceError; 6] = [
+    let make: [fn() -> SourceError; 7] = [
+        || SourceError::LockLost { path: "/x".into() },
         || SourceError::Pending,
         || SourceError::GoingDown(Request::Stage),
         || SourceError::Nothing(Request::Trim { total: 1, records: 2 }),
@@ -272,8 +273,9 @@ fn issue_10_errors_and_holders_are_transmitted_unchanged() {
         assert_eq!(format!("{:?}", source.count().err().unwrap()), expected);
         assert_eq!(format!("{:?}", source.trimmed().err().unwrap()), expected);
     }
-    let pids: Vec<_> = source.holders().seen.iter().map(|holder| holder.pid).collect();
-    assert_eq!(pids, [1]);
+    let Holders { found, sight } = source.holders();
+    let pids: Vec<_> = found.iter().map(|holder| holder.pid).collect();
+    assert_eq!((&pids[..], sight), (&[1][..], Sight::NoPtrace));
 }
 
 #[test]
@@ -300,7 +302,7 @@ fn issue_10_open_errors_are_transmitted_and_a_dead_server_is_lost() {
     assert!(matches!(source.count(), Err(SourceError::Lost { .. })));
     assert!(matches!(source.look().err(), Some(SourceError::Lost { .. })));
     assert!(matches!(source.try_open(), Err(SourceError::Lost { .. })));
-    assert!(source.holders().seen.is_empty());
+    assert!(source.holders().found.is_empty());
 }
 
 #[test]

@@ -284,29 +284,6 @@ fn issue_10_only_the_process_that_has_the_list_may_administer_the_system() {
 }
 
 #[test]
-fn issue_10_a_list_file_that_is_inherited_does_not_keep_the_list_in_use() {
-    let Some(machine) = machine(&[]) else { return };
-    let (mount, state) = (machine.mount(), machine.state());
-    let list = format!("{mount}/binary_runtime_measurements");
-    let program = env!("CARGO_BIN_EXE_imastage");
-    let run =
-        format!("exec 3<{list} 7<{list}; exec {program} run --source {mount} --state {state}");
-    let mut service = Running::of(std::process::Command::new("bash").args(["-c", &run]));
-    service.wait_until_ready();
-    measure(&machine, "a", 10);
-    wait_until("all is deleted", || sandbox_status(&mount).current == 0);
-    assert_eq!(status(&state)["since_start"]["last_error"], Value::Null);
-    assert_eq!(service.stop(), 0);
-    // What cannot be closed is refused.
-    let held = File::open(&list).unwrap();
-    let refused =
-        command(&["run", "--source", &mount, "--state", &state]).stdin(held).output().unwrap();
-    assert_eq!(refused.status.code(), Some(2));
-    let text = String::from_utf8(refused.stderr).unwrap();
-    assert!(text.contains("descriptor 0 is ") && text.contains("binary_runtime"), "{text}");
-}
-
-#[test]
 fn users_01_one_list_has_one_service_that_deletes() {
     for dialect in ["7.2", "v4", "trim"] {
         let Some(machine) = machine(&["--dialect", dialect]) else { return };

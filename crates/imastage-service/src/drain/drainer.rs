@@ -416,8 +416,8 @@ impl Drainer {
             return String::new();
         }
         let mut holders = self.source.holders();
-        holders.seen.retain(|holder| holder.pid != std::process::id());
-        if holders.seen.is_empty() { String::new() } else { holders.to_string() }
+        holders.found.retain(|holder| holder.pid != std::process::id());
+        if holders.found.is_empty() { String::new() } else { holders.to_string() }
     }
 
     /// Whether the list was shortened may be unknown after a failure. Find out before going on.

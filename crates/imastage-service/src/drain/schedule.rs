@@ -13,7 +13,7 @@ use imastage_client::{
     health::{Health, State},
     wire::Verdict,
 };
-use imastage_source::SourceError;
+use imastage_source::{Sight, SourceError};
 use imastage_store::StoreError;
 
 use crate::{
@@ -36,6 +36,9 @@ use crate::{
 /// How soon a store that is damaged is read again: after a repair the
 /// administrator looks at the status.
 const CHECK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The longest time between two attempts while records cannot be deleted, unless drains are rarer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Drains when it is asked to, when enough records have gathered, and every so often.
 pub(crate) struct DrainLoop {
@@ -245,14 +248,13 @@ impl DrainLoop {
     /// Drains; while others use the list, tries again for a while. Records that cannot be deleted
     /// are stored all the same.
     fn drain_patiently(&mut self) -> Result<(), DrainError> {
-        /// How long readers may take, most of whom read once and go.
-        const PATIENCE_WITH_READERS: Duration = Duration::from_millis(200);
         const PATIENCE: Duration = Duration::from_secs(5);
-        const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+        const LONGEST_STEP: Duration = Duration::from_millis(250);
         let since = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
             self.shared.pulse.beat();
+            let begun = Instant::now();
             let error = match self.drainer.drain() {
                 Ok(round) => {
                     self.pause = None;
@@ -267,16 +269,20 @@ impl DrainLoop {
             // Those who stood there the last time are not waited for again.
             let is_patient = self.pause.is_none();
             let waited = since.elapsed() + pause;
-            let is_over_soon = is_transient(&error) && is_patient && waited < PATIENCE_WITH_READERS;
+            let is_over_soon =
+                is_transient(&error) && is_patient && waited < patience_with(&error).min(PATIENCE);
             if !is_over_soon && may_be_copied(&error) {
                 match self.drainer.copy() {
                     Ok(round) => {
-                        self.give_up();
                         let state = match error {
                             DrainError::Source(SourceError::Busy { .. }) => State::Busy,
-                            DrainError::Source(SourceError::LockLost { .. }) => State::LockLost,
                             _ => state_of(&error),
                         };
+                        if state == State::LockLost {
+                            self.pause = Some(pause_after(begun.elapsed(), self.every));
+                        } else {
+                            self.give_up();
+                        }
                         self.publish(&round, Some((&error, state)));
                         return Ok(());
                     }
@@ -291,7 +297,7 @@ impl DrainLoop {
                 return self.fail(error);
             }
             thread::sleep(jitter(pause));
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(LONGEST_STEP);
         }
     }
 
@@ -308,7 +314,6 @@ impl DrainLoop {
 
     /// Waits longer each time before it is tried again.
     fn give_up(&mut self) {
-        const LONGEST_PAUSE: Duration = Duration::from_secs(30);
         let pause = self.pause.map_or(self.every, |pause| (pause * 2).min(LONGEST_PAUSE));
         self.pause = Some(jitter(pause.max(self.every)));
     }
@@ -326,10 +331,14 @@ impl DrainLoop {
     }
 
     fn count_busy(&self, error: &DrainError) {
-        if let DrainError::Source(SourceError::Busy { holders, .. }) = error {
-            let mut status = self.shared.status();
-            status.since_start.busy += 1;
-            status.since_start.holders = holders.seen.iter().map(holder).collect();
+        let mut status = self.shared.status();
+        match error {
+            DrainError::Source(SourceError::Busy { holders, .. }) => {
+                status.since_start.busy += 1;
+                status.since_start.holders = holders.found.iter().map(holder).collect();
+            }
+            DrainError::Source(SourceError::LockLost { .. }) => status.since_start.holders.clear(),
+            _ => {}
         }
     }
 
@@ -388,6 +397,7 @@ fn state_of(error: &DrainError) -> State {
     match error {
         DrainError::TpmReset { .. } => State::TpmReset,
         DrainError::Foreign { .. } => State::ForeignList,
+        DrainError::Source(SourceError::LockLost { .. }) => State::LockLost,
         _ => State::CannotDrain,
     }
 }
@@ -405,9 +415,44 @@ fn may_be_copied(error: &DrainError) -> bool {
     matches!(error, Busy { .. } | LockLost { .. } | GoingDown(_) | NotPermitted { .. } | Refused(_))
 }
 
+/// The time for which a drain is retried before records are copied.
+fn patience_with(error: &DrainError) -> Duration {
+    match error {
+        // Either the holder was brief, or the lock is lost, which takes several refusals to decide.
+        DrainError::Source(SourceError::Busy { holders, .. })
+            if holders.found.is_empty() && holders.sight == Sight::Complete =>
+        {
+            Duration::MAX
+        }
+        // Most readers read once and close.
+        _ => Duration::from_millis(200),
+    }
+}
+
+/// The pause after a round that can only follow the list. Such a round reads the list from its
+/// beginning, which is quadratic in a kernel, so it gets a limited part of the time.
+fn pause_after(took: Duration, every: Duration) -> Duration {
+    const PART: u32 = 20;
+    (took * PART).clamp(every.min(LONGEST_PAUSE), LONGEST_PAUSE)
+}
+
 /// Between half and all of `pause`, so that two who wait for each other do not keep meeting.
 fn jitter(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let random = RandomState::new().hash_one(0) % 512;
     pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_that_can_only_be_followed_is_read_often_unless_that_takes_long() {
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        assert_eq!(pause_after(ms(1), ms(500)), ms(500));
+        assert_eq!(pause_after(ms(100), ms(500)), s(2));
+        assert_eq!(pause_after(s(3), ms(500)), LONGEST_PAUSE);
+        assert_eq!(pause_after(ms(1), s(3600)), LONGEST_PAUSE);
+    }
 }

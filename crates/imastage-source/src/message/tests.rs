@@ -8,7 +8,7 @@ fn path() -> PathBuf {
 
 fn holders() -> Holders {
     let holder = Holder { pid: 7, name: "cat\u{1b}".into(), fd: 3, path: path() };
-    Holders { seen: vec![holder.clone(), holder], unseen: Some(Unseen::Namespace) }
+    Holders { found: vec![holder.clone(), holder], sight: Sight::Denied { pid: 5 } }
 }
 
 fn answers() -> Vec<Answer> {
@@ -20,7 +20,6 @@ fn answers() -> Vec<Answer> {
     ];
     let mut errors = vec![
         SourceError::Busy { path: path(), holders: holders() },
-        SourceError::Busy { path: path(), holders: Holders::default() },
         SourceError::LockLost { path: path() },
         SourceError::Missing { path: path() },
         SourceError::Pending,
@@ -30,6 +29,9 @@ fn answers() -> Vec<Answer> {
         SourceError::Served { path: path(), pid: Some(9), state: Some("/s".into()) },
         SourceError::Served { path: path(), pid: None, state: None },
     ];
+    for sight in [Sight::Complete, Sight::NoProc, Sight::Namespace, Sight::NoPtrace] {
+        errors.push(SourceError::Busy { path: path(), holders: Holders { sight, ..holders() } });
+    }
     errors.extend(requests.map(SourceError::Nothing));
     errors.extend(requests.map(SourceError::GoingDown));
     errors.extend(requests.map(SourceError::Refused));
@@ -109,6 +111,6 @@ fn malformed_messages_are_refused() {
 fn any_number_of_holders_fits() {
     let name = "x".repeat(5000);
     let holder = Holder { pid: 1, name, fd: 1, path: path() };
-    let answer = Answer::Holders(Holders { seen: vec![holder; 3000], unseen: None });
+    let answer = Answer::Holders(Holders { found: vec![holder; 3000], sight: Sight::Complete });
     send(&mut Vec::new(), &answer.encode(), &[]).unwrap();
 }

@@ -30,8 +30,8 @@ mod supervise;
 pub use args::{Args, DeleteModeName};
 use embedded::Embedded;
 pub use embedded::fuse_is_there;
-use process::ListProcess;
 pub use process::close_inherited;
+use process::{ListProcess, replace_input};
 use supervise::Supervisor;
 
 impl Args {
@@ -128,6 +128,7 @@ const FIRST_DRAIN: Duration = Duration::from_secs(10);
 /// Runs `imastage run`.
 pub fn run(args: Args, settings: Settings, out: &Output) -> Result<Outcome, Failure> {
     close_inherited()?;
+    replace_input()?;
     let list = args.list()?;
     let state = args.state(&list)?;
     let chosen = args.tpm()?;
@@ -227,8 +228,8 @@ fn greeting(list: &List, source: &str, dialect: &str) -> String {
     }
 }
 
-/// A list in use can be drained later, and a list whose lock is lost can be read; without permission,
-/// the service cannot start.
+/// A list in use becomes free again, and one whose lock is lost is followed; without permission
+/// neither works.
 fn require_permission(source: &mut dyn Source) -> Result<(), Failure> {
     match source.try_open() {
         Ok(()) | Err(SourceError::Busy { .. } | SourceError::LockLost { .. }) => Ok(()),

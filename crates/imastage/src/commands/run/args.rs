@@ -57,7 +57,7 @@ pub struct Args {
     #[command(flatten)]
     pub(super) kept: RetentionArgs,
     /// Run this command (with `sh -c`) whenever a condition begins or ends. $IMASTAGE_STATE is the
-    /// worst condition (ok, damaged, altered, diverged, not-extended, cannot-drain, busy,
+    /// worst condition (ok, damaged, altered, diverged, not-extended, cannot-drain, lock-lost, busy,
     /// cannot-compare, ...), $IMASTAGE_VERDICT the verdict, $IMASTAGE_STATUS the output of
     /// `imastage --json status`.
     #[arg(long, value_name = "COMMAND")]

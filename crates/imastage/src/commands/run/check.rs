@@ -126,9 +126,6 @@ impl Plan {
         if !deletes {
             return;
         }
-        if let Err(error @ SourceError::LockLost { .. }) = source.try_open() {
-            self.notes.push(error.to_string());
-        }
         if matches!(process::has_admin(), Ok(false)) {
             self.fail(&Failure::environment(format!(
                 "{}: deleting needs the capability CAP_SYS_ADMIN; run as root, give the service that \

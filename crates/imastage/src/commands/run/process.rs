@@ -104,27 +104,35 @@ fn describe(pid: u32, status: ExitStatus) -> String {
     format!("(pid {pid}) {status}")
 }
 
-/// Closes what this process was started with beside standard input, output and error: a copy of a list
-/// file that the parent process had open would keep the list in use for as long as this process lives.
+/// Closes the descriptors that this process inherited, except standard input, output and error: a
+/// list file among them would keep the list in use while this process runs. To be called before any
+/// thread is started or file opened.
 pub fn close_inherited() -> Result<(), Failure> {
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
         .environment("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     for fd in open.into_iter().filter(|fd| *fd > 2) {
-        // The one that listed the others is closed already.
+        // The descriptor that listed the others is already closed.
         let _ = nix::unistd::close(fd);
     }
     Ok(())
 }
 
-/// Refuses to start on a list that is one of standard input, output and error.
+/// Replaces standard input, which the service does not read, with `/dev/null`: a list file there
+/// would keep the list in use.
+pub fn replace_input() -> Result<(), Failure> {
+    let null = File::open("/dev/null").environment("/dev/null")?;
+    nix::unistd::dup2_stdin(null).environment("standard input")
+}
+
+/// Refuses a list of which standard output or error is a file.
 pub fn refuse_to_hold(dir: &Path) -> Result<(), Failure> {
     let me = std::process::id();
-    match Holders::find(dir).seen.into_iter().find(|holder| holder.pid == me) {
+    match Holders::find(dir).found.into_iter().find(|holder| holder.pid == me) {
         Some(holder) => Err(Failure::input(format!(
-            "descriptor {} is {}: the service would wait for itself; start it without that \
-             redirection",
+            "descriptor {} is {}: the service would keep its own list in use; start it without \
+             that redirection",
             holder.fd,
             holder.path.display()
         ))),
