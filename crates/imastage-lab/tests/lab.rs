@@ -37,26 +37,14 @@ fn lab_with(name: &str) -> Option<(Lab, Kernel)> {
     }
 }
 
-/// Boots a kernel with these words on its command line, which it cannot serve; returns the error.
-fn refused(kernel: &str, append: &str) -> Option<String> {
-    let (lab, kernel) = lab_with(kernel)?;
-    let plan = Plan { append: append.to_owned(), ..Plan::default() };
-    let error = lab.boot(&kernel, &plan).err().unwrap();
-    assert!(matches!(error, LabError::Lost { .. }), "{error}");
-    Some(error.to_string())
-}
-
 #[test]
 fn kernel_that_does_not_boot_is_reported_with_its_console() {
-    let Some(error) = refused("6.1-cloud", "rdinit=/missing root=/dev/missing") else { return };
-    assert!(error.contains("the machine ended"), "{error}");
-    assert!(error.contains("Kernel panic"), "{error}");
-}
-
-#[test]
-fn kernel_without_ima_is_reported_with_its_console() {
-    let Some(error) = refused("6.12-cloud", "lsm=capability") else { return };
-    assert!(error.contains("no IMA (CONFIG_IMA)") && error.contains("Run /init"), "{error}");
+    let Some((lab, kernel)) = lab_with("6.1-cloud") else { return };
+    let append = "rdinit=/missing root=/dev/missing".to_owned();
+    let error = lab.boot(&kernel, &Plan { append, ..Plan::default() }).err().unwrap();
+    assert!(matches!(error, LabError::Lost { .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("the machine ended") && error.contains("Kernel panic"), "{error}");
 }
 
 macro_rules! scenarios {
