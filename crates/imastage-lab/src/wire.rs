@@ -139,6 +139,13 @@ pub struct Files {
     pub size: usize,
 }
 
+impl Files {
+    /// Up to `count` files of 50 bytes.
+    pub fn new(dir: impl Into<String>, count: u64) -> Files {
+        Files { dir: dir.into(), first: 0, count, size: 50 }
+    }
+}
+
 /// An answer of the guest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {

@@ -71,14 +71,15 @@ fn delete_without_memory(list: &List) -> io::Result<Answer> {
         list.measure(&format!("enomem-{nth}"))?;
         let mut file = list.staged()?;
         file.write_all(b"A\n")?;
-        let before = read(&mut file)?;
+        let mut before = Vec::new();
+        file.read_to_end(&mut before)?;
         fs::write(fail_nth, nth.to_string())?;
         let deleted = file.write(b"D\n");
         // Reading the file resets the counter; 0 means that an allocation was failed.
         let left = fs::read_to_string(fail_nth)?;
         fs::write(fail_nth, "0")?;
         drop(file);
-        let after = read(&mut File::open(list.path(STAGED))?)?;
+        let after = fs::read(list.path(STAGED))?;
         match deleted {
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && after.is_empty() => {
                 let seen = format!(
@@ -108,7 +109,7 @@ fn delete_while_staged(list: &List) -> io::Result<Answer> {
     list.measure("current-1")?;
     let path = list.path("binary_runtime_measurements");
     let deleted = File::options().read(true).write(true).open(&path)?.write(b"1\n");
-    let staged = read(&mut File::open(list.path(STAGED))?)?.len();
+    let staged = fs::read(list.path(STAGED))?.len();
     list.staged()?.write_all(b"D\n")?;
     match deleted {
         Ok(_) => {
@@ -142,10 +143,4 @@ impl List {
         fs::write(&path, name)?;
         fs::read(&path).map(drop)
     }
-}
-
-fn read(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

@@ -77,7 +77,7 @@ fn stores_all(
     dir: &str,
     health: &str,
 ) -> Result<Value, LabError> {
-    machine.measure(Files { dir: dir.to_owned(), first: 0, count: FILES, size: 50 })?;
+    machine.measure(Files::new(dir, FILES))?;
     let since = Instant::now();
     loop {
         let (_, status) = service.status(machine)?;

@@ -38,8 +38,7 @@ pub fn clients(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     let script = format!("exec tail -c +1 -f {list} >/run/tail");
     let tail = machine.start("/bin/busybox", &["sh", "-c", &script])?;
     for round in 0..ROUNDS {
-        let dir = format!("/round-{round}");
-        machine.measure(Files { dir, first: 0, count: FILES, size: 50 })?;
+        machine.measure(Files::new(format!("/round-{round}"), FILES))?;
         let status = service.consistent(&mut machine)?;
         let pcrs = pcr_file(&machine.snapshot()?, "sha256", kernel.pcr);
         machine.write(b"/run/pcrs", 0o600, pcrs.as_bytes())?;

@@ -42,8 +42,7 @@ pub fn crash_long(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(),
 fn kills(lab: &Lab, kernel: &Kernel, kills: u32, report: &mut Report) -> Result<(), LabError> {
     let mut machine = lab.boot(kernel, &Plan { processors: 2, ..Plan::default() })?;
     let agent = machine.start("/init", &["agent", "stage", "5"])?;
-    let files = Files { dir: "/a".to_owned(), first: 0, count: u64::MAX, size: 50 };
-    machine.keep_measuring(files)?;
+    machine.keep_measuring(Files::new("/a", u64::MAX))?;
     for kill in 0..kills {
         let before = size(&mut machine);
         let service = start(&mut machine)?;

@@ -1,6 +1,6 @@
 //! The service on a kernel with staging.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::collections::BTreeMap;
 
 use ima_log::{Bank, Record};
 
@@ -11,7 +11,7 @@ use crate::{
     machine::{Machine, Plan},
     scenario::{
         capture::measure_awkward,
-        replays::{each_once, extends, parsed, replay_list, whole},
+        replays::{self, each_once, extends, parsed, replay_list, whole},
         report::Report,
         service::{Service, stored},
     },
@@ -49,9 +49,9 @@ fn drained(
     let mut machine = lab.boot(kernel, &plan)?;
     let args = ["--view", VIEW, "--every", "20", "--delete-mode", mode];
     let service = Service::start(&mut machine, STATE, &args)?;
-    machine.keep_measuring(files("/a", u64::MAX))?;
+    machine.keep_measuring(Files::new("/a", u64::MAX))?;
     for number in 0..DIRS {
-        machine.measure(files(&format!("/b{number}"), FILES))?;
+        machine.measure(Files::new(format!("/b{number}"), FILES))?;
         let (code, status) = service.status(&mut machine)?;
         must(code != 1, || format!("while files are measured: {status}"))?;
     }
@@ -79,7 +79,8 @@ fn drained(
     for number in 0..DIRS {
         each_once(&records, &format!("/b{number}"), FILES)?;
     }
-    let before = status["records"].as_u64().unwrap_or_default();
+    let before = status["records"].as_u64().and_then(|records| records.try_into().ok());
+    let before = before.unwrap_or(records.len());
     for (name, view) in &views {
         compare(name, view, before, &records)?;
     }
@@ -88,10 +89,6 @@ fn drained(
     report.saw(&format!("{append}, {mode}: banks"), extends(&replayed));
     report.saw(&format!("{append}, {mode}: files of the view"), views.len());
     machine.power_off()
-}
-
-fn files(dir: &str, count: u64) -> Files {
-    Files { dir: dir.to_owned(), first: 0, count, size: 50 }
 }
 
 /// All list files of the view.
@@ -109,25 +106,10 @@ fn read_view(machine: &mut Machine) -> Result<BTreeMap<String, Vec<u8>>, LabErro
 
 /// Checks that a file of the view is a prefix of all records in its bank and form, and has at least
 /// the records that were stored before it was read. Reading it adds records.
-fn compare(name: &str, view: &[u8], stored: u64, records: &[Record<'_>]) -> Result<(), LabError> {
-    let Some((form, bank)) = name.split_once("_runtime_measurements") else { return Ok(()) };
-    let bank = match bank.strip_prefix('_') {
-        None => Bank::Sha1,
-        Some(bank) => {
-            Bank::from_str(bank).map_err(|error| LabError::Refuted(format!("{name}: {error}")))?
-        }
-    };
-    let mut rendered = Vec::new();
-    let mut at_least = 0;
-    for (index, record) in (0..).zip(records) {
-        if index == stored {
-            at_least = rendered.len();
-        }
-        match form {
-            "ascii" => record.write_ascii(bank, &mut rendered),
-            _ => record.write_binary(bank, &mut rendered),
-        }
-    }
+fn compare(name: &str, view: &[u8], stored: usize, records: &[Record<'_>]) -> Result<(), LabError> {
+    let Some(rendered) = replays::rendered(name, records)? else { return Ok(()) };
+    let stored = records.get(..stored).unwrap_or(records);
+    let at_least = replays::rendered(name, stored)?.map_or(0, |content| content.len());
     let at = view.iter().zip(&rendered).position(|(a, b)| a != b);
     must(rendered.starts_with(view) && view.len() >= at_least, || {
         format!(

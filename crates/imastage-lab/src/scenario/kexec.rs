@@ -32,7 +32,7 @@ pub fn kexec(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabE
     let mut machine = lab.boot(kernel, &lasting.plan())?;
     mount_disk(&mut machine, "/disk")?;
     let service = Service::start(&mut machine, STATE, &[])?;
-    measure(&mut machine, "/a", 50)?;
+    machine.measure(Files::new("/a", 50))?;
     load_kernel(&mut machine, kernel)?;
     let before = service.consistent(&mut machine)?;
     service.stop(&mut machine)?;
@@ -112,25 +112,25 @@ pub fn staged(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
         let dir = |part: u32| format!("/measured-{round}-{part}");
         match at {
             At::Stopped => {
-                measure(&mut machine, &dir(0), FILES)?;
-                measure(&mut machine, &dir(1), FILES)?;
+                machine.measure(Files::new(dir(0), FILES))?;
+                machine.measure(Files::new(dir(1), FILES))?;
                 load_kernel(&mut machine, kernel)?;
                 service.consistent(&mut machine)?;
                 service.stop(&mut machine)?;
             }
             At::Killed | At::Staged => {
                 service.kill(&mut machine)?;
-                measure(&mut machine, &dir(0), FILES)?;
+                machine.measure(Files::new(dir(0), FILES))?;
                 if at == At::Staged {
                     stage(&mut machine)?;
                 }
-                measure(&mut machine, &dir(1), FILES)?;
+                machine.measure(Files::new(dir(1), FILES))?;
                 load_kernel(&mut machine, kernel)?;
             }
             At::Running => {
-                measure(&mut machine, &dir(0), FILES)?;
+                machine.measure(Files::new(dir(0), FILES))?;
                 load_kernel(&mut machine, kernel)?;
-                measure(&mut machine, &dir(1), 1)?;
+                machine.measure(Files::new(dir(1), 1))?;
             }
         }
         let carried = count(&mut machine)?;
@@ -157,7 +157,7 @@ pub fn staged(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
 
     load_kernel(&mut machine, kernel)?;
     stage(&mut machine)?;
-    measure(&mut machine, "/too-many", TOO_MANY)?;
+    machine.measure(Files::new("/too-many", TOO_MANY))?;
     machine.leave(&Ask::Kexec)?;
     mount_disk(&mut machine, "/disk")?;
     let service = Service::start(&mut machine, STATE, &[])?;
@@ -169,10 +169,6 @@ pub fn staged(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), Lab
     report.saw("a buffer that is too small", &verdict["text"]);
     service.stop(&mut machine)?;
     machine.power_off()
-}
-
-fn measure(machine: &mut Machine, dir: &str, count: u64) -> Result<(), LabError> {
-    machine.measure(Files { dir: dir.to_owned(), first: 0, count, size: 50 }).map(drop)
 }
 
 /// Stages the current list, as an agent does that is killed before it deletes.

@@ -57,23 +57,11 @@ pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
     let staged = parsed(snapshot.staged(), Bank::Sha1)?;
     let mut compared = 0;
     for (name, content) in &snapshot.0 {
-        let Some((form, rest)) = name.split_once("_runtime_measurements") else { continue };
-        let (rest, records) = match rest.strip_suffix("_staged") {
-            Some(rest) => (rest, &staged),
-            None => (rest, &current),
+        let (name, records) = match name.strip_suffix("_staged") {
+            Some(name) => (name, &staged),
+            None => (name.as_str(), &current),
         };
-        let bank = match rest.strip_prefix('_') {
-            None => Bank::Sha1,
-            Some(bank) => Bank::from_str(bank)
-                .map_err(|error| LabError::Refuted(format!("{name}: {error}")))?,
-        };
-        let mut ours = Vec::new();
-        for record in records {
-            match form {
-                "ascii" => record.write_ascii(bank, &mut ours),
-                _ => record.write_binary(bank, &mut ours),
-            }
-        }
+        let Some(ours) = rendered(name, records)? else { continue };
         let parts = ours.iter().zip(content).position(|(a, b)| a != b);
         must(ours == *content, || {
             let at = parts.unwrap_or(ours.len().min(content.len()));
@@ -82,6 +70,25 @@ pub fn forms(snapshot: &Snapshot) -> Result<usize, LabError> {
         compared += 1;
     }
     Ok(compared)
+}
+
+/// The content of a list file with this name; `None` if the name is not that of a list file.
+pub fn rendered(name: &str, records: &[Record<'_>]) -> Result<Option<Vec<u8>>, LabError> {
+    let Some((form, rest)) = name.split_once("_runtime_measurements") else { return Ok(None) };
+    let bank = match rest.strip_prefix('_') {
+        None => Bank::Sha1,
+        Some(bank) => {
+            Bank::from_str(bank).map_err(|error| LabError::Refuted(format!("{name}: {error}")))?
+        }
+    };
+    let mut content = Vec::new();
+    for record in records {
+        match form {
+            "ascii" => record.write_ascii(bank, &mut content),
+            _ => record.write_binary(bank, &mut content),
+        }
+    }
+    Ok(Some(content))
 }
 
 /// The result of a replay.

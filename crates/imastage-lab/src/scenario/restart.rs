@@ -40,10 +40,6 @@ impl Lasting {
     }
 }
 
-fn files(dir: &str) -> Files {
-    Files { dir: dir.to_owned(), first: 0, count: 100_000, size: 50 }
-}
-
 /// An orderly reset starts a new epoch and retains the old one; both are verifiable. The store then
 /// recovers from power cuts at random moments.
 pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
@@ -51,7 +47,7 @@ pub fn restart(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     let mut machine = lab.boot(kernel, &lasting.plan())?;
     mount_disk(&mut machine, "/disk")?;
     let service = Service::start(&mut machine, STATE, &[])?;
-    machine.measure(Files { count: 50, ..files("/a") })?;
+    machine.measure(Files::new("/a", 50))?;
     let first = service.consistent(&mut machine)?;
     service.stop(&mut machine)?;
     let before = machine.snapshot()?;
@@ -107,7 +103,7 @@ pub fn power_cuts(
         })?;
         before = epoch;
         must(status["problems"] == serde_json::json!([]), || format!("cut {cut}: {status}"))?;
-        machine.keep_measuring(files("/a"))?;
+        machine.keep_measuring(Files::new("/a", u64::MAX))?;
         let millis = random_millis()?;
         thread::sleep(Duration::from_millis(millis));
         drop(machine);

@@ -38,19 +38,15 @@ fn boot(lab: &Lab, kernel: &Kernel, words: &str) -> Result<Machine, LabError> {
     )
 }
 
-fn measure(machine: &mut Machine, dir: &str, count: u64) -> Result<Measured, LabError> {
-    machine.measure(Files { dir: dir.to_owned(), first: 0, count, size: 50 })
-}
-
 fn latency(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
     let mut machine = boot(lab, kernel, "")?;
     // The first files fill the caches of processor and file system.
-    measure(&mut machine, "/warm-up", FILES)?;
-    let idle = measure(&mut machine, "/idle", FILES)?;
+    machine.measure(Files::new("/warm-up", FILES))?;
+    let idle = machine.measure(Files::new("/idle", FILES))?;
     report.saw("opening a file, nobody stages: p50, p99, p99.9", micros(&idle));
     for (agent, what) in [("stage-and-delete", "A, read, D"), ("delete-n", "N = 100")] {
         let pid = machine.start("/init", &["agent", agent, "0"])?;
-        let beside = measure(&mut machine, &format!("/{agent}"), FILES)?;
+        let beside = machine.measure(Files::new(format!("/{agent}"), FILES))?;
         machine.signal(pid, TERM)?;
         let said = machine.wait(pid)?.stdout;
         let done: Value = serde_json::from_slice(&said)
@@ -80,7 +76,7 @@ fn memory(
 ) -> Result<(), LabError> {
     let mut machine = boot(lab, kernel, if flush { "ima_flush_htable" } else { "" })?;
     let before = slab(&mut machine)?;
-    measure(&mut machine, "/first", records)?;
+    machine.measure(Files::new("/first", records))?;
     let mut seen = vec![grown("measured", before, slab(&mut machine)?)];
     let staged = format!("{LIST}/binary_runtime_measurements_staged");
     machine.write(staged.as_bytes(), 0o660, b"A\n")?;
@@ -89,7 +85,7 @@ fn memory(
     machine.write(staged.as_bytes(), 0o660, b"D\n")?;
     seen.push(grown("D", before, slab(&mut machine)?));
     if !flush {
-        measure(&mut machine, "/second", records)?;
+        machine.measure(Files::new("/second", records))?;
         seen.push(grown("measured again", before, slab(&mut machine)?));
         let current = format!("{LIST}/binary_runtime_measurements");
         machine.write(current.as_bytes(), 0o660, format!("{records}\n").as_bytes())?;
