@@ -8,7 +8,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use imastage_conformance::{
@@ -23,8 +23,12 @@ use imastage_sandbox::{
 /// A program that can be a helper process.
 const HELPER: &str = env!("CARGO_BIN_EXE_imastage-conformance");
 
-/// Sandboxes run one at a time: a child process inherits all open files until execve(2).
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Waits until no other test runs cases. A run starts helper processes, and each inherits all open
+/// files of this program until execve(2): those of another run would stay open.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The sandbox, and the cases to run on it.
 struct Run {
@@ -72,7 +76,7 @@ fn conform_after(
         eprintln!("SKIPPED: /dev/fuse: {error}");
         return None;
     }
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     // Other users must reach the files, so that the file modes refuse them.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -183,6 +187,7 @@ fn delete_that_fails_after_deleting_is_reported() {
 
 #[test]
 fn machine_records_are_kept_without_destructive() {
+    let _alone = alone();
     // A directory on another file system than FUSE is no sandbox.
     let dir = tempfile::tempdir().unwrap();
     let files = |records: &[&[u8]]| {
