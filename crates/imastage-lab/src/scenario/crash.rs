@@ -23,6 +23,8 @@ use crate::{
 };
 
 const STATE: &str = "/run/state";
+/// Files measured while a service runs, at most.
+const FILES: u64 = 300;
 
 /// A few kills.
 pub fn crash(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
@@ -42,8 +44,10 @@ pub fn crash_long(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(),
 fn kills(lab: &Lab, kernel: &Kernel, kills: u32, report: &mut Report) -> Result<(), LabError> {
     let mut machine = lab.boot(kernel, &Plan { processors: 2, ..Plan::default() })?;
     let agent = machine.start("/init", &["agent", "stage", "5"])?;
-    machine.keep_measuring(Files::new("/a", u64::MAX))?;
+    let mut measured = Vec::new();
     for kill in 0..kills {
+        // A bounded number: reading a list is quadratic, and a slow host would never catch up.
+        machine.keep_measuring(Files::new(dir(kill), FILES))?;
         let before = size(&mut machine);
         let service = start(&mut machine)?;
         // Every other service is killed after it has stored something, the others at any moment,
@@ -56,6 +60,7 @@ fn kills(lab: &Lab, kernel: &Kernel, kills: u32, report: &mut Report) -> Result<
         thread::sleep(Duration::from_millis(random_millis()? / 4));
         machine.signal(service, KILL)?;
         machine.wait(service)?;
+        measured.push(machine.stop_measuring()?.count);
     }
     report.saw("kills", kills);
 
@@ -66,7 +71,6 @@ fn kills(lab: &Lab, kernel: &Kernel, kills: u32, report: &mut Report) -> Result<
     let agent: Value = serde_json::from_slice(&agent.stdout)
         .map_err(|error| LabError::Refuted(format!("the other agent: {error}")))?;
     report.saw("batches that the other agent staged", &agent["batches"]);
-    let measured = machine.stop_measuring()?;
     let status = service.consistent(&mut machine)?;
     must(status["problems"] == serde_json::json!([]), || status.to_string())?;
     service.stop(&mut machine)?;
@@ -74,9 +78,17 @@ fn kills(lab: &Lab, kernel: &Kernel, kills: u32, report: &mut Report) -> Result<
     let end = machine.snapshot()?;
     let whole = whole(&kept, &end);
     let replayed = replay_list(&whole, &end)?;
-    each_once(&parsed(&whole, Bank::Sha1)?, "/a", measured.count)?;
+    let records = parsed(&whole, Bank::Sha1)?;
+    for (kill, count) in (0..).zip(measured) {
+        each_once(&records, &dir(kill), count)?;
+    }
     report.saw("records", replayed.records);
     machine.power_off()
+}
+
+/// The directory of the files that are measured while a service runs.
+fn dir(kill: u32) -> String {
+    format!("/measured-{kill}")
 }
 
 /// The size of the stored records in bytes; 0 before the service has created its state directory.
