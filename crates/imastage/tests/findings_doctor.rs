@@ -22,6 +22,22 @@ fn doctor(machine: &Machine, state: &str, view: &str) -> Answer {
     imastage(&["--json", "doctor", "--source", &source, "--state", state, "--view", view])
 }
 
+/// Kills a service. Its source process, which would unmount the view if it saw the end of the
+/// connection first, is stopped before: the signal that it gets when its parent ends kills it.
+fn kill_with_source(service: Running) {
+    let mut stopped = 0;
+    for task in fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap() {
+        let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
+        for child in children.split_whitespace() {
+            let child = rustix::process::Pid::from_raw(child.parse().unwrap()).unwrap();
+            rustix::process::kill_process(child, rustix::process::Signal::STOP).unwrap();
+            stopped += 1;
+        }
+    }
+    assert_eq!(stopped, 1, "the source process is not a child of the service");
+    service.kill();
+}
+
 #[test]
 fn users_16_a_dead_view_and_a_dead_source_are_named() {
     let Some(machine) = Machine::start() else { return };
@@ -30,7 +46,7 @@ fn users_16_a_dead_view_and_a_dead_source_are_named() {
     let report = doctor(&machine, &state, &view).json();
     says(finding(&report, "view.mount", "ok"), "found", &view);
 
-    running.kill();
+    kill_with_source(running);
     wait_until("the view is dead", || imastage_mount::is_dead(Path::new(&view)));
     let answer = doctor(&machine, &state, &view);
     let report = answer.json();

@@ -147,6 +147,10 @@ impl Running {
         assert!(!line.unwrap().is_empty(), "it ended instead: {:?}", self.child.wait());
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
