@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::BufWriter,
+    io::{BufWriter, Read},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,12 +16,12 @@ use crate::{
     process::{find, libraries, run},
 };
 
-/// Programs of the host to copy into a guest, with the libraries they load.
+/// Programs and other files of the host to copy into a guest, with the libraries that programs load.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// This crate's program: the guest's init.
     pub lab: PathBuf,
-    /// Further programs, by their path in the guest.
+    /// Further programs and files, by their path in the guest.
     pub others: Vec<(String, PathBuf)>,
 }
 
@@ -39,7 +39,12 @@ pub fn write(path: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), La
     }
     let init = ("init".to_owned(), programs.lab.clone());
     for (name, program) in std::iter::once(&init).chain(&programs.others) {
-        let slim = stripped(program, scratch.path())?;
+        if !is_elf(program)? {
+            tree.add(name, 0o755, program.clone());
+            continue;
+        }
+        // Numbered: programs in different directories can have one name.
+        let slim = stripped(program, &scratch.path().join(tree.files.len().to_string()))?;
         tree.add(name, 0o755, slim);
         for (wanted, library) in libraries(program)? {
             // The loader has a fixed path; libraries go into a directory that the loader searches.
@@ -63,12 +68,19 @@ pub fn write(path: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), La
     tree.write(path)
 }
 
-/// Strips debug information: the guest hashes every program it executes, under emulation.
-fn stripped(program: &Path, scratch: &Path) -> Result<PathBuf, LabError> {
+/// Whether a file is a program or library with sections that can be stripped, not a script or data.
+fn is_elf(path: &Path) -> Result<bool, LabError> {
+    let mut magic = [0; 4];
+    let read = File::open(path).at(path)?.read(&mut magic).at(path)?;
+    Ok(magic[..read] == *b"\x7fELF")
+}
+
+/// Strips debug information into the file `slim`: the guest hashes every program it executes, under
+/// emulation.
+fn stripped(program: &Path, slim: &Path) -> Result<PathBuf, LabError> {
     let Ok(strip) = find("strip", "binutils") else { return Ok(program.to_owned()) };
-    let slim = scratch.join(program.file_name().unwrap_or_default());
-    run(Command::new(strip).arg("-o").arg(&slim).arg(program))?;
-    Ok(slim)
+    run(Command::new(strip).arg("-o").arg(slim).arg(program))?;
+    Ok(slim.to_owned())
 }
 
 struct Tree {

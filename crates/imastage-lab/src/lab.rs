@@ -44,7 +44,7 @@ impl Lab {
         Ok(Lab { cache, programs: Programs { lab: lab.to_owned(), others } })
     }
 
-    /// Adds a program of the host, with the libraries that it loads, to the guests.
+    /// Adds a program of the host, with the libraries that it loads, or another file to the guests.
     pub fn with_program(mut self, path: &str, program: PathBuf) -> Lab {
         self.programs.others.push((path.to_owned(), program));
         self
@@ -124,7 +124,8 @@ fn default_cache() -> PathBuf {
     }
 }
 
-fn workspace() -> PathBuf {
+/// The workspace that this program was built in.
+pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 

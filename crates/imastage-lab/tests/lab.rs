@@ -58,7 +58,6 @@ macro_rules! scenarios {
 scenarios! { on_6_1 on "6.1-cloud":
     follow: "follow";
     attest: "attest";
-    restart: "restart";
     kexec: "kexec";
     awkward: "awkward";
     signed: "signed";
@@ -84,7 +83,6 @@ scenarios! { on_7_2_staging on "7.2-staging":
     kexec_staged: "kexec-staged";
     awkward: "awkward";
     templates: "templates";
-    no_tpm: "no-tpm";
     doctor: "doctor";
     clients: "clients";
     blocked: "blocked";

@@ -15,6 +15,7 @@ use crate::{
     machine::{Machine, PATIENCE, Plan},
     process::find,
     scenario::{
+        keylime::Reader,
         replays::parsed,
         report::Report,
         service::{KILL, Service, stored},
@@ -24,19 +25,36 @@ use crate::{
 
 const STATE: &str = "/run/state";
 const VIEW: &str = "/run/view";
+/// What each reader has seen.
+const TAIL: &str = "/run/tail";
+const KEYLIME: &str = "/run/keylime";
 const ROUNDS: u64 = 3;
 const FILES: u64 = 30;
 
-/// evmctl verifies the view against the TPM's PCRs while the service deletes records, and
-/// `tail -f`, which never closes its descriptor, sees every record.
+/// evmctl verifies the view against the TPM's PCRs while the service deletes records; `tail -f` and
+/// Keylime's reader, which never close their descriptors, see every record.
 pub fn clients(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), LabError> {
-    let lab = lab.clone().with_program("bin/evmctl", find("evmctl", "ima-evm-utils")?);
+    let mut lab = lab.clone().with_program("bin/evmctl", find("evmctl", "ima-evm-utils")?);
+    let keylime = Reader::collect()?;
+    if let Some(reader) = &keylime {
+        lab = reader.installed(lab);
+    }
     let mut machine = lab.boot(kernel, &Plan { processors: 2, ..Plan::default() })?;
     let service = Service::start(&mut machine, STATE, &["--view", VIEW])?;
     service.consistent(&mut machine)?;
     let list = format!("{VIEW}/ascii_runtime_measurements");
-    let script = format!("exec tail -c +1 -f {list} >/run/tail");
+    let script = format!("exec tail -c +1 -f {list} >{TAIL}");
     let tail = machine.start("/bin/busybox", &["sh", "-c", &script])?;
+    let keylime = match &keylime {
+        Some(reader) => {
+            machine.write(KEYLIME.as_bytes(), 0o600, b"")?;
+            Some(reader.start(&mut machine, &list, KEYLIME)?)
+        }
+        None => {
+            report.saw("Keylime's reader", "SKIPPED: not installed; see scripts/install-keylime");
+            None
+        }
+    };
     for round in 0..ROUNDS {
         machine.measure(Files::new(format!("/round-{round}"), FILES))?;
         let status = service.consistent(&mut machine)?;
@@ -51,32 +69,42 @@ pub fn clients(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
         })?;
         report.saw(&format!("evmctl, round {round}: records"), &status["records"]);
     }
-    follows(&mut machine, report)?;
-    machine.signal(tail, KILL)?;
-    machine.wait(tail)?;
+    follows(&mut machine, "tail -f", TAIL, tail, report)?;
+    if let Some(keylime) = keylime {
+        follows(&mut machine, "Keylime's reader", KEYLIME, keylime, report)?;
+    }
     service.stop(&mut machine)?;
     machine.power_off()
 }
 
-/// Waits until `tail` has seen all records that are stored now.
-fn follows(machine: &mut Machine, report: &mut Report) -> Result<(), LabError> {
+/// Waits until the file `seen` of a reader has all records that are stored now, and kills the reader.
+fn follows(
+    machine: &mut Machine,
+    reader: &str,
+    seen: &str,
+    pid: u32,
+    report: &mut Report,
+) -> Result<(), LabError> {
     let kept = stored(machine, STATE, 1)?;
     let records = parsed(&kept, Bank::Sha1)?;
     let mut expected = Vec::new();
     records.iter().for_each(|record| record.write_ascii(Bank::Sha1, &mut expected));
     let since = Instant::now();
-    loop {
-        let seen = machine.read("/run/tail")?;
-        if seen.starts_with(&expected) {
-            report.saw("tail -f: records seen, at least", records.len());
-            return Ok(());
-        }
-        must(expected.starts_with(&seen) && since.elapsed() < PATIENCE, || {
-            let at = seen.iter().zip(&expected).position(|(a, b)| a != b);
-            format!("tail -f: {} of {} bytes, differs at {at:?}", seen.len(), expected.len())
-        })?;
+    let mut found = machine.read(seen)?;
+    while expected.starts_with(&found) && found.len() < expected.len() && since.elapsed() < PATIENCE
+    {
         thread::sleep(Duration::from_millis(100));
+        found = machine.read(seen)?;
     }
+    machine.signal(pid, KILL)?;
+    let ran = machine.wait(pid)?;
+    must(found.starts_with(&expected), || {
+        let at = found.iter().zip(&expected).position(|(a, b)| a != b);
+        let (length, all) = (found.len(), expected.len());
+        format!("{reader}: {length} of {all} bytes, differs at {at:?}; {}", ran.stderr)
+    })?;
+    report.saw(&format!("{reader}: records seen, at least"), records.len());
+    Ok(())
 }
 
 /// The PCRs of a bank as `tpm2_pcrread` writes them: `PCR-NN: HEX`. evmctl wants all; those that it

@@ -11,6 +11,7 @@ mod doctor;
 mod drain;
 mod follow;
 mod kexec;
+mod keylime;
 mod policy;
 mod quotes;
 mod replays;
@@ -167,7 +168,7 @@ pub const SCENARIOS: [Scenario; 21] = [
     },
     Scenario {
         name: "clients",
-        about: "evmctl and tail -f on the view while records are deleted",
+        about: "evmctl, tail -f and Keylime's reader on the view while records are deleted",
         kernels: Kernels::WithStaging,
         run: clients::clients,
     },
