@@ -45,8 +45,8 @@ pub enum LabError {
     Lost {
         /// The request.
         asked: String,
-        /// The cause.
-        why: String,
+        /// The cause; [`io::ErrorKind::TimedOut`] if the guest runs and does not answer.
+        why: io::Error,
         /// The end of the guest's console.
         console: String,
     },

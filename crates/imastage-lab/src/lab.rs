@@ -1,7 +1,7 @@
 //! The lab: its cache and programs.
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
     process::Command,
     time::{SystemTime, UNIX_EPOCH},
@@ -82,17 +82,26 @@ impl Lab {
     }
 
     /// Boots a machine. A kernel's TPM driver gives up after its own time limits, which an emulated
-    /// machine on a busy host may exceed: a machine without the TPM of its plan is booted again.
+    /// machine on a busy host may exceed: a machine without the TPM of its plan is booted again, and
+    /// so is one that does not answer in time.
     ///
     /// # Errors
     /// [`LabError`]; [`LabError::Lost`] with the end of the console if the kernel does not boot, has
-    /// no IMA, finds no TPM in three boots, or does not have the staging interface that its
-    /// configuration names.
+    /// no IMA, does not answer or finds no TPM in three boots, or does not have the staging
+    /// interface that its configuration names.
     pub fn boot(&self, kernel: &Kernel, plan: &Plan) -> Result<Machine, LabError> {
         const BOOTS: u32 = 3;
         let mut boot = 1;
         loop {
-            let mut machine = Machine::boot(kernel, &self.programs, plan)?;
+            let mut machine = match Machine::boot(kernel, &self.programs, plan) {
+                Err(LabError::Lost { why, .. })
+                    if why.kind() == io::ErrorKind::TimedOut && boot < BOOTS =>
+                {
+                    boot += 1;
+                    continue;
+                }
+                booted => booted?,
+            };
             let names = match machine.names(LIST) {
                 Ok(names) => names,
                 Err(LabError::Guest { said, .. }) => {

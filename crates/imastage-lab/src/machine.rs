@@ -90,6 +90,9 @@ pub struct Ran {
 /// Timeout for a boot, an answer, or an expected state of the guest. A boot takes 5 s under
 /// emulation on an idle host; the timeout allows for a host with ten times the load it can handle.
 pub const PATIENCE: Duration = Duration::from_secs(600);
+/// Timeout for the boot of one machine, which [`Lab::boot`](crate::Lab::boot) repeats: a kernel whose
+/// clock was calibrated while the host stood still can hang.
+const BOOT: Duration = Duration::from_secs(200);
 /// The interval at which a wait for the guest checks for interrupts and timeouts.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -120,7 +123,7 @@ impl Machine {
         let link = accept(&listener, &mut qemu, &said)?;
         link.set_read_timeout(Some(LOOK)).at(&socket)?;
         let mut machine = Machine { qemu, swtpm, link, console, release: String::new(), dir };
-        machine.greeted()?;
+        machine.greeted(BOOT)?;
         Ok(machine)
     }
 
@@ -179,16 +182,18 @@ impl Machine {
     /// [`LabError`].
     pub fn leave(&mut self, ask: &Ask) -> Result<(), LabError> {
         wire::send(&mut self.link, ask, &[]).doing(brief(ask))?;
-        self.greeted()
+        self.greeted(PATIENCE)
     }
 
-    fn greeted(&mut self) -> Result<(), LabError> {
-        match self.receive("boot", PATIENCE)? {
+    fn greeted(&mut self, patience: Duration) -> Result<(), LabError> {
+        match self.receive("boot", patience)? {
             (Answer::Hello { release, .. }, _) => {
                 self.release = release;
                 Ok(())
             }
-            (other, _) => Err(self.lost("boot", format!("unexpected answer {other:?}"))),
+            (other, _) => {
+                Err(self.lost("boot", io::Error::other(format!("unexpected answer {other:?}"))))
+            }
         }
     }
 
@@ -200,16 +205,16 @@ impl Machine {
                 drop(error);
                 Err(LabError::Interrupted)
             }
-            Err(error) => Err(self.lost(asked, error.to_string())),
+            Err(error) => Err(self.lost(asked, error)),
         }
     }
 
     /// The error for a kernel that boots without what it is booted for.
     pub(crate) fn unfit(&self, lacks: String) -> LabError {
-        self.lost("boot", format!("kernel {} has {lacks}", self.release))
+        self.lost("boot", io::Error::other(format!("kernel {} has {lacks}", self.release)))
     }
 
-    fn lost(&self, asked: &str, why: String) -> LabError {
+    fn lost(&self, asked: &str, why: io::Error) -> LabError {
         const LINES: usize = 60;
         LabError::Lost { asked: asked.to_owned(), why, console: tail(&self.console(), LINES) }
     }
