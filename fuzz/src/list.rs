@@ -111,7 +111,7 @@ pub fn kexec(data: &[u8]) {
     assert!(again.records().map(Result::unwrap).eq(records));
 }
 
-/// A file signature as it stands in `security.ima`.
+/// A file signature as in `security.ima`.
 pub fn signature(data: &[u8]) {
     if let Ok(signature) = Signature::parse(data) {
         let _ = (signature.hash_name(), signature.hash_bank());

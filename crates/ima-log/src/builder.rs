@@ -286,7 +286,7 @@ impl RecordBuilder {
 }
 
 impl DigestType {
-    /// As it stands in the field: `ima` or `verity`.
+    /// As in the field: `ima` or `verity`.
     pub const fn name(self) -> &'static str {
         match self {
             DigestType::Ima => "ima",

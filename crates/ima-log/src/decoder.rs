@@ -112,7 +112,7 @@ impl Decoder {
         self.records
     }
 
-    /// The byte offset behind the last record that came out.
+    /// The byte offset after the last record that came out.
     pub fn offset(&self) -> u64 {
         self.offset
     }

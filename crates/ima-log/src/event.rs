@@ -97,9 +97,9 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// The name of what was measured, also where the template is not known: then it is the field behind
-    /// the first that has the form of a digest (`ALGORITHM:`, NUL, digest), if that ends in its only
-    /// NUL, as in all templates that kernels have had. `None` if no such field is there.
+    /// The name of what was measured. In an unknown template it is the field after the first one that
+    /// has the form of a digest (`ALGORITHM:`, NUL, digest), if it ends in its only NUL, as in all
+    /// templates of kernels so far. `None` without such a field.
     pub fn likely_name(&self) -> Option<&'a [u8]> {
         if !matches!(self.template(), Template::Unknown(_)) {
             return self.event_name();

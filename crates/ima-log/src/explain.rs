@@ -56,7 +56,7 @@ pub struct Explanation {
 pub enum Cause {
     /// The record is in the list, yet never extended the PCR: without it the values agree.
     NotExtended,
-    /// The record extended the PCR twice: one like it is missing right behind it.
+    /// The record extended the PCR twice: one like it is missing right after it.
     RepeatMissing,
     /// A violation is missing right before the record.
     ViolationMissing,

@@ -8,7 +8,7 @@ pub(crate) trait Sha<const BLOCK: usize> {
     /// The words of the state, high-order first.
     type State: Copy;
 
-    /// The size of the message length behind the padding, in bytes.
+    /// The size of the message length after the padding, in bytes.
     const LENGTH: usize = BLOCK / 8;
 
     /// The initial state: FIPS 180-4, section 5.3.
@@ -57,7 +57,7 @@ pub(crate) fn hash<H: Sha<BLOCK>, const BLOCK: usize>(parts: &[&[u8]], out: &mut
     H::write(&state, out);
 }
 
-/// Hashes the first `SIZE` bytes of `value` and as many that `write_with` writes, one behind the
+/// Hashes the first `SIZE` bytes of `value` and as many that `write_with` writes, one after the
 /// other, into `value`: how a PCR is extended.
 #[inline(always)]
 pub(crate) fn extend<H: Sha<BLOCK>, const BLOCK: usize, const SIZE: usize>(

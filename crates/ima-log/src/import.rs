@@ -139,7 +139,7 @@ impl Input {
         &self.buffer[self.start..]
     }
 
-    /// Passes over `len` bytes.
+    /// Skips `len` bytes.
     pub(crate) fn pass(&mut self, len: usize) {
         self.start += len;
         self.offset += len as u64;

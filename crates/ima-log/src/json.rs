@@ -138,10 +138,10 @@ impl Decoder {
     }
 
     /// The next record; `None` when more bytes are needed, or none are left. Empty lines are
-    /// passed over.
+    /// skipped.
     ///
     /// # Errors
-    /// [`ImportError`] when a line is no record.
+    /// [`ImportError`] when a line is not a record.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, ImportError> {
         self.has_record()?;
         self.input.take()
@@ -158,7 +158,7 @@ impl Decoder {
         self.input.records()
     }
 
-    /// The byte offset behind the last line that was read.
+    /// The byte offset after the last line that was read.
     pub fn offset(&self) -> u64 {
         self.input.offset()
     }

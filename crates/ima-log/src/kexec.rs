@@ -108,7 +108,7 @@ pub enum KexecError {
         /// The records there are.
         found: u64,
     },
-    /// Bytes are used behind the last record that the header counts.
+    /// Bytes are used after the last record that the header counts.
     #[error("{left} bytes are left behind record {count}, the last that the header counts")]
     Left {
         /// What the header says.
@@ -136,7 +136,7 @@ pub enum KexecError {
 }
 
 impl<'a> KexecBuffer<'a> {
-    /// Reads the header of `buffer`. Bytes behind those the header counts as used are passed over:
+    /// Reads the header of `buffer`. Bytes after those the header counts as used are skipped:
     /// the kernel's segment is a whole number of pages.
     ///
     /// # Errors
@@ -174,7 +174,7 @@ impl<'a> KexecBuffer<'a> {
     }
 
     /// Walks the records, checking what a kernel checks when it restores them, and what it drops
-    /// in silence: records behind one of a template it cannot restore.
+    /// in silence: records after one of a template it cannot restore.
     pub fn records(&self) -> KexecRecords<'a> {
         let format = Format { bank: Bank::Sha1, endian: self.endian };
         KexecRecords {

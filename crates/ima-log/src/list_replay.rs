@@ -67,7 +67,7 @@ pub struct PcrTarget {
 pub struct Prefix {
     /// The fewest records.
     pub from: u64,
-    /// The most records: those behind [`Prefix::from`] extend none of the PCRs.
+    /// The most records: those after [`Prefix::from`] extend none of the PCRs.
     pub to: u64,
 }
 
@@ -106,7 +106,7 @@ impl ListReplay {
         ListReplay::resume(banks.into_iter().map(own), 0, None)
     }
 
-    /// Goes on behind `records` records, the first of which named PCR `pcr`. `states` are what the
+    /// Continues after `records` records, the first of which named PCR `pcr`. `states` are what the
     /// banks' PCRs may be: several of one bank are ways of it, the first the most likely.
     pub fn resume(
         states: impl IntoIterator<Item = BankPcrs>,

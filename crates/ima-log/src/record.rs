@@ -86,7 +86,7 @@ impl<'a> Record<'a> {
         Ok(Some(Record { bytes: &list[..len], format, pcr, template, data }))
     }
 
-    /// The whole record as it stands in the list.
+    /// The whole record as in the list.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -107,7 +107,7 @@ impl<'a> Record<'a> {
     }
 
     /// The template data: for `ima` the file digest and the name as serialized, for all others the
-    /// fields, each behind its length.
+    /// fields, each after its length.
     pub fn template_data(&self) -> &'a [u8] {
         self.data
     }
@@ -173,8 +173,8 @@ impl<'a> Record<'a> {
     }
 
     /// Appends this record as the kernel's file `binary_runtime_measurements_tpm_alg_XX` holds it,
-    /// of a TPM bank with a hash that the kernel has not: with the SHA-1 template digest, and zeros
-    /// behind it up to the bank's `size` in bytes (at most [`Digest::MAX`]).
+    /// of a TPM bank with a hash that the kernel lacks: with the SHA-1 template digest, and zeros
+    /// after it up to the bank's `size` in bytes (at most [`Digest::MAX`]).
     ///
     /// Such a file is read in the [`Format`] of a bank of the same size. That PCR cannot be replayed:
     /// it takes the hash.

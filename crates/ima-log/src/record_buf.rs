@@ -40,12 +40,12 @@ impl RecordBuf {
         Format { bank: Bank::Sha1, endian: self.endian }
     }
 
-    /// The record as it stands in a list.
+    /// The record as in a list.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The record as it stands in a list.
+    /// The record as in a list.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

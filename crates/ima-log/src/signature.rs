@@ -7,7 +7,7 @@ use crate::{Bank, FieldKind, Record};
 /// The size of the header in bytes.
 const HEADER: usize = 9;
 
-/// A signature as it stands in `security.ima` or `security.evm`, and in the fields `sig` and
+/// A signature as in `security.ima` or `security.evm`, and in the fields `sig` and
 /// `evmsig`: borrowed, its header read. Whether it is right is another matter; see the feature
 /// `signatures`.
 ///
@@ -55,7 +55,7 @@ pub enum SignatureKind {
 pub enum SignatureVersion {
     /// 2: the digest itself is what is signed.
     V2,
-    /// 3: signed is the hash of kind, hash function and digest, one behind the other, so that one
+    /// 3: signed is the hash of kind, hash function and digest, one after another, so that one
     /// kind cannot pass for another.
     V3,
 }
@@ -86,7 +86,7 @@ pub enum SignatureError {
     Length {
         /// What the header says.
         claimed: u16,
-        /// The bytes behind the header.
+        /// The bytes after the header.
         found: usize,
     },
 }

@@ -66,7 +66,7 @@ pub enum FieldKind {
     XattrNames,
     /// `xattrlengths`: one u32 for each name.
     XattrLengths,
-    /// `xattrvalues`: the values, one behind the other.
+    /// `xattrvalues`: the values, one after another.
     XattrValues,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Template<'a> {
         Some(if custom { Template::Custom(name) } else { Template::Unknown(name) })
     }
 
-    /// The name as it stands in a record.
+    /// The name as in a record.
     pub fn name(&self) -> &'a str {
         match self {
             Template::Ima => "ima",
@@ -233,7 +233,7 @@ impl FieldKind {
 enum State<'a> {
     /// Template `ima`: digest, then name.
     Ima { digest: Option<&'a [u8]>, name: Option<&'a [u8]> },
-    /// Fields behind their lengths. `format` is what is left of the template's format.
+    /// Fields after their lengths. `format` is what is left of the template's format.
     Prefixed { format: Option<&'a str>, data: &'a [u8] },
     /// An unknown template whose data is no sequence of fields: all of it at once.
     Opaque(Option<&'a [u8]>),

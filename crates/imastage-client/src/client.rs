@@ -320,7 +320,7 @@ impl Count {
 }
 
 impl RecordAnswer {
-    /// The index behind the last record of this answer.
+    /// The index after the last record of this answer.
     pub fn to(&self) -> u64 {
         self.to
     }

@@ -128,7 +128,7 @@ pub enum Verdict {
     /// The TPM's PCR is not reached.
     Diverged(Divergence),
     /// The list's record that would have this index is not as it was measured: its digest is not
-    /// its data's. It is neither stored nor deleted, and nothing behind it is.
+    /// its data's. It is neither stored nor deleted, and nothing after it is.
     Altered {
         /// The index.
         index: u64,
@@ -172,7 +172,7 @@ impl Verdict {
 pub struct Divergence {
     /// The last index before the place; `None` if it is before the first record.
     pub after: Option<u64>,
-    /// The first index behind the place.
+    /// The first index after the place.
     pub before: u64,
     /// What happened, as far as can be told.
     pub cause: Cause,
@@ -329,7 +329,7 @@ impl Form {
 pub const EPOCH_HEADER: &str = "imastage-epoch";
 /// The header that tells the index of the answer's first record.
 pub const FROM_HEADER: &str = "imastage-from";
-/// The header that tells the index behind the answer's last record: where the next answer begins.
+/// The header that tells the index after the answer's last record: where the next answer begins.
 pub const TO_HEADER: &str = "imastage-to";
 
 /// `GET /v1/pcrs`.

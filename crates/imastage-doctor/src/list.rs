@@ -46,7 +46,7 @@ pub(crate) struct List {
     began_late: bool,
     /// The first record that was altered.
     altered: Option<u64>,
-    /// Why it is no list from some record on.
+    /// Why it is not a list from some record on.
     broken: Option<String>,
 }
 
@@ -209,7 +209,7 @@ impl List {
 }
 
 impl Chains {
-    /// Whether the list leads to all of `pcrs`, by itself or behind what is stored.
+    /// Whether the list leads to all of `pcrs`, by itself or after what is stored.
     fn explains(&self, list: &List) -> bool {
         let is_found = |pcr: &Digest| self.alone.found(pcr.bank(), list.pcr).is_some();
         let alone = list.pcrs.iter().all(is_found);

@@ -140,7 +140,7 @@ impl Options {
         self.words().any(|word| word == name)
     }
 
-    /// Blanks between quotes do not part words; words behind `--` are for the first process.
+    /// Blanks between quotes do not part words; words after `--` are for the first process.
     fn words(&self) -> impl Iterator<Item = &str> {
         let mut quoted = false;
         let words = self.0.split(move |c: char| {

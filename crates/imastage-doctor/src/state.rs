@@ -83,7 +83,7 @@ pub(crate) fn examine(state: &Path, findings: &mut Vec<Finding>) {
     }
 }
 
-/// How long the free space lasts, if the list goes on growing as it did.
+/// How long the free space lasts, if the list continues growing as it did.
 pub(crate) fn examine_growth(
     state: &Path,
     machine: &Machine,

@@ -1,4 +1,4 @@
-//! A list behind what is stored already: records that were drained are no longer in it.
+//! A list after what is stored already: records that were drained are no longer in it.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ pub(crate) struct Stored {
     records: u64,
     /// The PCR that its first record names.
     pcr: u32,
-    /// That PCR behind the last record, by bank and by how banks may be extended.
+    /// That PCR after the last record, by bank and by how banks may be extended.
     end: Vec<Replay>,
     /// The last record.
     last: Vec<u8>,
@@ -18,7 +18,7 @@ pub(crate) struct Stored {
     chains: Vec<Chain>,
 }
 
-/// The list from some record on, behind what is stored.
+/// The list from some record on, after what is stored.
 struct Chain {
     replays: Vec<Replay>,
     /// For each target, whether it was met.

@@ -12,7 +12,7 @@ use crate::drain::round::AskTpm;
 use link::{Connection, Link};
 use turns::{Caller, Turns};
 
-/// Quotes and reads PCRs. Cheap to clone; all clones share one connection, which is made again by
+/// Quotes and reads PCRs. Cheap to clone; all clones share one connection, which is rebuilt by
 /// itself when it breaks.
 ///
 /// The drain goes first: clients of the API have the TPM only while no drain waits for it, and give
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(values.len(), attester.banks().len() * 2);
         clients.into_iter().for_each(|client| client.join().unwrap().unwrap());
         let passed = relay.passed();
-        // Behind the one command under way: a read of all banks.
+        // After the one command under way: a read of all banks.
         let drains = &passed[before + 1];
         assert_eq!(relay::code(drains), PCR_READ);
         assert_eq!(drains[13] as usize, attester.banks().len());

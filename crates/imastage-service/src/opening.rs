@@ -28,7 +28,7 @@ pub(crate) fn report(recovery: &Recovery) {
     }
 }
 
-/// Replays what is stored in every bank of the TPM: linear in the records behind the anchor. Says in
+/// Replays what is stored in every bank of the TPM: linear in the records after the anchor. Says in
 /// `progress` how many of how many records were read.
 ///
 /// # Errors

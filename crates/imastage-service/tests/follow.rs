@@ -130,7 +130,7 @@ fn an_extend_that_is_in_no_record_is_named_for_what_it_is() {
     assert_eq!((divergence.after, divergence.before), (Some(5), 8));
     assert_eq!(divergence.cause, Cause::UnloggedExtend);
     drop(service);
-    // It is known from then on, and records are kept all the same.
+    // It is known from then on, and records are kept anyway.
     kernel.measure(3);
     let service = kernel.service();
     service.drain().unwrap();

@@ -39,7 +39,7 @@ fn alter(path: &Path, offset: usize, with: u8) -> Vec<u8> {
     whole
 }
 
-/// Where record `n` begins in what was measured here, behind boot_aggregate.
+/// Where record `n` begins in what was measured here, after boot_aggregate.
 fn offset_of(state: &Path, n: usize) -> usize {
     stored(state)[..=n].iter().map(Vec::len).sum()
 }

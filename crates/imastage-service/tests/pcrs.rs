@@ -195,7 +195,7 @@ fn users_01_a_second_state_directory_deletes_nothing() {
             assert_eq!((status.records, machine.in_list()), (0, in_list));
             assert_eq!(imastage_store::notes(&other).unwrap(), []);
         }
-        // The one that has the beginning goes on, and nothing is lost.
+        // The one that has the beginning continues, and nothing is lost.
         let service = machine.service();
         service.drain().unwrap();
         let status = service.stop();

@@ -120,7 +120,7 @@ fn it_beats_as_long_as_it_lives() {
     tell.send(()).unwrap();
     is_in.recv().unwrap();
     let stuck = service.beats();
-    // All else goes on. As slow as the machine is now, there would have been some.
+    // All else continues. As slow as the machine is now, there would have been some.
     assert_eq!(service.status().records, 0);
     thread::sleep(2 * three_beats);
     assert_eq!(service.beats(), stuck);

@@ -203,7 +203,7 @@ fn what_cannot_be_read_is_neither_stored_nor_deleted() {
             let is_altered = matches!(status.verdict, Verdict::Altered { index: 9, .. });
             assert!(is_altered, "{mode:?}: {:?}", status.verdict);
         }
-        // When the list is well again it goes on by itself.
+        // When the list is well again it continues by itself.
         service.drain().unwrap();
         scene.assert_complete();
         assert_eq!(service.status().since_start.last_error, None);

@@ -281,7 +281,7 @@ fn finding_05_a_view_that_somebody_unmounted_is_noticed() {
     common::wait_until("the service notices", || failed(&scene));
     let health = scene.service.as_ref().unwrap().status().health;
     assert_eq!(health.state.name(), "view-failing", "{health:?}");
-    // The service goes on, and shows it again when it is asked to.
+    // The service continues, and shows it again when it is asked to.
     drop(scene.view.take());
     scene.add(3);
     scene.service.as_ref().unwrap().drain().unwrap();

@@ -28,7 +28,7 @@ pub struct CheckReport {
     /// What is wrong, in the order of the records; about a hundred findings at most.
     pub damage: Vec<Damage>,
     /// What is wrong with the checkpoints, if nothing is with the records. No evidence is in them:
-    /// reading goes on without, and they are made again when the store is opened for writing.
+    /// reading continues without, and they are rebuilt when the store is opened for writing.
     pub checkpoints: Vec<Damage>,
 }
 
@@ -139,7 +139,7 @@ fn check_records(
         Check { disk, dir, segments, checkpoints, damage: vec![], stale: vec![], search: None };
 
     let mut before = Commit::none(&epoch.reset());
-    // Where the entries behind `before` that are damaged were reported.
+    // Where the entries after `before` that are damaged were reported.
     let mut gap: Vec<usize> = Vec::new();
     for at in 0..commits.entries {
         if check.damage.len() >= MOST_DAMAGE {
@@ -216,7 +216,7 @@ fn check_records(
     Ok(CheckReport { records: before.records, damage, checkpoints })
 }
 
-/// The commit at a place whose entry is damaged, if those before and behind it are whole and prove all
+/// The commit at a place whose entry is damaged, if those around it are whole and prove all
 /// records between them.
 pub(crate) fn commit_again(
     disk: &dyn Disk,
@@ -267,18 +267,18 @@ struct Check<'a> {
 }
 
 /// The search for where a commit ended whose entry is damaged: the CRC of all that was read then is
-/// that of what is before the place combined with that of the commit behind it.
+/// that of what is before the place combined with that of the commit after it.
 struct Search {
     so_far: Hasher,
     all: u32,
-    /// The commit behind the one that is searched for.
+    /// The commit after the one that is searched for.
     behind: Commit,
     found: Option<Commit>,
 }
 
 /// What was read of a span of records.
 struct Span {
-    /// The index behind the last record read.
+    /// The index after the last record read.
     next: u64,
     violations: u64,
     bytes: u64,
@@ -342,7 +342,7 @@ impl Check<'_> {
         let whole = before.records..commit.records;
         let same = before.segment == commit.segment;
         if !same && before.records > 0 {
-            // Nothing may stand behind the last commit of a segment that was left.
+            // Nothing may follow the last commit of a segment that was left.
             let unaccounted = if gap { u64::MAX } else { before.segment_len };
             self.part(&mut span, before.segment, before.segment_len, unaccounted, commit);
         }
@@ -386,7 +386,7 @@ impl Check<'_> {
             let (then, now) = (commit.violations, span.violations);
             format!("{then} violations up to here were stored, {now} are there")
         } else {
-            // Behind a damaged commit nobody knows which one a checkpoint lies in.
+            // After a damaged commit nobody knows which one a checkpoint lies in.
             if !gap {
                 self.compare(&span.marks);
             }

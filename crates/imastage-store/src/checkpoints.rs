@@ -1,6 +1,6 @@
 //! The file `checkpoints`: how far the records go after every so many of them. It makes nothing
 //! durable and proves nothing; it saves replaying a large commit to find what is within it. Each entry
-//! is seen to fit the commits around it before it is used, and all can be made again from the
+//! is seen to fit the commits around it before it is used, and all can be rebuilt from the
 //! records.
 
 use std::{

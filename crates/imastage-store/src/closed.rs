@@ -85,7 +85,7 @@ pub fn epochs(state: &Path) -> Result<Vec<EpochSummary>, StoreError> {
 
 /// Packs the closed epochs that are not packed yet, each segment on its own: it is there plain or
 /// packed at any moment, whatever happens. Epochs in which something is damaged are left as they are.
-/// May run beside a service, and beside readers; those that have a segment open go on reading it.
+/// May run beside a service and readers; those that have a segment open continue reading it.
 ///
 /// # Errors
 /// [`StoreError::Busy`] if another process packs, prunes or repairs, [`StoreError::NotAStore`],
@@ -210,7 +210,7 @@ pub(crate) fn pack_on(disk: &Arc<dyn Disk>, state: &Path) -> Result<Vec<Packing>
     Ok(packings)
 }
 
-/// The epochs that are closed. The latest one is open; whatever stands behind it and is none, such as
+/// The epochs that are closed. The latest one is open; whatever follows it and is none, such as
 /// a file with the name of an epoch, closes nothing.
 fn closed(disk: &dyn Disk, state: &Path) -> Result<Vec<u64>, StoreError> {
     let mut numbers = files::epochs(disk, state)?;

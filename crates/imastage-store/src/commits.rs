@@ -1,5 +1,5 @@
 //! The file `commits`: how far the records go. Entries are of one size, so any is found by
-//! arithmetic, and the last ones tell all that is needed to go on.
+//! arithmetic, and the last ones tell all that is needed to continue.
 
 use std::{
     io,
@@ -41,7 +41,7 @@ pub(crate) struct Commits {
     reset: Vec<Replay>,
     /// How many entries count.
     pub(crate) entries: u64,
-    /// How many entries behind them have their full size and are not valid: one may be a crash's, more
+    /// How many entries after them have their full size and are invalid: one may be a crash's, more
     /// are damage.
     pub(crate) torn: u64,
 }
@@ -58,7 +58,7 @@ const MOST_BYTES: u64 = 1 << 56;
 const PCR_SHIFT: u32 = 56;
 /// PCRs of a TPM (TCG PC Client Platform TPM Profile).
 const PCRS: u32 = 24;
-/// How many bytes behind the last whole entry are looked through for it.
+/// How many bytes after the last whole entry are searched for it.
 const MOST_GARBAGE: u64 = 4 << 30;
 
 impl Commit {
@@ -170,7 +170,7 @@ impl Commits {
     /// The epoch in a directory and its commits. Constant time: the entry at the end may be torn,
     /// all others are taken to be whole ([`crate::check`] reads them all).
     ///
-    /// Whatever else stands behind the last whole entry is passed over if no record is: then the
+    /// Whatever else follows the last whole entry is skipped if no record is: then the
     /// segments prove that nothing else was stored. If there are any it is damage.
     pub(crate) fn open(
         disk: &dyn Disk,
@@ -192,7 +192,7 @@ impl Commits {
         Ok((epoch, commits))
     }
 
-    /// As [`Commits::open`], whatever is behind the last whole entry.
+    /// As [`Commits::open`], whatever follows the last whole entry.
     pub(crate) fn open_damaged(
         disk: &dyn Disk,
         dir: &Path,
@@ -251,7 +251,7 @@ impl Commits {
         Ok((epoch, commits))
     }
 
-    /// The place behind the last whole entry of those from `from` to `to`; `from` if none is whole.
+    /// The place after the last whole entry of those from `from` to `to`; `from` if none is whole.
     fn end_of_whole(&self, from: u64, to: u64) -> Result<u64, StoreError> {
         let len = self.entry_len();
         let mut end = to;

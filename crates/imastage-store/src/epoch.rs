@@ -25,7 +25,7 @@ pub struct Epoch {
     /// The banks whose running PCR the store keeps.
     pub banks: Vec<Bank>,
     /// The banks of which it keeps that, too, as kernels extend them that have not the bank's hash:
-    /// with the SHA-1 template digest and zeros behind it.
+    /// with the SHA-1 template digest and zeros after it.
     pub padded: Vec<Bank>,
     /// When it began, in seconds since 1970.
     pub created: u64,

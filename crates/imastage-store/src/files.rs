@@ -361,7 +361,7 @@ pub(crate) fn prepare(disk: &dyn Disk, state: &Path) -> Result<(), StoreError> {
     let format = state.join(FORMAT);
     if !exists(disk, &format)? {
         // The directory need not be empty: its owner's sockets and mounts may be there. But
-        // epochs without the line that says how they are to be read are not ours to go on with.
+        // epochs without the line that says how they are to be read are not ours to continue with.
         if !disk.list(&epochs).at(&epochs, "list")?.is_empty() {
             return Err(not_a_store(state, format!("it has epochs and no file {FORMAT}")));
         }

@@ -4,7 +4,7 @@
 //! in files that evmctl can read. [`Store::append`] and [`Store::commit`] add to it: when `commit`
 //! returns, the records survive a power cut, and may be deleted from the kernel. [`Reader`] reads
 //! from any index, beside the writer. [`check`] reads all of it again and says what is wrong where,
-//! [`repair`] mends what can be mended safely. Epochs that are closed are made smaller by [`pack`] and
+//! [`repair`] repairs what is safe to repair. Closed epochs are made smaller by [`pack`] and
 //! removed by [`prune`].
 //!
 //! The files are described byte by byte in `docs/store-format.md`.

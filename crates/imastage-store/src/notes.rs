@@ -14,7 +14,7 @@ use crate::{
 /// A remark about a place between records, such as that some are missing there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// The first record behind the place.
+    /// The first record after the place.
     pub index: u64,
     /// The last record before it; `None` if it is before the first.
     pub after: Option<u64>,
@@ -171,7 +171,7 @@ fn append_entry(disk: &dyn Disk, epoch: &Path, entry: &Entry) -> Result<(), Stor
 }
 
 impl Notes {
-    /// The lines that are whole, as they stand in the file.
+    /// The lines that are whole, as in the file.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut lines = Vec::new();
         for entry in &self.entries {

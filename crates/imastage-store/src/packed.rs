@@ -1,6 +1,6 @@
-//! A packed segment: gzip (RFC 1952), a member for each block of it, behind one that holds nothing but
-//! in its extra field where the others are. So every gunzip gives the records back, and any of them is
-//! found without unpacking what is before it.
+//! A packed segment: gzip (RFC 1952), one member per block. The first member is empty; its extra field
+//! is an index of the others. Every gunzip restores the records, and a record is found without
+//! decompressing those before it.
 
 use std::{
     io::{self, Read, Write},

@@ -1,4 +1,4 @@
-//! Reads stored records from any index, and the PCR values behind any record.
+//! Reads stored records from any index, and the PCR values after any record.
 
 use std::{
     path::{Path, PathBuf},
@@ -35,7 +35,7 @@ pub struct Cursor {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     commits: Commits,
-    /// The index behind the last record to be given.
+    /// The index after the last record to be given.
     to: u64,
     /// The index of the next record.
     next: u64,
@@ -53,7 +53,7 @@ struct Segment {
     first: u64,
     /// Where reading began, and with it the decoder.
     begin: u64,
-    /// Where it goes on.
+    /// Where it continues.
     offset: u64,
     /// Where the last commit in the segment ends.
     end: u64,
@@ -118,9 +118,9 @@ impl Reader {
         self.last.bytes
     }
 
-    /// The PCR whose values are kept: the one that the epoch's first record names; `None` while there
-    /// is no record. (10 if that names none that a TPM has, and in epochs that were begun by versions
-    /// that knew no other.)
+    /// The PCR whose values are kept: the one that the epoch's first record names; `None`
+    /// without records. It is 10 if that record names no PCR of a TPM, and in epochs that were started
+    /// by versions that support no other.
     pub fn pcr(&self) -> Option<u32> {
         self.last.pcr
     }
@@ -166,7 +166,7 @@ impl Reader {
     /// reads commits logarithmic in their number.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchRecord`] if `from` is behind the end; [`StoreError::Damaged`],
+    /// [`StoreError::NoSuchRecord`] if `from` is after the end; [`StoreError::Damaged`],
     /// [`StoreError::Unreadable`], [`StoreError::Io`].
     pub fn records(&self, from: u64) -> Result<Cursor, StoreError> {
         let mut cursor = self.cursor(&self.start(from)?, self.len())?;
@@ -276,7 +276,7 @@ impl Cursor {
 }
 
 impl Segment {
-    /// From behind commit `start` on, up to the last commit of that segment.
+    /// From after commit `start` on, up to the last commit of that segment.
     fn open(
         disk: &dyn Disk,
         dir: &Path,

@@ -29,7 +29,7 @@ impl Checkpoints {
             None => Checkpoints::create(disk.as_ref(), dir, epoch, distance)?,
         };
         let due = checkpoints.due(reader.len());
-        // Entries behind the end are those of records that were cut off.
+        // Entries after the end are those of records that were cut off.
         let (file, path) = (checkpoints.file.as_ref(), &checkpoints.path);
         files::cut(file, checkpoints.offset(due), path)?;
         // Not more than there are, whatever the commits claim.
@@ -38,7 +38,7 @@ impl Checkpoints {
         let missing = (0..there).find(|at| checkpoints.read(*at).is_none()).unwrap_or(there);
         if missing < due {
             match checkpoints.make(&reader, missing, due) {
-                // Where records are damaged there are none, and behind that the next ones are due.
+                // Where records are damaged there are none, and after that the next ones are due.
                 Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. }) => {}
                 made => made?,
             }

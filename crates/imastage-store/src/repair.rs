@@ -1,5 +1,5 @@
-//! What can be mended without guessing. Nothing that a commit covers is changed, what is cut off is
-//! copied first, and what is made again is proven by all that is whole around it.
+//! Repair without guessing. Nothing that a commit covers is changed, what is cut off is
+//! copied first, and what is rebuilt is proven by all that is whole around it.
 
 use std::{
     path::{Path, PathBuf},
@@ -31,7 +31,7 @@ pub struct RepairReport {
     pub left: Vec<Damage>,
 }
 
-/// Something that was mended.
+/// Something that was repaired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
     /// The file.
@@ -42,14 +42,14 @@ pub struct Repair {
     pub kept: Option<PathBuf>,
 }
 
-/// What one repair makes visible another may have to mend; more rounds than there are kinds are not
+/// One repair can make damage of another kind visible; more rounds than there are kinds are not
 /// needed.
 const MOST_ROUNDS: usize = 8;
 
-/// Mends what can be mended in every epoch: cuts off what an interrupted commit left and what no commit
-/// stored, drops remarks that are torn, makes checkpoints, a single damaged commit or the header of
-/// `commits` again. With `dry_run` nothing is changed; what would be done is told as far as it can be
-/// seen before the first repair. Linear in the store's bytes.
+/// Repairs every epoch as far as possible: cuts off what an interrupted commit left and what no
+/// commit stored, removes incomplete remarks, and rebuilds checkpoints, a single damaged commit or the
+/// header of `commits`. With `dry_run` nothing is changed, and the result contains the repairs that
+/// are known to be needed before the first one is made. Linear in the store's bytes.
 ///
 /// # Errors
 /// [`StoreError::Locked`] while a service runs, [`StoreError::Busy`] if another process packs, prunes
@@ -110,7 +110,7 @@ impl Epoch<'_> {
         match (name, damage.remedy) {
             (COMMITS, Remedy::Rebuild) if *offset == 0 => self.make_header(path),
             (COMMITS, Remedy::Rebuild) => self.make_commit(path, *offset),
-            // That one is cut off with all that is behind it.
+            // That one is cut off with all that follows it.
             (COMMITS, _) => Ok(()),
             (NOTES, _) => self.drop_notes(path),
             (segment, Remedy::PutAside) if segment.ends_with(".ima") => self.cut(path, *offset),
@@ -197,7 +197,7 @@ impl Epoch<'_> {
         Ok(())
     }
 
-    /// Cuts off what is behind the last commit, as opening the store does.
+    /// Cuts off what follows the last commit, as opening the store does.
     fn cut_tail(&mut self) -> Result<(), StoreError> {
         let Some(bytes) = self.tail()? else { return Ok(()) };
         let path = self.dir.join(COMMITS);
@@ -211,7 +211,7 @@ impl Epoch<'_> {
         Ok(())
     }
 
-    /// The bytes behind the last commit, in `commits` and in segments, if there are any.
+    /// The bytes after the last commit, in `commits` and in segments, if there are any.
     fn tail(&self) -> Result<Option<u64>, StoreError> {
         let disk = self.disk.as_ref();
         let (commits, last) = match Commits::open_damaged(disk, &self.dir, Mode::Read) {
@@ -230,7 +230,7 @@ impl Epoch<'_> {
             if last.records > 0 && first < last.segment {
                 continue;
             }
-            // A packed one has nothing behind its last commit.
+            // A packed one has nothing after its last commit.
             let Ok(file) = disk.open(&path, Mode::Read) else { return Ok(None) };
             let size = file.size().at(&path, "look at")?;
             match last.records > 0 && first == last.segment {
@@ -292,7 +292,7 @@ mod tests {
         (0..15).map(|i| RecordBuf::ima_ng(10, &Bank::Sha256.hash(&[&[i]]), &name(i))).collect()
     }
 
-    /// A store in which everything that can be mended is broken, durably.
+    /// A store in which everything that can be repaired is broken, durably.
     fn broken(seed: u64) -> SimDisk {
         let disk = SimDisk::new(seed);
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -338,7 +338,7 @@ mod tests {
         let disk = broken(1);
         let begin = disk.operations();
         let report = mend(&disk).unwrap();
-        // The checkpoints are made again where the tail is cut off.
+        // The checkpoints are rebuilt where the tail is cut off.
         assert_eq!((report[0].done.len(), &report[0].left[..]), (6, &[][..]), "{report:#?}");
         let operations = disk.operations() - begin;
 

@@ -173,8 +173,8 @@ impl Store {
         self.writing.as_ref().map_or(0, |writing| writing.running.violations)
     }
 
-    /// The PCR whose values are kept: the one that the epoch's first record names; `None` while there
-    /// is no record. See [`Reader::pcr`].
+    /// The PCR whose values are kept: the one that the epoch's first record names; `None`
+    /// without records. See [`Reader::pcr`].
     pub fn pcr(&self) -> Option<u32> {
         self.writing.as_ref()?.running.pcr
     }

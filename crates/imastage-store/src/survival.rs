@@ -228,7 +228,7 @@ fn names(held: &Held) -> String {
 }
 
 /// Opens what a crash left, sees that it is what was acknowledged or one step that was tried more, that this
-/// now outlives another power cut, and that the store goes on from there.
+/// now outlives another power cut, and that the store continues from there.
 fn survives(disk: &SimDisk, life: &mut Life, what: &str) {
     life.store = None;
     let store = open(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -395,7 +395,7 @@ fn errors_at_any_operation_leave_what_was_acknowledged() {
     }
 }
 
-/// The same store goes on when there is room again, or when it may write again.
+/// The same store continues when there is room again, or when it may write again.
 #[test]
 fn a_disk_that_is_full_or_read_only_for_a_while_costs_nothing_but_time() {
     let mut times = 0;

@@ -15,7 +15,7 @@ use crate::{
     files::{self, At, COMMITS},
 };
 
-/// What opening a store cut off behind the last commit: a batch that a crash interrupted, whose
+/// What opening a store cut off after the last commit: a batch that a crash interrupted, whose
 /// records nobody was told were stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
@@ -61,7 +61,7 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    /// Opens an epoch and cuts off what is behind its last commit.
+    /// Opens an epoch and cuts off what follows its last commit.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -213,7 +213,7 @@ impl Writing {
         }
     }
 
-    /// Cuts off what is behind the last commit, and makes durable what is not: a process that was
+    /// Cuts off what follows the last commit, and makes durable what is not: a process that was
     /// killed may have written a commit and not synced it.
     ///
     /// `commits` goes first, so that no valid entry ever stands without its records.
@@ -286,7 +286,7 @@ impl Writing {
         Ok(Some(file))
     }
 
-    /// Copies what is behind the last commit in `commits`, if it is more than a crash leaves.
+    /// Copies what follows the last commit in `commits`, if it is more than a crash leaves.
     fn keep_garbage(&self) -> Result<Option<PathBuf>, StoreError> {
         let Commits { file, path, entries, torn, .. } = &self.commits;
         if *torn < 2 {
@@ -302,7 +302,7 @@ impl Writing {
         Ok(Some(to))
     }
 
-    /// Copies the records behind the last commit to a file of their own, if there are any.
+    /// Copies the records after the last commit to a file of their own, if there are any.
     fn keep_tail(&self) -> Result<Option<PathBuf>, StoreError> {
         let disk = self.disk.as_ref();
         let mut parts = Vec::new();

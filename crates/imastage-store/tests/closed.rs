@@ -159,7 +159,7 @@ fn a_policy_takes_the_oldest_and_never_the_open_epoch() {
     assert_eq!(prune(&state, &by(Some(0), Some(0), None), false).unwrap(), []);
     assert_eq!(there(), [4]);
     assert_eq!(fs::read_dir(state.join("epochs")).unwrap().count(), 1);
-    // The one that is written to goes on.
+    // The one that is written to continues.
     store.append(&record(99).record()).unwrap();
     store.commit().unwrap();
     assert_eq!(Reader::open(&state).unwrap().len(), 2);

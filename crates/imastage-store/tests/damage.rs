@@ -76,7 +76,7 @@ fn every_altered_byte_is_found_and_located() {
             let authenticated = {
                 let record = &records[index as usize];
                 let start = end - record.as_bytes().len();
-                // Behind the PCR index, the digest; behind name and length, the data.
+                // After the PCR index, the digest; after name and length, the data.
                 let in_record = at - start;
                 let data = record.record().template_data().len();
                 (4..24).contains(&in_record) || in_record >= record.as_bytes().len() - data

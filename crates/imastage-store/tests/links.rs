@@ -267,7 +267,7 @@ fn finding_04_nothing_outside_is_touched_whatever_stands_in_place_of_what() {
             let (done, wait) = mpsc::channel();
             let hostile_state = hostile.clone();
             thread::spawn(move || {
-                // Before anything is mended, it is named.
+                // Before anything is repaired, it is named.
                 let found = check(&hostile_state).map(|report| {
                     let epoch = check_epoch(&hostile_state, 1).map(|report| report.damage);
                     [report.damage, epoch.unwrap_or_default()].concat()

@@ -1,4 +1,4 @@
-//! What repair mends, what it keeps, and what it leaves alone.
+//! What repair repairs, what it keeps, and what it leaves alone.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod common;

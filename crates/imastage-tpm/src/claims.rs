@@ -81,7 +81,7 @@ impl Claims {
     /// Takes what others have loaded out of a TPM2_GetCapability of handles, lest the client try
     /// to flush it.
     pub(crate) fn hide(&self, client: u64, command: &[u8], response: &mut Vec<u8>) {
-        /// Behind moreData, capability and count. With a session there would be a size before.
+        /// After moreData, capability and count. With a session there would be a size before.
         const LIST: usize = HEADER + 9;
         if word(command, 6) != Some(TpmCc::GetCapability as u32)
             || !response.starts_with(&(TpmSt::NoSessions as u16).to_be_bytes())

@@ -97,7 +97,7 @@ pub enum TpmError {
         /// What happened.
         why: String,
     },
-    /// The connection broke and could not be made again yet. For who keeps a connection and
+    /// The connection broke and could not be rebuilt yet. For who keeps a connection and
     /// makes it again by himself.
     #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
     Lost {

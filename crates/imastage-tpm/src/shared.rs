@@ -31,8 +31,8 @@ pub struct SharedTpm {
     tpm: Arc<Mutex<Tpm>>,
 }
 
-/// A socket on which a [`SharedTpm`] is served. If it is dropped, serving goes on until the process
-/// ends.
+/// A socket on which a [`SharedTpm`] is served, until the process ends; dropping this does not end
+/// it.
 pub struct Serving {
     listener: Arc<UnixListener>,
     clients: Arc<Clients>,
@@ -55,8 +55,8 @@ impl SharedTpm {
         ignore_poison(self.tpm.lock())
     }
 
-    /// Goes on with another connection, such as one to the same TPM after a reset: what clients had
-    /// loaded is gone, and they stay connected.
+    /// Replaces the connection to the TPM, for example after a reset. Clients stay connected; objects
+    /// that they had loaded are gone.
     pub fn replace(&self, tpm: Tpm) {
         let mut guard = self.lock();
         let claims = guard.claims.after_reset();

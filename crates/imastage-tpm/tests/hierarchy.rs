@@ -85,7 +85,7 @@ fn finding_01_a_cleared_tpm_makes_other_attestation_keys() {
         machine.command(CLEAR, LOCKOUT, &[]);
         assert_eq!(machine.shared.lock().clock().unwrap().reset_count, 0);
         assert_ne!(machine.key(kind), key, "{kind:?}");
-        // It is the same TPM all the same.
+        // It is the same TPM anyway.
         assert_eq!(machine.shared.lock().identity().unwrap(), identity);
     }
 }

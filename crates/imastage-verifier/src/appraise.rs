@@ -14,7 +14,7 @@ use crate::{
 /// of its printed digest and, in each bank, a template digest and an extend; as long as it is not
 /// known how a bank is extended, all ways are followed ([`ListReplay`]). If the value of a PCR that
 /// records name is not given, each record costs one more hash over the values of all quoted PCRs,
-/// times the combinations of what is not known. Records behind those that are covered cost nothing.
+/// times the combinations of what is not known. Records after those that are covered cost nothing.
 #[derive(Clone, Debug)]
 pub struct Appraiser {
     quote: VerifiedQuote,
@@ -53,7 +53,7 @@ pub struct Appraisal {
     pub unprotected: Unprotected,
     /// The list's own PCR; `None` if no record and no token told it.
     pub pcr: Option<u32>,
-    /// The PCRs that records name, behind `records`, in each quoted bank, and how it is extended;
+    /// The PCRs that records name, after `records`, in each quoted bank, and how it is extended;
     /// empty on `Fail`.
     pub banks: Vec<BankPcrs>,
     /// Whether the list begins with the digest of the quoted PCRs of firmware and boot loader.
@@ -106,9 +106,9 @@ struct Found {
     records: u64,
     counts: Unprotected,
     named: PcrSet,
-    /// Whether a record behind these extended a PCR of theirs: no longer prefix leads to the quote.
+    /// Whether a record after these extended a PCR of theirs: no longer prefix leads to the quote.
     is_last: bool,
-    /// The first record behind these whose digest is wrong.
+    /// The first record after these whose digest is wrong.
     altered: Option<u64>,
 }
 
@@ -246,7 +246,7 @@ impl Appraiser {
         self.compare();
     }
 
-    /// Records behind those that were found came after the quote; but what they extend must not have
+    /// Records after those that were found came after the quote; but what they extend must not have
     /// been extended before.
     fn look_behind(&mut self, index: u64, record: &Record<'_>) {
         self.count(index, record);
@@ -418,7 +418,7 @@ fn discontinued(quote: &VerifiedQuote, token: &Token) -> Option<Reason> {
     None
 }
 
-/// Goes on where the token's rounds ended, in every quoted bank.
+/// Continues where the token's rounds ended, in every quoted bank.
 fn continued(quote: &VerifiedQuote, token: &Token) -> Result<ListReplay, AppraisalError> {
     let named: PcrSet =
         token.banks.iter().flat_map(|state| state.values()).map(|(pcr, _)| pcr).collect();

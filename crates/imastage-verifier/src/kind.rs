@@ -92,7 +92,7 @@ pub(crate) fn is_public(file: &[u8]) -> bool {
     kind && u16_at(file, 2).is_some_and(|alg| is_hash(alg) || alg == TpmAlgId::Null as u16)
 }
 
-/// What is behind the size that a `TPM2B_` structure has in front.
+/// What follows the size that a `TPM2B_` structure has in front.
 pub(crate) fn without_size(file: &[u8]) -> Option<&[u8]> {
     let rest = file.get(2..)?;
     (u16_at(file, 0).map(usize::from) == Some(rest.len())).then_some(rest)

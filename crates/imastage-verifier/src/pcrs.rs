@@ -178,7 +178,7 @@ impl PcrValues {
     /// | `pcr-BANK/INDEX: HEX`, with or without folders before it | `grep . /sys/class/tpm/tpm0/pcr-*/*` |
     /// | `HEX` | a file of `/sys/class/tpm/tpm0/pcr-BANK/`; bank and PCR are the hint's |
     ///
-    /// Blank lines and what stands behind a `#` are skipped, and so are the values of banks that are
+    /// Blank lines and what follows a `#` are skipped, and so are the values of banks that are
     /// not known. The same in JSON is an object of objects, `{"BANK": {"INDEX": "HEX"}}`.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ pub struct UnverifiedQuote<'a> {
     pub message: &'a [u8],
     /// `TPMT_SIGNATURE` over it (`tpm2_quote -s`), with or without a size in front; or the signature
     /// alone (`tpm2_quote -f plain`): of an RSA key as long as its modulus, of an ECC key in DER or
-    /// both numbers one behind the other.
+    /// both numbers one after another.
     pub signature: &'a [u8],
 }
 
@@ -84,7 +84,7 @@ pub enum QuoteError {
     /// The message begins as a quote and is none.
     #[error("the message is a TPMS_ATTEST that is cut short or damaged: {0}")]
     MessageFormat(String),
-    /// Bytes behind the structure.
+    /// Bytes after the structure.
     #[error("{count} bytes behind the end of the {what}")]
     Trailing {
         /// `message` or `signature`.
@@ -169,7 +169,7 @@ impl UnverifiedQuote<'_> {
         quote.check_message(key, hash, nonce)
     }
 
-    /// The structures as the TPM makes them: the signature is over what is behind the size.
+    /// The structures as the TPM makes them: the signature is over what follows the size.
     fn without_sizes(self) -> Self {
         let unwrapped = |bytes, is_inside: fn(&[u8]) -> bool| {
             kind::without_size(bytes).filter(|inside| is_inside(inside)).unwrap_or(bytes)
@@ -289,7 +289,7 @@ impl VerifiedQuote {
         self.selection.iter().flat_map(PcrSelection::pcrs)
     }
 
-    /// The hash of the values of all PCRs covered, one behind the other.
+    /// The hash of the values of all PCRs covered, one after another.
     pub fn digest(&self) -> Digest {
         self.digest
     }

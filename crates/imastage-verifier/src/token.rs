@@ -94,7 +94,7 @@ impl Token {
         self.pcr
     }
 
-    /// The PCRs that records name, behind the record before [`Token::next`], in each bank the quotes
+    /// The PCRs that records name, after the record before [`Token::next`], in each bank the quotes
     /// cover.
     pub fn banks(&self) -> &[BankPcrs] {
         &self.banks

@@ -1,4 +1,4 @@
-//! Rounds that go on from a token, against the whole list at once.
+//! Rounds that continue from a token, against the whole list at once.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod common;

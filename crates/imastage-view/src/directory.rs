@@ -27,7 +27,7 @@ pub(crate) struct Tree {
     group: u32,
     born: SystemTime,
     /// What the files were last said to hold, and since when. The kernel may have everything before
-    /// that in its page cache, and has nothing of what comes behind.
+    /// that in its page cache, and has nothing of what follows.
     told: Mutex<(Mark, SystemTime)>,
 }
 
@@ -76,8 +76,8 @@ struct Chase {
 /// row, and asks again as soon as it can have read what was new, is still at the same reading: it has
 /// all that was there when it began, and is told so. A quote takes longer than this.
 ///
-/// What is read comes from the kernel's page cache, so nothing but time tells a reading that goes on
-/// from the next one. But how long one takes depends on the machine: with each further round that the
+/// Reads are served from the kernel's page cache, so only time distinguishes a continued reading from
+/// the next one. But how long one takes depends on the machine: with each further round that the
 /// file has grown it may take twice as long, so that it ends after some rounds, however slow it is.
 const MOST_CHASED: u32 = 4;
 const AT_ONCE: Duration = Duration::from_millis(5);
@@ -204,7 +204,7 @@ impl OpenFiles {
         self.handles().chases.get_mut(&handle).is_some_and(Chase::has_caught_up)
     }
 
-    /// A number was read from the start; reads that follow go on in the same text.
+    /// A number was read from the start; reads that follow continue in the same text.
     pub(crate) fn told_number(&self, handle: u64, text: String) {
         self.handles().numbers.insert(handle, text);
     }

@@ -43,7 +43,7 @@ const TTL: Duration = Duration::ZERO;
 const PAGE: u64 = 4096;
 
 impl Growth {
-    /// Goes on until the view has ended.
+    /// Continues until the view has ended.
     pub(crate) fn run(mut self, inbox: &mpsc::Receiver<Waiting>) {
         while let Ok(first) = inbox.recv() {
             let waiting: Vec<Waiting> = std::iter::once(first).chain(inbox.try_iter()).collect();
@@ -80,7 +80,7 @@ impl Growth {
         }
     }
 
-    /// Of what it has cached of a file, the last page is wrong now: there is nothing behind the old
+    /// Of what it has cached of a file, the last page is wrong now: there is nothing after the old
     /// end. So it is told to read that anew, and what it reads has the new records already. Then it
     /// is told the new size, by storing the file's last byte: after being told to forget something,
     /// it does not believe the answer to a question that it asked before. Reads that are under way
@@ -93,7 +93,7 @@ impl Growth {
         for (inode, shown) in self.tree.lists() {
             let old_end = if new_epoch { 0 } else { told.offset(shown) };
             let page = old_end - old_end % PAGE;
-            // A length of 0: all that is behind.
+            // A length of 0: all that follows.
             let forgot = self.notifier.inval_inode(inode, i64::try_from(page).unwrap_or(0), 0);
             let last = [end.last_byte(shown)];
             let result = forgot.and_then(|()| match end.offset(shown).checked_sub(1) {

@@ -13,7 +13,7 @@ pub(crate) struct Shown {
 /// A place between two records: the same one in every file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// Records before it: the index of the one behind it.
+    /// Records before it: the index of the one after it.
     pub(crate) records: u64,
     /// Violations among them.
     pub(crate) violations: u64,
@@ -34,7 +34,7 @@ pub(crate) struct Index {
 }
 
 /// The distance of two marks, in bytes of the ASCII file, unless a record is longer. A read has at
-/// most this much to pass over.
+/// most this much to skip.
 const DISTANCE: u64 = 64 << 10;
 
 impl Shown {
@@ -75,7 +75,7 @@ impl Mark {
         }
     }
 
-    /// Goes on to behind `record`. `line` is for use meanwhile.
+    /// Moves past `record`. `line` is for use meanwhile.
     pub(crate) fn pass(&mut self, record: &Record<'_>, line: &mut Vec<u8>) {
         line.clear();
         record.write_ascii(Bank::Sha1, line);
@@ -88,7 +88,7 @@ impl Mark {
 }
 
 impl Index {
-    /// Behind the last record.
+    /// After the last record.
     pub(crate) fn end(&self) -> Mark {
         self.end
     }

@@ -40,7 +40,7 @@ struct Reading {
 /// their places found anew. Each takes about 1 MiB.
 const MOST_READINGS: usize = 8;
 
-/// What is passed over rather than begun anew, in bytes.
+/// What is skipped rather than begun anew, in bytes.
 const NEAR: u64 = 16 << 10;
 
 impl Listing {
@@ -49,7 +49,7 @@ impl Listing {
         Listing { state, known: RwLock::default(), readings: Mutex::default() }
     }
 
-    /// Behind the last record that can be read.
+    /// After the last record that can be read.
     pub(crate) fn end(&self) -> Mark {
         self.known.read().unwrap_or_else(PoisonError::into_inner).index.end()
     }
@@ -151,7 +151,7 @@ impl Reading {
         })
     }
 
-    /// The offset behind what is rendered.
+    /// The offset after what is rendered.
     fn end(&self) -> u64 {
         self.offset + self.rendered.len() as u64
     }

@@ -119,7 +119,7 @@ fn case_09_what_is_no_key_is_named() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mut unrestricted = fs::read(file("09-key-formats/ak.tss")).unwrap();
-    // The attribute restricted, in TPMA_OBJECT behind size, type and hash.
+    // The attribute restricted, in TPMA_OBJECT after size, type and hash.
     unrestricted[7] &= !1;
     let private = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     for (bytes, words) in [(&unrestricted[..], "restricted"), (private.as_bytes(), "private key")] {

@@ -290,7 +290,7 @@ fn users_07_an_altered_record_is_named_in_every_bank() {
         assert_eq!(answer.code, 1, "{banks:?}");
         assert!(answer.text().contains("record 50"), "{banks:?}: {}", answer.text());
     }
-    // The printed digest alone is wrong: the list matches, and the record is named all the same.
+    // The printed digest alone is wrong: the list matches, and the record is named anyway.
     let mut printed = list;
     printed[ends[49] + 4] ^= 1;
     fs::write(&path, printed).unwrap();

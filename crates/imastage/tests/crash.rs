@@ -100,7 +100,7 @@ fn kill_and_compare(mode: &str, kills: usize) {
                 service.kill();
             }
             let service = Running::start(&run);
-            // What is measured goes on and on, so all figures are bounds, asked for in this order:
+            // Measuring continues, so all figures are bounds, asked for in this order:
             // what was in the list before the PCR was read, the PCR, what is stored after a drain,
             // what was in the list after that.
             let before = sandbox_status(&mount).total;

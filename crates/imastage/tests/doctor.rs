@@ -130,7 +130,7 @@ fn what_is_wrong_with_a_list_is_told() {
     let tree = Tree::debian_6_1();
     let list = fs::read(corpus("debian-6.1/binary")).unwrap();
 
-    // In the last record's name, before the zero byte behind it and the length of no signature.
+    // In the last record's name, before the zero byte after it and the length of no signature.
     let mut altered = list.clone();
     altered[list.len() - 6] ^= 1;
     tree.list("binary_runtime_measurements", &altered, 0o440);
@@ -192,7 +192,7 @@ fn linux_7_2_says_how_much_a_deletion_frees() {
     says(finding(&report, "kernel.flush", "note"), "found", "delete N is refused");
     finding(&report, "kernel.hash", "warning");
 
-    // Without the option, but writable all the same.
+    // Without the option, but writable anyway.
     for path in fs::read_dir(tree.path("sys/kernel/security/ima")).unwrap() {
         let path = path.unwrap().path();
         if path.to_str().unwrap().ends_with("_staged") {

@@ -110,7 +110,7 @@ fn finding_01_continuity_does_not_survive_tpm2_clear() {
     order(&machine, "replay", &[&format!("{evidence}/list")]);
     let service = serve(&machine, &forged);
 
-    // All but the key is as it was.
+    // All but the key is unchanged.
     let theirs = key(&machine, &forged, "theirs.pem");
     let alone = verify(&forged, &theirs, &machine.path("no-token"));
     assert_eq!((alone.code, &alone.json()["records"]), (0, &4.into()), "{}", alone.stderr);

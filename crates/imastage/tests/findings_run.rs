@@ -222,7 +222,7 @@ fn issue_10_a_service_without_its_list_stores_what_it_has_and_ends() {
     assert!(log.contains(&format!("(pid {list}) signal: 9")), "{log}");
     assert!(log.contains("start the service again"), "{log}");
     assert_eq!(status(&state)["records"], 31);
-    // And so it goes on.
+    // And so it continues.
     measure(&machine, "b", 5);
     let service = start(&machine, &[]);
     wait_until("all is stored", || status(&state)["records"] == 36);
@@ -270,7 +270,7 @@ fn issue_10_only_the_process_that_has_the_list_may_administer_the_system() {
     let status = fs::read_to_string(format!("/proc/{list}/status")).unwrap();
     assert!(status.contains("Threads:\t1\n"), "{status}");
     assert!(has_admin(&status), "{status}");
-    // Whatever is going on: the view is read, a quote is made.
+    // Meanwhile the view is read and a quote is made.
     fs::read(Path::new(&view).join("ascii_runtime_measurements")).unwrap();
     let threads = fs::read_dir(format!("/proc/{}/task", service.pid)).unwrap();
     let mut seen = 0;
@@ -405,7 +405,7 @@ fn users_04_a_list_is_followed_without_privileges_and_nothing_is_deleted() {
             });
         }
         assert_eq!(service.stop(), 0);
-        // From there one goes on with deleting.
+        // From there one continues with deleting.
         let service = start(&machine, &[]);
         wait_until("it drains", || sandbox_status(&mount).current <= 1);
         let now = status(&state);

@@ -69,7 +69,7 @@ fn two_verifiers_with_different_positions_both_see_everything() {
     let answer = imastage(&["verify", "--state", &machine.state(), "--key", &key, "--token", &a]);
     assert_eq!(answer.code, 3);
     assert!(answer.stderr.contains("start it with"), "{}", answer.stderr);
-    // Up again, everybody goes on where they were.
+    // Up again, everybody continues where they were.
     let service = start_service(&machine);
     measure(&machine, "third", 5);
     let (code, third) = verify(&machine, &key, &a);
@@ -143,7 +143,7 @@ fn a_reader_that_keeps_the_list_open_is_named_and_keeps_nobody_from_attesting() 
     assert!(status.json()["since_start"]["last_error"].as_str().unwrap().contains(&me));
     assert_eq!(status.json()["verdict"]["state"], "consistent");
     drop(held);
-    // It goes on by itself.
+    // It continues by itself.
     let answer = imastage(&["attest", "--state", &state, "--out", &machine.path("evidence")]);
     assert_eq!(answer.code, 0, "{}", answer.stderr);
     // A program that another test starts has our files, too, until it is executed.

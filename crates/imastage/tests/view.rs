@@ -252,7 +252,7 @@ fn keylimes_agent_that_holds_the_list_open() {
 
 /// How rust-keylime's agent reads: the file is opened once; pairs of an entry's number and its byte
 /// offset are kept; it seeks to the best of them, reads to the end, and counts newlines. Asked for
-/// an entry behind the end it begins anew.
+/// an entry after the end it begins anew.
 struct RustKeylime {
     file: File,
     places: Vec<(u64, u64)>,
@@ -285,7 +285,7 @@ impl RustKeylime {
 }
 
 /// Whether some beginning of what follows `from` leads to the PCR, as rust-keylime's verifier, too,
-/// asks; gives the number of the entry behind it.
+/// asks; gives the number of the entry after it.
 fn replays(text: &str, from: u64, running: &mut Replay, pcr: Digest) -> Result<u64, String> {
     let mut decoder = AsciiDecoder::new();
     decoder.feed(text.as_bytes());

@@ -175,7 +175,7 @@ impl AsciiDecoder {
     /// The record of the next whole line; `None` when more bytes are needed, or none are left.
     ///
     /// # Errors
-    /// [`AsciiError`] when the line is no record, or not one that can be read back.
+    /// [`AsciiError`] when the line is not a record, or not one that can be read back.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, AsciiError> {
         if !self.has_record()? {
             return Ok(None);
@@ -196,12 +196,12 @@ impl AsciiDecoder {
         self.records
     }
 
-    /// The byte offset behind the last line that was read.
+    /// The byte offset after the last line that was read.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Goes on behind the line that was searched to its end.
+    /// Continues after the line that was searched to its end.
     fn pass(&mut self) {
         self.offset += (self.searched - self.start) as u64;
         self.start = self.searched;

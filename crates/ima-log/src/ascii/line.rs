@@ -156,7 +156,7 @@ impl Context {
 }
 
 impl<'a> Head<'a> {
-    /// PCR, template digest and name, and what stands behind the blank after them, if there is one.
+    /// PCR, template digest and name, and what follows the blank after them, if there is one.
     fn read(line: &'a [u8]) -> Result<(Head<'a>, Option<&'a [u8]>), AsciiErrorKind> {
         let (pcr, rest) = word(line);
         let pcr = decimal(pcr).ok_or(AsciiErrorKind::Pcr)?;
@@ -179,10 +179,10 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The fields as the kernel writes them: a blank before each, of which `fields` is what stands behind
+/// The fields as the kernel writes them: a blank before each, of which `fields` is what follows
 /// the first.
 fn as_written<'a>(line: &[u8], fields: &'a [u8]) -> Result<Vec<&'a [u8]>, AsciiErrorKind> {
-    // No blank behind the name: a template without fields.
+    // No blank after the name: a template without fields.
     if fields.is_empty() && line.last() != Some(&b' ') {
         return Ok(Vec::new());
     }
@@ -256,7 +256,7 @@ impl<'a> Placing<'a, '_> {
     }
 }
 
-/// The word that a line begins with, past blanks, and what stands behind the blank after it.
+/// The word that a line begins with, past blanks, and what follows the blank after it.
 fn word(line: &[u8]) -> (&[u8], Option<&[u8]>) {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let begin = line.iter().position(|byte| !is_blank(byte)).unwrap_or(line.len());

@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
         self.expect(ARRAY, "an array")
     }
 
-    /// Passes over the break that ends an item of indefinite length, if it is there.
+    /// Skips the break that ends an item of indefinite length, if it is there.
     pub(super) fn at_break(&mut self) -> Result<bool, Stop> {
         match self.rest.split_first() {
             None => Err(Stop::More),
@@ -244,7 +244,7 @@ impl<'a> Reader<'a> {
         Ok(Head { major, argument })
     }
 
-    /// Passes over any one item and gives its bytes.
+    /// Skips any one item and gives its bytes.
     fn item(&mut self) -> Result<&'a [u8], Stop> {
         let len = Scanner::default().item(self.rest)?;
         self.take(len as u64)
@@ -267,7 +267,7 @@ pub(super) struct Scanner {
 
 impl Scanner {
     /// The length of the item that `bytes` begins with. Given the same bytes and more after
-    /// [`Stop::More`], it goes on where it stopped.
+    /// [`Stop::More`], it continues where it stopped.
     pub(super) fn item(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
         loop {
             while self.open.last() == Some(&Some(0)) {

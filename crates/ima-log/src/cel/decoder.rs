@@ -26,11 +26,11 @@ pub struct Decoder {
 enum State {
     /// The log: an array or a sequence.
     Begin,
-    /// Records one behind the other, up to the end.
+    /// Records one after another, up to the end.
     Sequence,
     /// An element of the array; with `true`, the first or none.
     Element(bool),
-    /// What stands behind an element of a JSON array.
+    /// What follows an element of a JSON array.
     Separator,
     /// This many items of a CBOR array; `None`: up to the break.
     Items(Option<u64>),
@@ -93,7 +93,7 @@ impl Decoder {
     /// The next IMA record; `None` when more bytes are needed, or none are left.
     ///
     /// # Errors
-    /// [`ImportError`] when what comes next is no record, or the log ended inside of one.
+    /// [`ImportError`] when what comes next is not a record, or the log ended inside of one.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, ImportError> {
         self.has_record()?;
         self.input.take()
@@ -104,12 +104,12 @@ impl Decoder {
         self.input.records()
     }
 
-    /// How many records of other content types were passed over so far.
+    /// How many records of other content types were skipped so far.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// The byte offset behind the last record that was read.
+    /// The byte offset after the last record that was read.
     pub fn offset(&self) -> u64 {
         self.input.offset()
     }
@@ -121,7 +121,7 @@ impl Decoder {
         let pending = self.input.pending();
         let blanks = pending.iter().take_while(|byte| blank(byte)).count();
         let next = pending.get(blanks).copied();
-        // An object that goes on was begun to be scanned from here.
+        // An object that continues was begun to be scanned from here.
         self.input.pass(blanks);
         let Some(next) = next else { return Ok(false) };
         match (self.state, next) {

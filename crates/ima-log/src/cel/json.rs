@@ -23,8 +23,8 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
-    /// The length of the object that `bytes` begins with, or `None` if it goes on behind them.
-    /// Given the same bytes and more, it goes on where it stopped.
+    /// The length of the object that `bytes` begins with, or `None` if it continues after them.
+    /// Given the same bytes and more, it continues where it stopped.
     pub(super) fn object(&mut self, bytes: &[u8]) -> Option<usize> {
         for (at, byte) in bytes.iter().enumerate().skip(self.scanned) {
             match byte {

@@ -2,7 +2,7 @@
 //! loader and kernel can share one log, in JSON, CBOR or TLV.
 //!
 //! A record of template *T* becomes a CEL record of content type `ima_template` (CEL section 4.3,
-//! Table 2: type 7) with the template's name and data as they stand in the list; the encodings are
+//! Table 2: type 7) with the template's name and data as in the list; the encodings are
 //! those of CEL section 5. What is kept and what is not:
 //!
 //! - **Digests.** A CEL record has the digests its PCR was extended with, one a bank. [`Writer`]
@@ -18,11 +18,11 @@
 //! - **`ima_tlv`** (type 8), an older proposal no released kernel writes, extends the digest of the
 //!   whole content TLV. Such a record becomes one of a template by that name with the TLV as its
 //!   data, so that it replays; it goes back as it came.
-//! - Records of **other content types** are passed over and counted.
+//! - Records of **other content types** are skipped and counted.
 //!
-//! A log in JSON is an array of records; objects one behind the other (JSON text sequences,
+//! A log in JSON is an array of records; objects one after another (JSON text sequences,
 //! RFC 7464, as systemd writes them, or lines) are read, too. A log in CBOR is an array of definite
-//! or indefinite length, or a CBOR sequence (RFC 8742). A log in TLV is one record behind the other.
+//! or indefinite length, or a CBOR sequence (RFC 8742). A log in TLV is one record after the other.
 //!
 //! A record that is read has at most [`crate::MAX_TEXT_DATA`] of template data; decoding takes a small
 //! multiple of a record's size in memory, and time that is linear in the log, whatever the chunks.

@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
         Ok((kind, value))
     }
 
-    /// The next element of a value that is all there; `None` behind the last.
+    /// The next element of a value that is all there; `None` after the last.
     fn inner(&mut self, what: &'static str) -> Result<Option<(u8, &'a [u8])>, Stop> {
         if self.rest.is_empty() {
             return Ok(None);

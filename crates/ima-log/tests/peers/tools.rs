@@ -106,7 +106,7 @@ pub fn ima_ng(i: u64) -> Vec<u8> {
     fields(10, "ima-ng", &[&d_ng(&file), &n_ng(name.as_bytes())], false)
 }
 
-/// A record of a template whose fields stand behind their lengths.
+/// A record of a template whose fields follow their lengths.
 pub fn fields(pcr: u32, template: &str, fields: &[&[u8]], violation: bool) -> Vec<u8> {
     let mut data = Vec::new();
     for field in fields {

@@ -36,7 +36,7 @@ pub(super) struct Params {
     /// The first record's index.
     #[serde(default)]
     from: u64,
-    /// The index behind the last record; all that are stored if missing.
+    /// The index after the last record; all that are stored if missing.
     to: Option<u64>,
     #[serde(default)]
     form: Form,
@@ -141,7 +141,7 @@ impl Part {
             None => self.cursor.insert(self.reader.records(self.next)?),
         };
         while self.next < self.to && chunk.len() < CHUNK {
-            // `to` is not behind the reader's end.
+            // `to` is not after the reader's end.
             let Some(record) = cursor.next_record()? else { break };
             self.writer.record(self.next, &record, &mut chunk);
             self.next += 1;

@@ -10,7 +10,7 @@ pub(super) struct Connection {
     pub(super) key: AttestationKey,
 }
 
-/// A connection that is made again when it breaks.
+/// A connection that is rebuilt when it breaks.
 pub(super) struct Link {
     endpoint: Endpoint,
     connection: Option<Connection>,

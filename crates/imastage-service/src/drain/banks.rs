@@ -21,7 +21,7 @@ impl Banks {
         Banks::of(ListReplay::resume(states, records, pcr))
     }
 
-    /// From a replay that goes on with the list's last [`RECENT`] records or more.
+    /// From a replay that continues with the list's last [`RECENT`] records or more.
     pub fn of(replay: ListReplay) -> Banks {
         Banks { replay: replay.remember(RECENT), targets: Vec::new(), began_without_tpm: false }
     }

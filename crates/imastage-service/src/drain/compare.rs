@@ -16,7 +16,7 @@ pub struct Comparison {
     /// How many records led to the TPM's PCR when it was last compared.
     consistent: u64,
     /// How many records were stored when the list was last turned to: others may have deleted some
-    /// there, and nowhere behind.
+    /// there, and nowhere after.
     boundary: u64,
     /// The first `boot_aggregate` but the epoch's own, of the records of this drain.
     rebooted: Option<u64>,
@@ -278,7 +278,7 @@ impl Comparison {
             (Some((at, count)), _) => (Cause::Missing, at, format!("{missing} ({count} records)")),
             // One bank alone has nothing to do with records.
             _ if !apart.is_empty() => (Cause::UnloggedExtend, end, unlogged.to_owned()),
-            // A kernel that gets no list, or not all of it, begins its own behind what it got.
+            // A kernel that gets no list, or not all of it, begins its own after what it got.
             (None, Some(boot)) => {
                 let text = "records are missing here: another kernel was started, by kexec, and it \
                             did not get them";

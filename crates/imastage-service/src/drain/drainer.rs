@@ -177,7 +177,7 @@ impl Drainer {
             return Err(DrainError::TpmReset { was, now });
         }
         if self.comparison.is_damaged() && !self.adopt {
-            // What is stored behind the damage is lost when the file is restored from a backup.
+            // What is stored after the damage is lost when the file is restored from a backup.
             return Err(DrainError::Damaged);
         }
         // A list that was not seen yet may name others than these.
@@ -199,7 +199,7 @@ impl Drainer {
         }
         for _ in 0..MOST_READS {
             // Whatever the TPM was extended with by now is in the store or in the list. If it does
-            // not answer, records are kept all the same.
+            // not answer, records are kept anyway.
             let pcrs = ask(&mut self.tpm, asked_for, &mut self.tpm_error);
             if let Some(pcrs) = &pcrs
                 && is_reset(own, pcrs)
@@ -420,7 +420,7 @@ impl Drainer {
         if holders.found.is_empty() { String::new() } else { holders.to_string() }
     }
 
-    /// Whether the list was shortened may be unknown after a failure. Find out before going on.
+    /// Whether the list was shortened may be unknown after a failure. Find out before continuing.
     fn give_up(&mut self, error: &DrainError) {
         self.store.rollback();
         self.stored_in_list = None;

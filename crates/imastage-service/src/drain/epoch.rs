@@ -23,7 +23,7 @@ const KEXEC: &str = "kexec";
 /// The banks whose PCR 10 the store keeps.
 const BANKS: [Bank; 2] = [Bank::Sha1, Bank::Sha256];
 
-/// Goes on with the epoch that is stored, or begins a new one; gives its number.
+/// Continues with the epoch that is stored, or begins a new one; gives its number.
 ///
 /// A TPM says by its reset counter whether its PCRs are those of the epoch. Without one, a boot is
 /// an epoch, but for a boot by kexec whose kernel was handed the list: its records show that.
@@ -74,7 +74,7 @@ fn is_carried(store: &Store, source: &mut dyn Source) -> Result<bool, DrainError
     Ok(continues(&store.tail(parse(&bytes)?.len())?, &parse(&bytes)?))
 }
 
-/// Whether `list` begins with the last of the records stored, and another kernel begins behind them.
+/// Whether `list` begins with the last of the records stored, and another kernel begins after them.
 /// Boots that measure the same begin alike, but the first `boot_aggregate` of a list is no kexec's.
 fn continues(tail: &[Vec<u8>], list: &[Record<'_>]) -> bool {
     let running = &ListReplay::new([]);

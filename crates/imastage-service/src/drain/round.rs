@@ -33,7 +33,7 @@ pub enum DrainError {
     /// The records could not be stored.
     #[error("{0}; nothing was deleted from the list")]
     Store(#[from] StoreError),
-    /// What was read is no list.
+    /// What was read is not a list.
     #[error("the list cannot be read ({0}); nothing was deleted")]
     Unreadable(ParseError),
     /// Equal records kept being added while the list's place in the store was looked for.

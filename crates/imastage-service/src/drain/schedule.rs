@@ -246,7 +246,7 @@ impl DrainLoop {
     }
 
     /// Drains; while others use the list, tries again for a while. Records that cannot be deleted
-    /// are stored all the same.
+    /// are stored anyway.
     fn drain_patiently(&mut self) -> Result<(), DrainError> {
         const PATIENCE: Duration = Duration::from_secs(5);
         const LONGEST_STEP: Duration = Duration::from_millis(250);

@@ -112,7 +112,7 @@ fn members(der: &[u8]) -> Option<Vec<Tag>> {
     reader.is_finished().then_some(tags)
 }
 
-/// DER without the zeros or ones that fill an NV index up behind a certificate.
+/// DER without the zeros or ones that fill an NV index up after a certificate.
 fn unpadded(der: &[u8]) -> &[u8] {
     let length = SliceReader::new(der)
         .ok()

@@ -37,7 +37,7 @@ struct Reader {
 }
 
 /// Lines of what tpm2_quote and tpm2_checkquote print that have no PCR values: these words, a colon,
-/// and perhaps hex behind it.
+/// and perhaps hex after it.
 const OTHER_KEYS: [&str; 6] = ["pcrs", "quoted", "signature", "alg", "sig", "calcdigest"];
 
 impl Reader {
@@ -134,7 +134,7 @@ fn named(name: &str) -> Option<Named> {
     }
 }
 
-/// The index or bank behind `PCR-`, `PCR_` or `PCR`.
+/// The index or bank after `PCR-`, `PCR_` or `PCR`.
 fn prefixed(word: &str) -> Option<&str> {
     let (pcr, rest) = word.split_at_checked(3)?;
     let rest = rest.trim_start_matches(['-', '_']);

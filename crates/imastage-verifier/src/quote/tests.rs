@@ -143,7 +143,7 @@ proptest! {
                 prop_assert_eq!(signature, &sign(&message, Bank::Sha256));
             }
         }
-        // Behind the signature check, which random bytes do not pass.
+        // After the signature check, which random bytes do not pass.
         for message in [&bytes, &mutated(message)] {
             let quote = UnverifiedQuote { message, signature: &[] };
             let _ = quote.check_message(&key, Bank::Sha256, NONCE);
