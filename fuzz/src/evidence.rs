@@ -8,7 +8,8 @@ use p256::{
     pkcs8::{EncodePublicKey, LineEnding},
 };
 
-/// Without a right signature nothing of a message is looked at, so a key that everybody has signs it.
+/// Without a right signature nothing of a message is looked at, so a key that everybody has signs
+/// it.
 static KEY: LazyLock<(SigningKey, PublicKey)> = LazyLock::new(|| {
     let key = SigningKey::from_slice(&[1; 32]).unwrap();
     let pem = key.verifying_key().to_public_key_pem(LineEnding::LF).unwrap();

@@ -19,34 +19,33 @@ use crate::{
     notes::{self, Notes},
 };
 
-/// What a full check of a state directory's latest epoch found.
+/// The result of a full check of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckReport {
-    /// Records that are committed.
+    /// The number of committed records.
     pub records: u64,
-    /// What is wrong, in the order of the records; about a hundred findings at most.
+    /// The damage, in the order of the records; at most about a hundred findings.
     pub damage: Vec<Damage>,
-    /// What is wrong with the checkpoints, if nothing is with the records. No evidence is in them:
-    /// reading continues without, and they are rebuilt when the store is opened for writing.
+    /// Damage of the checkpoints, if the records are intact. They contain no evidence: readers do
+    /// without them, and they are rebuilt when the store is opened for writing.
     pub checkpoints: Vec<Damage>,
 }
 
-/// More would not help anyone.
+/// The maximum number of findings.
 const MOST_DAMAGE: usize = 100;
 
-/// Reads the latest epoch again: every commit, every record, every digest and every running PCR, and
-/// looks at what else is in the state directory ([`crate::check_directory`]). Linear in its bytes; holds
-/// one record and a chunk in memory.
+/// Checks every commit, record, digest and running PCR of the latest epoch, and the other entries
+/// of the state directory ([`crate::check_directory`]). Linear in the size; keeps one record and
+/// one chunk in memory.
 ///
 /// # Errors
-/// [`StoreError`] if the system does not let the epoch be read. All that is wrong with it is
-/// reported.
+/// [`StoreError`] if the epoch cannot be read. Damage is not an error but reported.
 pub fn check(state: &Path) -> Result<CheckReport, StoreError> {
     check_with(state, &mut |_| {})
 }
 
-/// As [`check`]; reports in `progress` how many records were read, after each commit.
+/// As [`check`]; calls `progress` with the number of records read after each commit.
 ///
 /// # Errors
 /// As [`check`].
@@ -261,13 +260,13 @@ struct Check<'a> {
     segments: Vec<u64>,
     checkpoints: Option<Checkpoints>,
     damage: Vec<Damage>,
-    /// Checkpoints that are not as they should be.
+    /// Wrong checkpoints.
     stale: Vec<Damage>,
     search: Option<Search>,
 }
 
-/// The search for where a commit ended whose entry is damaged: the CRC of all that was read then is
-/// that of what is before the place combined with that of the commit after it.
+/// The search for the end of a commit whose entry is damaged: the CRC of all bytes that were read
+/// is then the CRC of the bytes before that place, combined with that of the following commit.
 struct Search {
     so_far: Hasher,
     all: u32,
@@ -286,7 +285,7 @@ struct Span {
     /// The PCR whose values are kept.
     pcr: Option<u32>,
     pcrs: Vec<Replay>,
-    /// The checkpoints that should be.
+    /// The expected checkpoints.
     marks: Vec<Commit>,
 }
 
@@ -326,8 +325,8 @@ impl Check<'_> {
         self.damage.push(Damage { path, offset, records, what, remedy });
     }
 
-    /// Checks the records between two commits that stand next to each other, but for one or more
-    /// damaged ones between them if there is a `gap`. Gives the CRC of their bytes if all is well.
+    /// Checks the records between two consecutive commits; with a `gap`, one or more damaged
+    /// commits lie between them. Returns the CRC of their bytes if they are intact.
     fn span(&mut self, before: &Commit, commit: &Commit, gap: bool) -> Option<u32> {
         let known = self.damage.len();
         let mut span = Span {
@@ -397,7 +396,7 @@ impl Check<'_> {
         None
     }
 
-    /// Compares checkpoints with what the records, which are right, say they should be.
+    /// Compares the checkpoints with the intact records.
     fn compare(&mut self, marks: &[Commit]) {
         let Some(checkpoints) = &self.checkpoints else { return };
         for mark in marks {

@@ -1,7 +1,6 @@
-//! The file `checkpoints`: how far the records go after every so many of them. It makes nothing
-//! durable and proves nothing; it saves replaying a large commit to find what is within it. Each entry
-//! is seen to fit the commits around it before it is used, and all can be rebuilt from the
-//! records.
+//! The file `checkpoints`: the state after every 1,024 records. It makes nothing durable and proves
+//! nothing; it avoids the replay of a large commit to find a record in it. An entry is used only if
+//! it is consistent with the commits around it, and all can be rebuilt from the records.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,12 +22,12 @@ pub(crate) struct Checkpoints {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn Content>,
     pub(crate) reset: Vec<Replay>,
-    /// An entry follows after each of so many records.
+    /// The number of records between two entries.
     pub(crate) distance: u64,
 }
 
-/// Records between two entries where nothing else is said. Replaying as many takes a quarter of a
-/// millisecond in two banks.
+/// The default number of records between two entries. Their replay takes a quarter of a millisecond
+/// in two banks.
 pub(crate) const DISTANCE: u64 = 1024;
 
 const MAGIC: &[u8; 8] = b"IMSTGK1\n";
@@ -52,7 +51,7 @@ impl Checkpoints {
         is_of_epoch.then_some(Checkpoints { path, file, reset, distance: distance.into() })
     }
 
-    /// Begins the file anew.
+    /// Restarts the file.
     pub(crate) fn create(
         disk: &dyn Disk,
         dir: &Path,
@@ -69,13 +68,13 @@ impl Checkpoints {
         Ok(Checkpoints { path, file, reset: epoch.reset(), distance: short.into() })
     }
 
-    /// How many entries there should be for so many records.
+    /// The expected number of entries for a number of records.
     pub(crate) fn due(&self, records: u64) -> u64 {
         records / self.distance
     }
 
-    /// The last checkpoint at or before `index`, if it is whole and can lie between two commits that
-    /// follow each other.
+    /// The last checkpoint at or before `index`, if it is whole and can lie between two commits
+    /// that follow each other.
     pub(crate) fn before(&self, index: u64, commit: &Commit, next: &Commit) -> Option<Commit> {
         let at = self.due(index).checked_sub(1)?;
         self.read(at).filter(|checkpoint| lies_between(checkpoint, commit, next))
@@ -89,7 +88,7 @@ impl Checkpoints {
         (Some(checkpoint.records) == (at + 1).checked_mul(self.distance)).then_some(checkpoint)
     }
 
-    /// Writes an entry to where it belongs.
+    /// Writes an entry at its offset.
     pub(crate) fn write(&self, checkpoint: &Commit) -> Result<(), StoreError> {
         let Some(at) = self.due(checkpoint.records).checked_sub(1) else { return Ok(()) };
         let offset = self.offset(at);
@@ -101,7 +100,7 @@ impl Checkpoints {
     }
 }
 
-/// Whether what a checkpoint says can be so: it is within `next`, a commit that follows `commit`.
+/// Whether a checkpoint is consistent with `next`, the commit after `commit`, in which it lies.
 fn lies_between(checkpoint: &Commit, commit: &Commit, next: &Commit) -> bool {
     checkpoint.crc == next.crc
         && checkpoint.records > commit.records
@@ -169,8 +168,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Whatever becomes of the file, every index is found and every prefix replays as it should,
-        /// and opening the store makes the file whole.
+        /// Whatever the file contains, every index is found and every prefix replays correctly, and
+        /// opening the store rebuilds the file.
         #[test]
         fn any_prefix_replays_as_if_from_its_beginning(
             batches in prop::collection::vec(1usize..40, 1..6),

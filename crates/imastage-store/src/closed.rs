@@ -1,5 +1,5 @@
-//! Epochs that nothing is added to any more: packed to save space, pruned by policy. The latest epoch
-//! is the open one and is never touched.
+//! Closed epochs, to which no record is added: packed to save space, pruned by policy. The latest
+//! epoch is open and is never changed here.
 
 use std::{
     fs::File,
@@ -23,57 +23,57 @@ use crate::{
     store::lock_soon,
 };
 
-/// What is known of an epoch.
+/// A summary of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EpochSummary {
     /// Its number.
     pub number: u64,
-    /// What tells it from others; `None` if its description is damaged.
+    /// Its identity; `None` if `epoch.json` is damaged.
     pub id: Option<EpochId>,
-    /// When it began, in seconds since 1970.
+    /// Its start, in seconds since 1970.
     pub created: Option<u64>,
-    /// When the next one began; `None` for the one that is open.
+    /// The start of the next one; `None` for the open epoch.
     pub closed: Option<u64>,
-    /// Its records.
+    /// The number of its records.
     pub records: u64,
     /// Their size in bytes.
     pub bytes: u64,
-    /// What its files take, in bytes.
+    /// The size of its files on disk, in bytes.
     pub disk_bytes: u64,
     /// Whether its records are packed.
     pub packed: bool,
 }
 
-/// How long closed epochs are kept. What any of the three says is too much goes, the oldest epoch
-/// first. By default all are kept.
+/// The retention of closed epochs. An epoch that exceeds any of the three limits is removed, the
+/// oldest first. By default all are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Closed epochs that are kept.
+    /// The maximum number of closed epochs.
     pub epochs: Option<u64>,
-    /// The most bytes that all epochs may take, the open one included.
+    /// The maximum size of all epochs in bytes, including the open one.
     pub bytes: Option<u64>,
-    /// How long after it was closed an epoch is kept.
+    /// The maximum time since an epoch was closed.
     pub age: Option<Duration>,
 }
 
-/// What packing did with an epoch.
+/// The result of packing an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
     /// The epoch's number.
     pub number: u64,
     /// Its segments' size before, in bytes.
     pub before: u64,
-    /// And now.
+    /// Their size now, in bytes.
     pub after: u64,
-    /// What is wrong with it, if it was left as it is because of that; `imastage store check` says more.
+    /// The damage because of which it was left unchanged; `imastage store check` reports details.
     pub damage: Option<String>,
 }
 
 /// A pruned epoch's directory until its files are removed: `epochs/0001.gone`.
 const GONE: &str = "gone";
 
-/// The epochs there are, the oldest first. Linear in their files' number.
+/// All epochs, the oldest first. Linear in the number of their files.
 ///
 /// # Errors
 /// [`StoreError::NotAStore`], [`StoreError::Io`].
@@ -83,9 +83,9 @@ pub fn epochs(state: &Path) -> Result<Vec<EpochSummary>, StoreError> {
     summaries(&disk, state)
 }
 
-/// Packs the closed epochs that are not packed yet, each segment on its own: it is there plain or
-/// packed at any moment, whatever happens. Epochs in which something is damaged are left as they are.
-/// May run beside a service and readers; those that have a segment open continue reading it.
+/// Packs the closed epochs that are not packed yet, one segment at a time: at any moment, and after
+/// any crash, each segment exists plain or packed. Damaged epochs are left unchanged. A service and
+/// readers can run meanwhile; readers that have a segment open continue reading it.
 ///
 /// # Errors
 /// [`StoreError::Busy`] if another process packs, prunes or repairs, [`StoreError::NotAStore`],
@@ -97,15 +97,14 @@ pub fn pack(state: &Path) -> Result<Vec<Packing>, StoreError> {
     pack_on(&(Arc::new(disk) as _), state)
 }
 
-/// Removes the closed epochs that `retention` does not keep, whole, the oldest first, and gives them.
-/// If `dry_run` is set they are only given. May run beside a service; who reads such an epoch meets an
-/// error.
+/// Removes closed epochs that exceed `retention`, the oldest first; returns them. With `dry_run`
+/// they are only returned. A service can run meanwhile; a reader of a removed epoch gets an error.
 ///
-/// Only files are removed whose names the store gives, only in directories of epochs, and no link is
-/// followed. An epoch in which anything else stands is left as it is, and so are those after it.
+/// Only files with names of the store's format are removed, only in directories of epochs, and no
+/// link is followed. An epoch that contains anything else is left unchanged, and so are later ones.
 ///
 /// # Errors
-/// As [`pack`]; [`StoreError::Damaged`] names what is not the store's.
+/// As [`pack`]; [`StoreError::Damaged`] names the entry that does not belong to the store.
 pub fn prune(
     state: &Path,
     retention: &Retention,
@@ -118,7 +117,8 @@ pub fn prune(
     prune_on(&(Arc::new(disk) as _), state, retention, now, dry_run)
 }
 
-/// Keeps others from packing, pruning and repairing; the service's own lock is another one.
+/// Locks the store against other processes that pack, prune or repair. The writer has a lock of its
+/// own.
 pub(crate) fn lock_closed(disk: &SystemDisk, state: &Path) -> Result<File, StoreError> {
     let path = files::epochs_dir(state);
     let dir = disk.open_dir(&path).at(&path, "open")?;
@@ -210,8 +210,8 @@ pub(crate) fn pack_on(disk: &Arc<dyn Disk>, state: &Path) -> Result<Vec<Packing>
     Ok(packings)
 }
 
-/// The epochs that are closed. The latest one is open; whatever follows it and is none, such as
-/// a file with the name of an epoch, closes nothing.
+/// The closed epochs. The latest one is open; a later entry that is not an epoch, such as a file
+/// with the name of an epoch, does not close it.
 fn closed(disk: &dyn Disk, state: &Path) -> Result<Vec<u64>, StoreError> {
     let mut numbers = files::epochs(disk, state)?;
     while let Some(latest) = numbers.pop() {
@@ -243,7 +243,8 @@ fn plain_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, StoreError> {
     Ok(plain)
 }
 
-/// The plain segment goes only after the packed one is durable and was read back. Gives both sizes.
+/// The plain segment is removed after the packed one is durable and was read back. Returns both
+/// sizes.
 fn pack_segment(disk: &dyn Disk, dir: &Path, first: u64) -> Result<(u64, u64), StoreError> {
     let plain_path = files::segment_path(dir, first);
     let path = files::packed_path(dir, first);
@@ -312,7 +313,7 @@ pub(crate) fn prune_on(
     Ok(pruned.to_vec())
 }
 
-/// What is left when the oldest went, one after the other, as long as there was too much.
+/// The epochs that remain after the oldest ones that exceed a limit.
 fn kept<'a>(all: &'a [EpochSummary], retention: &Retention, now: u64) -> &'a [EpochSummary] {
     let mut kept = all;
     // The last one is open.
@@ -332,7 +333,7 @@ fn kept<'a>(all: &'a [EpochSummary], retention: &Retention, now: u64) -> &'a [Ep
     kept
 }
 
-/// Removes what is left of epochs that are none any more, be it from before a crash.
+/// Removes the remains of pruned epochs, also those from before a crash.
 fn sweep(disk: &dyn Disk, epochs: &Path) -> Result<(), StoreError> {
     let names = disk.list(epochs).at(epochs, "list")?;
     for dir in names.iter().filter(|name| files::is_gone(name)).map(|name| epochs.join(name)) {

@@ -1,5 +1,5 @@
-//! The file `commits`: how far the records go. Entries are of one size, so any is found by
-//! arithmetic, and the last ones tell all that is needed to continue.
+//! The file `commits`: the number of stored records after each commit. Entries have one size, so
+//! any is found by its offset, and the last ones suffice to resume.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use crate::{
     files::{self, At, COMMITS, EPOCH},
 };
 
-/// How far the records go, and what they replay to.
+/// The number and size of stored records, and the PCR values to which they replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commit {
     pub(crate) records: u64,
@@ -28,7 +28,7 @@ pub(crate) struct Commit {
     pub(crate) crc: u32,
     /// The PCR whose values follow: that of the list's first record. `None` before it.
     pub(crate) pcr: Option<u32>,
-    /// Its values, as each is kept ([`Epoch::reset`] says which).
+    /// Its values, in the order of [`Epoch::reset`].
     pub(crate) pcrs: Vec<Replay>,
 }
 
@@ -37,12 +37,12 @@ pub(crate) struct Commit {
 pub(crate) struct Commits {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn Content>,
-    /// Which PCR values entries hold, in which order.
+    /// The PCR values in an entry, in order.
     reset: Vec<Replay>,
-    /// How many entries count.
+    /// The number of valid entries.
     pub(crate) entries: u64,
-    /// How many entries after them have their full size and are invalid: one may be a crash's, more
-    /// are damage.
+    /// The number of complete, invalid entries after them: one can result from a crash, more are
+    /// damage.
     pub(crate) torn: u64,
 }
 
@@ -50,15 +50,15 @@ const MAGIC: &[u8; 8] = b"IMSTGC1\n";
 pub(crate) const HEADER: u64 = 20;
 /// An entry without digests and its own CRC.
 const FIXED: usize = 44;
-/// The largest `epoch.json` that is read, in bytes.
+/// The maximum size of `epoch.json`, in bytes.
 pub(crate) const MOST_JSON: usize = 64 << 10;
-/// The most bytes an epoch can have; keeps sums of what files claim from overflowing.
+/// The maximum size of an epoch in bytes, so that sums of sizes in files cannot overflow.
 const MOST_BYTES: u64 = 1 << 56;
-/// Where in the first field the PCR stands: an epoch has less than 2^56 records.
+/// The position of the PCR in the first field: an epoch has less than 2^56 records.
 const PCR_SHIFT: u32 = 56;
 /// PCRs of a TPM (TCG PC Client Platform TPM Profile).
 const PCRS: u32 = 24;
-/// How many bytes after the last whole entry are searched for it.
+/// The maximum number of bytes in which the last complete entry is searched for.
 const MOST_GARBAGE: u64 = 4 << 30;
 
 impl Commit {

@@ -3,14 +3,14 @@
 use ima_log::{Bank, Extend, Replay};
 use serde::{Deserialize, Serialize};
 
-/// What tells an epoch from others: the PCRs of one TPM since its last reset.
+/// Identifies an epoch: the PCRs of one TPM since its last reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochId {
-    /// The TPM: SHA-256 of a key that only it can make, hex. `None` without a TPM.
+    /// The TPM: SHA-256 of a key that only this TPM can create, in hex. `None` without a TPM.
     pub tpm: Option<String>,
     /// Its reset counter.
     pub reset_count: Option<u32>,
-    /// Which boot of which kernel (or which sandbox) began it. Decides only without a TPM: a kexec
+    /// The boot of a kernel (or a sandbox) that started it. Significant only without a TPM: a kexec
     /// does not end an epoch.
     pub boot_id: String,
 }
@@ -18,16 +18,16 @@ pub struct EpochId {
 /// An epoch of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Epoch {
-    /// Its place among the store's epochs, from 1 on.
+    /// Its number in the store, from 1 on.
     pub number: u64,
-    /// What tells it from others.
+    /// Its identity.
     pub id: EpochId,
     /// The banks whose running PCR the store keeps.
     pub banks: Vec<Bank>,
-    /// The banks of which it keeps that, too, as kernels extend them that have not the bank's hash:
-    /// with the SHA-1 template digest and zeros after it.
+    /// The banks whose PCR it also keeps as extended by kernels without the bank's hash: with the
+    /// SHA-1 template digest padded with zeros.
     pub padded: Vec<Bank>,
-    /// When it began, in seconds since 1970.
+    /// Its start, in seconds since 1970.
     pub created: u64,
 }
 
@@ -67,15 +67,15 @@ impl Epoch {
         Ok(json)
     }
 
-    /// `Err` says in words what is wrong.
+    /// `Err` is the reason as text.
     pub(crate) fn decode(json: &[u8]) -> Result<Epoch, String> {
         let file: EpochFile = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         let (banks, padded) = (parse(&file.banks)?, parse(&file.padded)?);
         Ok(Epoch { number: file.number, id: file.id, banks, padded, created: file.created })
     }
 
-    /// The list's PCR as a TPM reset leaves it: each value that is kept, in the order in which commits hold
-    /// them.
+    /// The values of the list's PCR after a TPM reset: each one that is kept, in the order of the
+    /// commits.
     pub(crate) fn reset(&self) -> Vec<Replay> {
         let own = self.banks.iter().map(|bank| Replay::new(*bank, Extend::Own));
         let padded = self.padded.iter().map(|bank| Replay::new(*bank, Extend::Sha1Padded));

@@ -8,17 +8,17 @@ use ima_log::{Digest, ParseErrorKind};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The system refuses.
+    /// An error of the operating system.
     #[error("{}: {doing}: {error}{}", path.display(), advice(.error))]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What was being done.
+        /// The operation.
         doing: &'static str,
-        /// What the system said.
+        /// The error.
         error: io::Error,
     },
-    /// The directory is no store, or one of another version.
+    /// The directory is not a store, or a store of another version.
     #[error("{}: not a state directory: {why}", path.display())]
     NotAStore {
         /// The directory or file.
@@ -31,7 +31,7 @@ pub enum StoreError {
     Locked {
         /// The directory.
         path: PathBuf,
-        /// Its process id, as far as known.
+        /// Its process ID, if known.
         holder: String,
     },
     /// Another process packs, prunes or repairs.
@@ -40,18 +40,18 @@ pub enum StoreError {
         /// The directory of the epochs.
         path: PathBuf,
     },
-    /// Nothing was stored yet.
+    /// The store has no epoch.
     #[error("{}: no records were stored yet", path.display())]
     Empty {
         /// The directory.
         path: PathBuf,
     },
-    /// A file does not hold what it should.
+    /// A file is damaged.
     #[error("{} at byte {offset}: {why}; `imastage store check` says what can be done", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where in it.
+        /// The offset in bytes.
         offset: u64,
         /// What is wrong.
         why: String,
@@ -63,24 +63,24 @@ pub enum StoreError {
         path: PathBuf,
         /// The record's index in the epoch.
         index: u64,
-        /// Where in the segment it begins, in bytes.
+        /// Its offset in the segment, in bytes.
         offset: u64,
         /// What is wrong.
         error: ParseErrorKind,
     },
-    /// A record that was to be appended is not as it should be.
+    /// The digest of a record to be appended is wrong.
     #[error(
         "record {index} rejected: template digest mismatch: list has {printed}, computed {computed}"
     )]
     WrongDigest {
         /// The index it would have had.
         index: u64,
-        /// Its own digest.
+        /// The digest in the record.
         printed: Digest,
-        /// What it should be.
+        /// The correct digest.
         computed: Digest,
     },
-    /// A record that was to be appended is not in the sha1 form of this machine.
+    /// A record to be appended is not in the sha1 form and native byte order.
     #[error("record {index} was not stored: it is not in the sha1 form and native byte order")]
     WrongForm {
         /// The index it would have had.
@@ -91,7 +91,7 @@ pub enum StoreError {
     NoSuchRecord {
         /// The index.
         asked: u64,
-        /// How many records there are.
+        /// The number of records.
         len: u64,
     },
     /// There is no such epoch.
@@ -108,19 +108,19 @@ pub enum StoreError {
         /// The file of the remarks.
         path: PathBuf,
     },
-    /// Records need an epoch to be in.
+    /// A record was appended before an epoch was started.
     #[error("no epoch was begun")]
     NoEpoch,
 }
 
 impl StoreError {
-    /// Whether the system lets this user not do it. Nothing is wrong with the store then.
+    /// Whether this user lacks the permission. The store is not at fault then.
     pub fn is_permission(&self) -> bool {
         matches!(self, StoreError::Io { error, .. } if is_permission(error))
     }
 
-    /// Whether the machine is at fault, and not what the store holds: no permission, an error of the
-    /// system, or somebody else is using it.
+    /// Whether the cause is the environment and not the content of the store: no permission, an
+    /// error of the operating system, or use by another process.
     pub fn is_environment(&self) -> bool {
         matches!(self, StoreError::Io { .. } | StoreError::Locked { .. } | StoreError::Busy { .. })
     }
@@ -130,7 +130,7 @@ fn is_permission(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
 }
 
-/// What can be done about an error of the system, where that is known.
+/// The remedy for an error of the operating system, if known.
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {

@@ -1,13 +1,13 @@
-//! The durable record of an epoch.
+//! Durable storage of the records of an epoch.
 //!
-//! A [`Store`] keeps every record of an epoch (from one TPM reset to the next) for good, verbatim,
-//! in files that evmctl can read. [`Store::append`] and [`Store::commit`] add to it: when `commit`
-//! returns, the records survive a power cut, and may be deleted from the kernel. [`Reader`] reads
-//! from any index, beside the writer. [`check`] reads all of it again and says what is wrong where,
-//! [`repair`] repairs what is safe to repair. Closed epochs are made smaller by [`pack`] and
-//! removed by [`prune`].
+//! A [`Store`] keeps every record of an epoch (from one TPM reset to the next), verbatim, in files
+//! that evmctl can read. [`Store::append`] and [`Store::commit`] add records: when `commit`
+//! returns, they survive a power cut and may be deleted from the kernel. A [`Reader`] reads from
+//! any index, in parallel with the writer. [`check`] reads everything and reports damage with its
+//! place; [`repair`] repairs what is safe to repair. [`pack`] compresses closed epochs, and
+//! [`prune`] removes them.
 //!
-//! The files are described byte by byte in `docs/store-format.md`.
+//! `docs/store-format.md` specifies the files byte by byte.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![forbid(unsafe_code)]
 

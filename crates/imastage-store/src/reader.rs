@@ -16,8 +16,8 @@ use crate::{
     files::{self, At, CHUNK},
 };
 
-/// The records of the latest epoch as they were when this was opened. Any number may read, in any
-/// process, while one writes.
+/// The records of an epoch at the time of opening. Any number of readers, in any process, can read
+/// in parallel with the writer.
 #[derive(Debug)]
 pub struct Reader {
     disk: Arc<dyn Disk>,
@@ -29,7 +29,7 @@ pub struct Reader {
     running: Vec<Digest>,
 }
 
-/// Gives records one after the other.
+/// Iterates over records.
 #[derive(Debug)]
 pub struct Cursor {
     disk: Arc<dyn Disk>,
@@ -51,17 +51,17 @@ struct Segment {
     file: Arc<dyn Content>,
     /// Its first record.
     first: u64,
-    /// Where reading began, and with it the decoder.
+    /// The offset at which reading and the decoder started.
     begin: u64,
-    /// Where it continues.
+    /// The offset of the next read.
     offset: u64,
-    /// Where the last commit in the segment ends.
+    /// The end of the last commit in the segment.
     end: u64,
-    /// The index that follows there.
+    /// The index of the record that follows it.
     next: u64,
 }
 
-/// As much as is needed from one checkpoint to the next is read at once.
+/// The size of a read in bytes: about the distance of two checkpoints.
 const REPLAY_CHUNK: usize = 64 << 10;
 
 impl Reader {
@@ -78,7 +78,7 @@ impl Reader {
         Reader::open_epoch(disk, &files::epoch_dir(state, number))
     }
 
-    /// Opens any epoch of a state directory; those that are closed may be packed. Constant time.
+    /// Opens any epoch of a state directory; closed ones can be packed. Constant time.
     ///
     /// # Errors
     /// [`StoreError::NotAStore`], [`StoreError::NoSuchEpoch`], [`StoreError::Damaged`],
@@ -118,25 +118,25 @@ impl Reader {
         self.last.bytes
     }
 
-    /// The PCR whose values are kept: the one that the epoch's first record names; `None`
-    /// without records. It is 10 if that record names no PCR of a TPM, and in epochs that were started
-    /// by versions that support no other.
+    /// The PCR whose values are kept: the one that the epoch's first record names; `None` without
+    /// records. It is 10 if that record names no PCR of a TPM, and in epochs that were started by
+    /// versions that support no other.
     pub fn pcr(&self) -> Option<u32> {
         self.last.pcr
     }
 
-    /// The PCR ([`Reader::pcr`]) as all records replay, in each bank that is kept, extended with the
-    /// bank's own digest.
+    /// The values of the PCR ([`Reader::pcr`]) to which all records replay, in each bank that is
+    /// kept, extended with the bank's own digest.
     pub fn running(&self) -> &[Digest] {
         &self.running
     }
 
-    /// The PCR as the first `records` records replay: each bank that is kept, with its own digest and
-    /// then with padded SHA-1 where that is kept ([`Epoch::padded`]). Replays about a thousand
-    /// records at most, however many there are.
+    /// The values of the PCR to which the first `records` records replay: each bank that is kept,
+    /// with its own digest, then those kept with padded SHA-1 ([`Epoch::padded`]). Replays at most
+    /// about a thousand records, independent of their number.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchRecord`] if there are not as many; [`StoreError::Damaged`],
+    /// [`StoreError::NoSuchRecord`] if there are fewer; [`StoreError::Damaged`],
     /// [`StoreError::Unreadable`], [`StoreError::Io`].
     pub fn running_at(&self, records: u64) -> Result<Vec<Replay>, StoreError> {
         if records == self.len() {
@@ -162,8 +162,8 @@ impl Reader {
         Ok(start.pcrs)
     }
 
-    /// The records from index `from` on. Finding it passes over about a thousand records at most, and
-    /// reads commits logarithmic in their number.
+    /// The records from index `from` on. Finding it skips at most about a thousand records and
+    /// reads a number of commits that is logarithmic in their total.
     ///
     /// # Errors
     /// [`StoreError::NoSuchRecord`] if `from` is after the end; [`StoreError::Damaged`],
@@ -176,7 +176,7 @@ impl Reader {
         Ok(cursor)
     }
 
-    /// The last place at or before record `index` from which can be read on.
+    /// The last place at or before record `index` from which reading can start.
     pub(crate) fn start(&self, index: u64) -> Result<Commit, StoreError> {
         if index > self.len() {
             return Err(StoreError::NoSuchRecord { asked: index, len: self.len() });
@@ -224,8 +224,8 @@ impl Cursor {
     /// The next record; `None` at the end.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`], [`StoreError::Damaged`], [`StoreError::Io`]. There is no way on
-    /// from there.
+    /// [`StoreError::Unreadable`], [`StoreError::Damaged`], [`StoreError::Io`]. The cursor cannot
+    /// be used after an error.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, StoreError> {
         if self.next == self.to {
             return Ok(None);
@@ -244,7 +244,7 @@ impl Cursor {
         decoder.next_record().map_err(|error| segment.unreadable(*next - 1, error))
     }
 
-    /// The segment of the last record given, and where in it that ends.
+    /// The segment of the last record returned, and the offset of its end.
     pub(crate) fn place(&self) -> (u64, u64) {
         (self.segment.first, self.segment.begin + self.decoder.offset())
     }
@@ -301,13 +301,13 @@ impl Segment {
         Ok(Segment { path, file, first, begin, offset: begin, end, next: last.records })
     }
 
-    /// Nothing to be read.
+    /// Nothing to read.
     fn none(commits: &Commits) -> Segment {
         let (path, file) = (commits.path.clone(), Arc::clone(&commits.file));
         Segment { path, file, first: 0, begin: 0, offset: 0, end: 0, next: 0 }
     }
 
-    /// Reads on; `next` is the record that is waited for.
+    /// Reads more bytes; `next` is the index of the record that they complete.
     fn read(&mut self, chunk: &mut [u8], next: u64) -> Result<usize, StoreError> {
         let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
         let chunk_len = chunk.len().min(left);

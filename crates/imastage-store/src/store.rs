@@ -23,7 +23,7 @@ use crate::{
     writing::{Keep, Writing},
 };
 
-/// The records of a state directory, to be added to. One at a time for each directory.
+/// The writer of a state directory's records; a directory has at most one at a time.
 #[derive(Debug)]
 pub struct Store {
     disk: Arc<dyn Disk>,
@@ -31,14 +31,14 @@ pub struct Store {
     layout: Layout,
     writing: Option<Writing>,
     recovery: Recovery,
-    /// Locked as long as it is open.
+    /// Locked while it is open.
     lock: Option<File>,
 }
 
-/// How large the parts of an epoch grow.
+/// The sizes of an epoch's parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    /// Bytes of a segment with which it is full.
+    /// The size in bytes from which a segment is full.
     pub(crate) segment_size: u64,
     /// Records between two checkpoints.
     pub(crate) distance: u64,
@@ -48,12 +48,12 @@ pub(crate) struct Layout {
 const SEGMENT_SIZE: u64 = 64 << 20;
 
 impl Store {
-    /// Opens a state directory for writing, or makes it (for the owner only). What an interrupted
-    /// commit left is cut off.
+    /// Opens a state directory for writing; creates it (mode 0700) if it does not exist. The
+    /// remains of an interrupted commit are cut off.
     ///
     /// # Errors
     /// [`StoreError::Locked`] if another process has it open, [`StoreError::Damaged`] if more is
-    /// missing than a crash can take, [`StoreError::NotAStore`], [`StoreError::Io`].
+    /// missing than a crash can remove, [`StoreError::NotAStore`], [`StoreError::Io`].
     pub fn open(state: &Path) -> Result<Store, StoreError> {
         Store::open_with(state, SEGMENT_SIZE)
     }
@@ -72,7 +72,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens a state directory that nobody else writes to.
+    /// Opens a state directory that no other process writes to.
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         state: &Path,
@@ -94,18 +94,18 @@ impl Store {
         Ok(store)
     }
 
-    /// Begins a new epoch, which becomes the one that is written to. What was appended to the one
-    /// before and not committed is forgotten. The store keeps the running PCR of `banks`.
+    /// Starts a new epoch, to which later records are added. Records that were appended to the
+    /// previous one and not committed are discarded. The store keeps the running PCR of `banks`.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; there is no epoch to write to then.
+    /// [`StoreError::Io`]; the store has no epoch to write to then.
     pub fn begin_epoch(&mut self, id: EpochId, banks: &[Bank]) -> Result<(), StoreError> {
         self.begin_epoch_with(id, banks, &[])
     }
 
-    /// As [`Store::begin_epoch`]; of the banks `padded`, which may be among `banks` or not, the store
-    /// also keeps the PCR as kernels extend it that have not the bank's hash. That costs one hash a
-    /// record: the template data is not hashed again.
+    /// As [`Store::begin_epoch`]. For each bank of `padded`, in `banks` or not, the store also
+    /// keeps the PCR as extended by kernels without the bank's hash. That costs one hash per
+    /// record; the template data is not hashed again.
     ///
     /// # Errors
     /// As [`Store::begin_epoch`].
@@ -147,13 +147,13 @@ impl Store {
         self.enter(number)
     }
 
-    /// The epoch that is written to; `None` before the first.
+    /// The epoch to which records are added; `None` before the first.
     pub fn epoch(&self) -> Option<&Epoch> {
         self.writing.as_ref().map(|writing| &writing.epoch)
     }
 
-    /// Records of the epoch, those included that are appended and not committed: the index of the
-    /// next one.
+    /// The number of records in the epoch, including uncommitted ones: the index of the next
+    /// record.
     pub fn len(&self) -> u64 {
         self.writing.as_ref().map_or(0, |writing| writing.running.records)
     }
@@ -179,14 +179,15 @@ impl Store {
         self.writing.as_ref()?.running.pcr
     }
 
-    /// The PCR ([`Store::pcr`]) as all records of the epoch replay, with the bank's own digest; `None` for a bank
-    /// that is not kept.
+    /// The value of the PCR ([`Store::pcr`]) to which all records of the epoch replay with the
+    /// bank's own digest; `None` for a bank that is not kept.
     pub fn running(&self, bank: Bank) -> Option<Digest> {
         self.running_as(bank, Extend::Own)
     }
 
-    /// The PCR as all records of the epoch replay if a bank is extended so; `None` if that is not kept.
-    /// In the sha1 bank both are the same.
+    /// The value of the PCR to which all records of the epoch replay if the bank is extended in
+    /// this way;
+    /// `None` if that is not kept. In the sha1 bank all ways are the same.
     pub fn running_as(&self, bank: Bank, extend: Extend) -> Option<Digest> {
         let extend = if bank == Bank::Sha1 { Extend::Own } else { extend };
         let pcrs = &self.writing.as_ref()?.running.pcrs;
@@ -200,8 +201,8 @@ impl Store {
         &self.recovery
     }
 
-    /// Appends a record, in the sha1 form and native byte order, and gives its index. It is kept in
-    /// memory up to [`Store::commit`].
+    /// Appends a record, in the sha1 form and native byte order; returns its index. The record is
+    /// in memory until [`Store::commit`].
     ///
     /// # Errors
     /// [`StoreError::WrongForm`], [`StoreError::WrongDigest`], [`StoreError::NoEpoch`].
@@ -209,11 +210,11 @@ impl Store {
         self.writing.as_mut().ok_or(StoreError::NoEpoch)?.append(record)
     }
 
-    /// Makes everything that was appended durable. When this returns, it survives a power cut.
+    /// Makes all appended records durable: when this returns, they survive a power cut.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; nothing that was appended since the last commit counts as stored then,
-    /// and the index of the next record is again what it was after that.
+    /// [`StoreError::Io`]; no record that was appended since the last commit is stored then, and
+    /// the index of the next record is the one after that commit.
     pub fn commit(&mut self) -> Result<(), StoreError> {
         match &mut self.writing {
             Some(writing) => writing.commit(self.layout.segment_size),
@@ -221,14 +222,14 @@ impl Store {
         }
     }
 
-    /// Forgets what was appended since the last commit.
+    /// Discards the records that were appended since the last commit.
     pub fn rollback(&mut self) {
         if let Some(writing) = &mut self.writing {
             writing.rollback();
         }
     }
 
-    /// The last `n` committed records, or all there are, in order.
+    /// The last `n` committed records (all if there are fewer), in order.
     ///
     /// # Errors
     /// [`StoreError`] if they cannot be read.
@@ -244,22 +245,22 @@ impl Store {
         Ok(tail)
     }
 
-    /// Keeps a remark about a place between records, durably.
+    /// Stores a remark about a place between records, durably.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Damaged`] if there is no room for more,
+    /// [`StoreError::Io`], [`StoreError::Damaged`] if the file of remarks is full,
     /// [`StoreError::NoEpoch`].
     pub fn note(&mut self, note: &Note) -> Result<(), StoreError> {
         let writing = self.writing.as_ref().ok_or(StoreError::NoEpoch)?;
         notes::append(self.disk.as_ref(), &writing.dir, note)
     }
 
-    /// Withdraws a remark that turned out to be wrong, durably: [`crate::notes`] does not give it any
-    /// more, [`crate::all_notes`] says when and why. `time` is in seconds since 1970. Withdrawing it
-    /// again changes nothing.
+    /// Withdraws a remark that turned out to be wrong, durably: [`crate::notes`] omits it,
+    /// [`crate::all_notes`] returns it with time and reason. `time` is in seconds since 1970.
+    /// Withdrawing it again changes nothing.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchNote`] if it was never made; else as [`Store::note`].
+    /// [`StoreError::NoSuchNote`] if there is no such remark; otherwise as [`Store::note`].
     pub fn withdraw(&mut self, note: &Note, time: u64, why: &str) -> Result<(), StoreError> {
         let writing = self.writing.as_ref().ok_or(StoreError::NoEpoch)?;
         let withdrawal = Withdrawal { time, text: why.to_owned() };
@@ -278,7 +279,7 @@ impl Store {
     }
 }
 
-/// Keeps others from writing to a state directory, as long as the file is open.
+/// Locks a state directory against other writers while the file is open.
 pub(crate) fn lock(disk: &SystemDisk, state: &Path) -> Result<File, StoreError> {
     let path = state.join(LOCK);
     let file = disk.open_file(&path, Mode::Create).at(&path, "open")?;
@@ -288,7 +289,7 @@ pub(crate) fn lock(disk: &SystemDisk, state: &Path) -> Result<File, StoreError> 
     Ok(file)
 }
 
-/// So for one who only reads: nothing is written, and without the file nobody ever wrote.
+/// The same for a reader, which writes nothing; without the file, no process ever wrote.
 pub(crate) fn lock_to_read(disk: &SystemDisk, state: &Path) -> Result<Option<File>, StoreError> {
     let path = state.join(LOCK);
     match disk.open_file(&path, Mode::Read) {
@@ -317,8 +318,8 @@ fn locked(file: File, how: FlockOperation, state: &Path) -> Result<File, StoreEr
     }
 }
 
-/// Locks a file, if need be a moment later: a child that the last holder started has the file, too,
-/// until it comes to its exec.
+/// Locks a file; retries for a moment, because a child that the last holder started has the file
+/// open until it calls execve.
 pub(crate) fn lock_soon(file: &File, how: FlockOperation) -> Result<(), rustix::io::Errno> {
     const TRIES: u32 = 200;
     const WAIT: Duration = Duration::from_millis(10);

@@ -1,4 +1,4 @@
-//! The epoch that is written to.
+//! The epoch to which records are added.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,17 +15,16 @@ use crate::{
     files::{self, At, COMMITS},
 };
 
-/// What opening a store cut off after the last commit: a batch that a crash interrupted, whose
-/// records nobody was told were stored.
+/// Bytes that were cut off after the last commit when the store was opened: a batch that a crash
+/// interrupted, and that was not acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// Bytes of a torn commit.
     pub commit_bytes: u64,
     /// Bytes of records.
     pub record_bytes: u64,
-    /// Where a copy of these records was put, or of what was no commit if there were none. Only if the
-    /// last commit's entry has its full size and is not valid: it may have been whole once, and nothing
-    /// tells.
+    /// The copy of these records, or of the invalid entries if there are no records. Made only if
+    /// the last entry of `commits` is complete and invalid: it may have been valid once.
     pub kept: Option<PathBuf>,
 }
 
@@ -56,7 +55,7 @@ pub(crate) struct Writing {
     checkpoints: Option<Checkpoints>,
     /// Those among what was appended since, and those of earlier commits that are not written.
     marks: Vec<Commit>,
-    /// A commit failed and may have left something behind the last one.
+    /// A commit failed and may have left bytes after the last one.
     untidy: bool,
 }
 
@@ -99,7 +98,8 @@ impl Writing {
             None => kept,
         };
         let recovery = writing.tidy()?;
-        // Without them all else works: what fails here is tried again when the store is opened next.
+        // Without them all else works: what fails here is tried again when the store is opened
+        // next.
         let (disk, dir) = (&writing.disk, &writing.dir);
         writing.checkpoints = Checkpoints::complete(disk, dir, distance).ok();
         Ok((writing, Recovery { kept, ..recovery }))
@@ -198,8 +198,8 @@ impl Writing {
         Ok(())
     }
 
-    /// Writes the checkpoints that are due. The records are durable without them, so what fails is
-    /// tried again with the next commit.
+    /// Writes the checkpoints that are due. The records are durable without them, so a failure is
+    /// retried with the next commit.
     fn write_marks(&mut self, segment_is_new: bool) {
         const MOST: usize = 1 << 16;
         let Some(checkpoints) = &self.checkpoints else { return };
@@ -216,7 +216,7 @@ impl Writing {
     /// Cuts off what follows the last commit, and makes durable what is not: a process that was
     /// killed may have written a commit and not synced it.
     ///
-    /// `commits` goes first, so that no valid entry ever stands without its records.
+    /// `commits` is cut first, so that no valid entry exists without its records.
     fn tidy(&mut self) -> Result<Recovery, StoreError> {
         let disk = self.disk.as_ref();
         let end = self.commits.offset(self.commits.entries);
@@ -239,9 +239,9 @@ impl Writing {
         Ok(Recovery { commit_bytes, record_bytes, kept: None })
     }
 
-    /// Writes the last entry as it is, to be synced: whoever wrote it may have failed to sync it, and
-    /// after that a sync need not write what the one before did not. All others are durable, and
-    /// the records of all.
+    /// Rewrites the last entry unchanged, to be synced: the process that wrote it may have failed
+    /// to sync it, and a later sync need not write what a failed one did not. All other entries,
+    /// and all records, are durable.
     fn rewrite_last_entry(&self) -> Result<(), StoreError> {
         let Commits { file, path, entries, .. } = &self.commits;
         match entries.checked_sub(1) {
