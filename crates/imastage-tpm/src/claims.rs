@@ -9,11 +9,11 @@ use tpm2_protocol::{
 
 use crate::{ResponseCode, command::response_code, transport::HEADER};
 
-/// Which client of a shared TPM has loaded what: transient objects and sessions, by handle.
+/// The client that has loaded each transient object and session of a shared TPM, by handle.
 ///
-/// A TPM gives the same handle again once what it stood for is gone, and that may be without a
-/// TPM2_FlushContext: a sequence completed, a session not continued, a hierarchy cleared. So a
-/// claim ends at the latest when the handle is given to somebody else. Until then it is harmless.
+/// A TPM reuses a handle when its object is gone, also without a TPM2_FlushContext: after a
+/// completed sequence, a session that is not continued, or a cleared hierarchy. A claim therefore
+/// ends at the latest when another client gets the handle. Until then it is harmless.
 #[derive(Default)]
 pub(crate) struct Claims {
     clients: u64,
@@ -27,7 +27,7 @@ struct Claim {
 }
 
 impl Claims {
-    /// A number for a client, never used before.
+    /// A new number for a client.
     pub(crate) fn client(&mut self) -> u64 {
         self.clients += 1;
         self.clients
@@ -38,8 +38,8 @@ impl Claims {
         Claims { clients: self.clients, loaded: Vec::new() }
     }
 
-    /// What to answer to a client's command in the TPM's place: it is none, or names what others
-    /// have loaded. `None` if the TPM may have it.
+    /// The response to a client's command that is malformed or names an object of another client;
+    /// `None` if the command may be passed to the TPM.
     pub(crate) fn refusal(&self, client: u64, command: &[u8]) -> Option<ResponseCode> {
         match self.parse(client, command) {
             Ok(refusal) => refusal,
@@ -49,7 +49,7 @@ impl Claims {
         }
     }
 
-    /// Takes note of what a command loaded or flushed.
+    /// Records the objects that a command loaded or flushed.
     pub(crate) fn note(&mut self, client: u64, command: &[u8], response: &[u8]) {
         /// Commands whose response begins with the handle of something now loaded.
         const LOADING: [TpmCc; 8] = [
@@ -78,8 +78,8 @@ impl Claims {
         }
     }
 
-    /// Takes what others have loaded out of a TPM2_GetCapability of handles, lest the client try
-    /// to flush it.
+    /// Removes the objects of other clients from a TPM2_GetCapability of handles, so that the
+    /// client does not flush them.
     pub(crate) fn hide(&self, client: u64, command: &[u8], response: &mut Vec<u8>) {
         /// After moreData, capability and count. With a session there would be a size before.
         const LIST: usize = HEADER + 9;
@@ -100,12 +100,12 @@ impl Claims {
         response[LIST - 4..LIST].copy_from_slice(&count.to_be_bytes());
     }
 
-    /// Whatever the handle stood for is gone.
+    /// The handle's object is gone.
     pub(crate) fn forget(&mut self, handle: u32) {
         self.loaded.retain(|claim| claim.handle != handle);
     }
 
-    /// Ends all claims of a client and gives their handles.
+    /// Ends all claims of a client; returns their handles.
     pub(crate) fn take(&mut self, client: u64) -> Vec<u32> {
         let (taken, kept) = self.loaded.iter().partition(|claim| claim.client == client);
         self.loaded = kept;
@@ -144,7 +144,7 @@ impl Claims {
         Ok(None)
     }
 
-    /// Whether the handle is one of something loaded, and not by this client.
+    /// Whether the handle is of an object that another client has loaded.
     fn foreign(&self, client: u64, handle: TpmHandle) -> bool {
         let handle = handle.value();
         // HMAC session, policy session, transient object (Part 2, 7.2).

@@ -1,4 +1,4 @@
-//! Makes credentials from the public areas of two keys, as TPM2_MakeCredential does.
+//! Creates credentials from the public areas of two keys, as TPM2_MakeCredential does.
 
 use std::fmt;
 
@@ -20,20 +20,21 @@ use crate::{
     kind::{coordinate, pem},
 };
 
-/// A secret that only the TPM with a certain endorsement key can read, and only if a certain other
-/// key is in it, too (TPM 2.0 Library Part 1, "Credential Protection").
+/// A secret that can be decrypted only by the TPM with a given endorsement key, and only if another
+/// given key is in the same TPM (TPM 2.0 Library Part 1, "Credential Protection").
 ///
-/// A verifier that trusts an endorsement key makes one for an attestation key it does not know yet.
-/// If the secret comes back, that attestation key is in the same TPM.
+/// A verifier that trusts an endorsement key creates one for a new attestation key. If the machine
+/// returns the secret, that attestation key is in the same TPM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// The secret, encrypted, and bound to the attestation key's name: what is in a TPM2B_ID_OBJECT.
+    /// The encrypted secret, bound to the attestation key's name: the content of a TPM2B_ID_OBJECT.
     pub blob: Vec<u8>,
-    /// The seed it is encrypted with, for the endorsement key: what is in a TPM2B_ENCRYPTED_SECRET.
+    /// The seed of its encryption, for the endorsement key: the content of a
+    /// TPM2B_ENCRYPTED_SECRET.
     pub seed: Vec<u8>,
 }
 
-/// The public half of a TPM's key with what the TPM promises about it (TPMT_PUBLIC).
+/// The public area of a TPM's key, with its attributes (TPMT_PUBLIC).
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicArea {
     inner: TpmtPublic,
@@ -46,13 +47,13 @@ pub enum CredentialError {
     /// Not a public area.
     #[error("not a TPMT_PUBLIC: {0}")]
     Malformed(String),
-    /// The key is not an endorsement key that is known.
+    /// The key does not have a known endorsement key template.
     #[error(
         "not an endorsement key of the TCG's templates L-1 (RSA 2048) or L-2 (P-256): {0}; see TCG EK \
          Credential Profile, annex B"
     )]
     NotEndorsement(String),
-    /// The key might sign what its TPM did not say.
+    /// The key is not restricted to structures of its TPM.
     #[error(
         "not a restricted signing key that cannot leave its TPM: attributes {0:#010x}; it must not be \
          trusted with quotes"
@@ -101,11 +102,10 @@ impl PublicArea {
         name
     }
 
-    /// The attestation key as SubjectPublicKeyInfo in PEM, if it is a key that signs nothing but
-    /// what its TPM says.
+    /// The attestation key as SubjectPublicKeyInfo in PEM, if it signs only structures of its TPM.
     ///
     /// # Errors
-    /// [`CredentialError::NotAttestation`] if it is another.
+    /// [`CredentialError::NotAttestation`] if it signs anything else.
     pub fn attestation_pem(&self) -> Result<String, CredentialError> {
         let refused = || CredentialError::NotAttestation(self.inner.object_attributes.bits());
         let kind = self.kind().ok_or_else(refused)?;
@@ -132,11 +132,11 @@ impl fmt::Debug for PublicArea {
 }
 
 impl Credential {
-    /// Protects a secret of 1 to 32 bytes for the TPM that has the endorsement key, bound to an
+    /// Protects a secret of 1 to 32 bytes for the TPM with the endorsement key, bound to an
     /// attestation key.
     ///
     /// # Errors
-    /// [`CredentialError`] if one of the keys is not what it is said to be.
+    /// [`CredentialError`] if a key is not of the expected kind.
     pub fn make(
         endorsement: &PublicArea,
         attestation: &PublicArea,

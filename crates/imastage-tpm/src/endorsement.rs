@@ -20,8 +20,8 @@ use crate::{
     credential::endorsement_attributes,
 };
 
-/// The key a TPM is known by: its manufacturer's certificate is about this one. It decrypts, and
-/// does so only for who may use the endorsement hierarchy.
+/// The key that identifies a TPM, which its manufacturer certifies. It decrypts, with the
+/// authorization of the endorsement hierarchy.
 #[derive(Debug)]
 pub struct EndorsementKey {
     handle: TpmHandle,
@@ -35,15 +35,15 @@ const POLICY_A: [u8; 32] = [
 ];
 
 impl EndorsementKey {
-    /// The public half, attributes and all: what a verifier knows a TPM by.
+    /// The public area, by which a verifier identifies the TPM.
     pub fn public_area(&self) -> &PublicArea {
         &self.public_area
     }
 }
 
 impl Tpm {
-    /// Makes the endorsement key of the TCG's default template (L-1 for RSA, L-2 for ECC): the same
-    /// each time, as long as the endorsement seed stays.
+    /// Creates the endorsement key of the TCG's default template (L-1 for RSA, L-2 for ECC): always
+    /// the same one, until the endorsement seed changes.
     ///
     /// # Errors
     /// [`TpmError`].
@@ -60,10 +60,10 @@ impl Tpm {
         Ok(EndorsementKey { handle, public_area: PublicArea::new(response.out_public.inner) })
     }
 
-    /// Reads a credential's secret, which shows that both keys are in this TPM.
+    /// Decrypts a credential's secret, which proves that both keys are in this TPM.
     ///
     /// # Errors
-    /// [`TpmError`]; [`TpmError::Refused`] if the credential was made for other keys.
+    /// [`TpmError`]; [`TpmError::Refused`] if the credential is for other keys.
     pub fn activate_credential(
         &mut self,
         endorsement: &EndorsementKey,
@@ -100,7 +100,7 @@ impl Tpm {
         self.flush_handle(key.handle)
     }
 
-    /// A policy session in which the endorsement hierarchy's (empty) password was given.
+    /// A policy session that is authorized with the endorsement hierarchy's (empty) password.
     fn endorsement_session(&mut self) -> Result<TpmHandle, TpmError> {
         const WHAT: &str = "TPM2_StartAuthSession";
         let null = TpmHandle::from(TpmRh::Null as u32);

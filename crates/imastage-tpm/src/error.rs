@@ -14,59 +14,59 @@ use tpm2_protocol::{
 
 use crate::Endpoint;
 
-/// Why a TPM did not do what it was asked.
+/// Why a request to a TPM failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TpmError {
-    /// Nobody answers at the endpoint.
+    /// The endpoint does not answer.
     #[error("{endpoint}: {error}{}", connect_hint(endpoint, error))]
     Connect {
         /// The endpoint.
         endpoint: Endpoint,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The connection broke. It cannot be used any more.
+    /// The connection broke and cannot be used again.
     #[error("{command}: {error}")]
     Io {
-        /// What was asked.
+        /// The request.
         command: &'static str,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The TPM refused.
+    /// The TPM returned an error.
     #[error("{command}: the TPM answers {code}{}", code.hint())]
     Refused {
-        /// What was asked.
+        /// The request.
         command: &'static str,
         /// The response code.
         code: ResponseCode,
     },
-    /// The owner hierarchy, in which the attestation key is made, has an authorization value.
+    /// The owner hierarchy, in which the attestation key is created, has an authorization value.
     #[error(
         "{command}: the TPM answers {code}: the owner hierarchy has an authorization value, and the \
          attestation key is made in it without one; remove it (tpm2_changeauth -c owner -p OLD)"
     )]
     OwnerAuth {
-        /// What was asked.
+        /// The request.
         command: &'static str,
         /// The response code.
         code: ResponseCode,
     },
-    /// The response is none, or says something else than was asked.
+    /// The response is malformed or does not match the request.
     #[error("{command}: the response is malformed: {why}")]
     Malformed {
-        /// What was asked.
+        /// The request.
         command: &'static str,
-        /// What is wrong with it.
+        /// The defect.
         why: String,
     },
-    /// The command cannot be written down.
+    /// The command cannot be encoded.
     #[error("{command}: the command cannot be written: {error:?}")]
     Command {
-        /// What was asked.
+        /// The request.
         command: &'static str,
-        /// What is wrong with it.
+        /// The defect.
         error: ProtocolError,
     },
     /// The TPM has no such PCR.
@@ -77,7 +77,7 @@ pub enum TpmError {
         /// The PCR.
         pcr: u32,
     },
-    /// The TPM has none of the banks that are known.
+    /// The TPM has no known bank.
     #[error("the TPM has no PCR bank whose hash is known (see which it has: tpm2_getcap pcrs)")]
     NoBanks,
     /// PCRs kept changing while they were read.
@@ -86,7 +86,7 @@ pub enum TpmError {
     /// swtpm is not installed.
     #[error("swtpm: {error}; install it with: apt-get install swtpm")]
     SwtpmMissing {
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// swtpm did not start.
@@ -94,36 +94,35 @@ pub enum TpmError {
     SwtpmFailed {
         /// Its state directory.
         state: PathBuf,
-        /// What happened.
+        /// The cause.
         why: String,
     },
-    /// The connection broke and could not be rebuilt yet. For who keeps a connection and
-    /// makes it again by himself.
+    /// The connection broke and could not be rebuilt yet. For callers that restore
+    /// the connection themselves.
     #[error("{endpoint}: {why}; the connection is tried again until the TPM answers")]
     Lost {
         /// The endpoint.
         endpoint: Endpoint,
-        /// What failed last.
+        /// The last failure.
         why: String,
     },
 }
 
-/// What a TPM answers when it refuses (TPM 2.0 Library, Part 2, 6.6). Displayed by name, if it has
-/// one, and number.
+/// A response code of a TPM (TPM 2.0 Library, Part 2, 6.6). Displayed by name, if it has one, and
+/// number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ResponseCode(pub u32);
 
 impl ResponseCode {
-    /// Bits 16 to 23 say who answers: 0 the TPM, this the kernel's resource manager in its place.
+    /// Bits 16 to 23 name the source: 0 is the TPM, this is the kernel's resource manager.
     const KERNEL: u32 = 11;
 
-    /// Whether a TPM says that it does not know a hash.
+    /// Whether the TPM does not support a hash.
     pub(crate) fn is_unknown_hash(self) -> bool {
         self.tpm().is_some_and(|code| code.base() == TpmRcBase::Hash)
     }
 
-    /// Whether a TPM says that a handle in the command stands for nothing: what it stood for is gone
-    /// since the TPM was reset.
+    /// Whether a handle in the command is invalid, as after a TPM reset.
     pub fn is_lost_handle(self) -> bool {
         matches!(
             self.tpm().map(|code| code.base()),
@@ -131,7 +130,7 @@ impl ResponseCode {
         )
     }
 
-    /// Whether a TPM says that an authorization value was not the right one.
+    /// Whether an authorization value was wrong.
     pub(crate) fn is_wrong_auth(self) -> bool {
         let base = self.tpm().map(|code| code.base());
         matches!(base, Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth))
@@ -222,7 +221,7 @@ fn connect_hint(endpoint: &Endpoint, error: &io::Error) -> String {
     }
 }
 
-/// The group that a file belongs to, by name if it has one.
+/// The group of a file, by name if it has one.
 fn group(path: &Path) -> Option<String> {
     let gid = fs::metadata(path).ok()?.gid().to_string();
     let groups = fs::read_to_string("/etc/group").unwrap_or_default();

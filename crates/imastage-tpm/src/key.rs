@@ -4,7 +4,7 @@ use tpm2_protocol::basic::TpmHandle;
 
 use crate::PublicArea;
 
-/// A restricted signing key in the TPM's memory: it signs nothing but what the TPM itself says.
+/// A restricted signing key in the TPM's memory: it signs only structures of the TPM itself.
 #[derive(Debug)]
 pub struct AttestationKey {
     handle: TpmHandle,
@@ -26,7 +26,7 @@ impl AttestationKey {
         &self.public_pem
     }
 
-    /// The public half as the TPM says it, attributes and all.
+    /// The public area as returned by the TPM, with attributes.
     pub fn public_area(&self) -> &PublicArea {
         &self.public_area
     }

@@ -11,13 +11,13 @@ use tpm2_protocol::{
     },
 };
 
-/// What kind of key signs quotes.
+/// The kind of a key that signs quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyKind {
     /// NIST P-256, ECDSA with SHA-256.
     EccP256,
-    /// RSA 2048, RSASSA (PKCS #1 v1.5) with SHA-256. Making it takes software TPMs a second.
+    /// RSA 2048, RSASSA (PKCS #1 v1.5) with SHA-256. Its creation takes a software TPM a second.
     Rsa2048,
 }
 

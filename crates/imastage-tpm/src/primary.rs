@@ -14,12 +14,12 @@ use crate::{
 };
 
 impl Tpm {
-    /// Makes an attestation key in the owner (storage) hierarchy. It is a primary key of a fixed
-    /// template: the same TPM makes the same key each time, until TPM2_Clear changes its owner seed.
+    /// Creates an attestation key in the owner (storage) hierarchy. It is a primary key of a fixed
+    /// template: a TPM always creates the same key, until TPM2_Clear changes its owner seed.
     ///
-    /// It has to end there. TPM2_Clear sets clock and counters to zero, and who may clear the TPM
-    /// could bring them, and PCRs, to where they were before; a key of the endorsement hierarchy,
-    /// whose seed stays, would vouch for that (Part 3, TPM2_Clear).
+    /// TPM2_Clear must end the key: it sets clock and counters to zero, so a user who can clear the
+    /// TPM can restore earlier values of clock, counters and PCRs. A key of the endorsement
+    /// hierarchy, whose seed persists, would then attest them (Part 3, TPM2_Clear).
     ///
     /// # Errors
     /// [`TpmError`]; [`TpmError::OwnerAuth`] if the owner hierarchy has an authorization value.

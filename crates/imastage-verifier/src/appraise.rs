@@ -7,14 +7,14 @@ use crate::{
     ValuesGiven, VerifiedQuote, boot, requirements::covered, target::Target,
 };
 
-/// Finds the records that a quote covers: the fewest that lead, in all quoted banks at once, to the
-/// quoted values of every PCR that records name.
+/// Finds the records that a quote covers: the shortest prefix that replays, in all quoted banks, to
+/// the quoted values of every PCR that records name.
 ///
-/// Give it the records from [`Token::next`] on, or from 0 without a token. A record costs the check
-/// of its printed digest and, in each bank, a template digest and an extend; as long as it is not
-/// known how a bank is extended, all ways are followed ([`ListReplay`]). If the value of a PCR that
+/// Requires the records from [`Token::next`] on, or from 0 without a token. Each record costs the
+/// check of its printed digest and, per bank, a template digest and an extend; until it is known
+/// how a bank is extended, all ways are followed ([`ListReplay`]). If the value of a PCR that
 /// records name is not given, each record costs one more hash over the values of all quoted PCRs,
-/// times the combinations of what is not known. Records after those that are covered cost nothing.
+/// times the combinations of unknowns. Records after the covered ones cost nothing.
 #[derive(Clone, Debug)]
 pub struct Appraiser {
     quote: VerifiedQuote,
@@ -32,63 +32,63 @@ pub struct Appraiser {
     boot_aggregate: Option<Digest>,
 }
 
-/// What became of the evidence.
+/// The result of an appraisal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Appraisal {
-    /// Whether the records lead to the quote.
+    /// Whether the records replay to the quote.
     pub verdict: Verdict,
-    /// Why not, if not.
+    /// The reason of a failure.
     pub reason: Option<Reason>,
-    /// How many records the quote covers, counted from the epoch's first; on `Fail`, those of the
-    /// rounds before.
+    /// The number of records that the quote covers, from the epoch's first; on `Fail`, that of
+    /// earlier rounds.
     pub records: u64,
-    /// How many of the records given came after those: not looked at, so they must be given again
-    /// with the next quote.
+    /// The number of given records after these, which were not examined; give them again with the
+    /// next quote.
     pub excess: u64,
-    /// Violations among `records`. The PCR proves that there were as many, at these places: not
-    /// what they say, because a violation extends all ones whatever its template data.
+    /// The number of violations among `records`. The PCR proves their number and positions, not
+    /// their content, because a violation extends all ones whatever its template data.
     pub violations: u64,
-    /// What the quote does not protect in this round's covered records.
+    /// Properties of this round's covered records that the quote does not protect.
     pub unprotected: Unprotected,
-    /// The list's own PCR; `None` if no record and no token told it.
+    /// The list's own PCR; `None` without a record and a token.
     pub pcr: Option<u32>,
     /// The PCRs that records name, after `records`, in each quoted bank, and how it is extended;
     /// empty on `Fail`.
     pub banks: Vec<BankPcrs>,
-    /// Whether the list begins with the digest of the quoted PCRs of firmware and boot loader.
+    /// Whether the list starts with the digest of the quoted PCRs of firmware and boot loader.
     pub boot_aggregate: BootAggregate,
     /// [`crate::PublicKey::fingerprint`] of the key that signed the quote.
     pub key: Digest,
     /// The TPM's clock and counters when it made the quote.
     pub clock: ClockInfo,
-    /// What to give to the next round; `None` on `Fail`: keep the old one.
+    /// The token for the next round; `None` on `Fail`: keep the old one.
     pub token: Option<Token>,
 }
 
-/// What the PCRs do not protect in records that the quote covers.
+/// Properties of covered records that the PCRs do not protect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unprotected {
-    /// How many records name a PCR that is not quoted. They stand in the list between records that
-    /// are proven, but the quote says nothing about themselves.
+    /// The number of records that name a PCR that is not quoted. They lie between proven records,
+    /// but are not proven themselves.
     pub not_quoted: u64,
     /// The PCRs that they name, those below 32.
     pub not_quoted_pcrs: PcrSet,
     /// Violations: their number is proven, their content is not.
     pub violations: u64,
-    /// How many records have a template that is not known: no template's name is protected.
+    /// The number of records with an unknown template: template names are not protected.
     pub unknown_templates: u64,
     /// The index of the first of them.
     pub first_unknown_template: Option<u64>,
 }
 
-/// The verifier's judgement.
+/// The verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The records lead to the quote.
+    /// The records replay to the quote.
     Pass,
-    /// They do not, or the quote does not continue the rounds before, or does not cover enough.
+    /// They do not, or the quote does not continue earlier rounds, or does not cover enough.
     Fail,
 }
 
@@ -106,20 +106,21 @@ struct Found {
     records: u64,
     counts: Unprotected,
     named: PcrSet,
-    /// Whether a record after these extended a PCR of theirs: no longer prefix leads to the quote.
+    /// Whether a record after these extended one of their PCRs: no longer prefix can match the
+    /// quote.
     is_last: bool,
     /// The first record after these whose digest is wrong.
     altered: Option<u64>,
 }
 
 impl Appraiser {
-    /// Begins a round. `values` must hold the values of the quoted PCRs that firmware extends; with
-    /// those of all quoted PCRs the search is faster. They are not trusted: the quote's digest decides.
+    /// Starts a round. `values` must contain the values of the quoted PCRs that firmware extends;
+    /// with those of all quoted PCRs the search is faster. They are not trusted: the quote's digest
+    /// decides.
     ///
     /// # Errors
-    /// [`AppraisalError`] when there is something to be supplied before anything can be said. A quote
-    /// that does not continue `token`, or does not cover what is required, is no error but a
-    /// [`Verdict::Fail`].
+    /// [`AppraisalError`] if input is missing. A quote that does not continue `token`, or does not
+    /// cover the required PCRs, is not an error but a [`Verdict::Fail`].
     pub fn new(
         quote: VerifiedQuote,
         values: PcrValues,
@@ -156,7 +157,7 @@ impl Appraiser {
         Ok(appraiser)
     }
 
-    /// Takes the next record.
+    /// Adds the next record.
     pub fn push(&mut self, record: &Record<'_>) {
         let index = self.from().saturating_add(self.pushed);
         if self.pushed == 0 && self.token.is_none() {
@@ -179,7 +180,7 @@ impl Appraiser {
                 let reason = self.no_match();
                 self.failed(reason)
             }
-            // A token had records, so only a round without one can prove none.
+            // A token implies records, so only a round without one can be empty.
             State::Found(found) if from.saturating_add(found.records) == 0 => {
                 self.failed(Reason::NoRecords)
             }
@@ -202,7 +203,7 @@ impl Appraiser {
         self.token.as_ref().map_or(0, Token::next)
     }
 
-    /// Begins with the epoch's first record, which tells the list's own PCR.
+    /// Starts with the epoch's first record, which determines the list's own PCR.
     fn begin(&mut self, first: &Record<'_>) {
         let pcr = first.pcr();
         self.pcr = Some(pcr);
@@ -246,8 +247,8 @@ impl Appraiser {
         self.compare();
     }
 
-    /// Records after those that were found came after the quote; but what they extend must not have
-    /// been extended before.
+    /// Records after the covered ones are later than the quote, so a PCR that they extend must not
+    /// have been extended before.
     fn look_behind(&mut self, index: u64, record: &Record<'_>) {
         self.count(index, record);
         let is_altered = !record.digest_is_right();
@@ -263,7 +264,7 @@ impl Appraiser {
             found.is_last = true;
             return;
         }
-        // Quoted, extended, and none of the records found names it: more belong to them.
+        // Quoted and extended, but no covered record names it: the prefix must be longer.
         self.state = match found.altered {
             Some(record) => State::Failed(Reason::Altered { record }),
             None => State::Searching,
@@ -399,7 +400,7 @@ impl Appraiser {
     }
 }
 
-/// Why a quote cannot be of the same epoch of the same TPM as the token's.
+/// Why a quote is not from the same epoch of the same TPM as the token.
 fn discontinued(quote: &VerifiedQuote, token: &Token) -> Option<Reason> {
     let clock = quote.clock();
     if quote.key_fingerprint() != token.key {

@@ -9,26 +9,27 @@ use ima_log::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BootAggregate {
-    /// It is, of the quoted PCRs of this bank.
+    /// It is the digest of the quoted PCRs of this bank.
     Matches(Bank),
-    /// The quote does not cover the PCRs it is a digest of, 0 to 9 of this bank.
+    /// The quote does not cover the PCRs of the digest, 0 to 9 of this bank.
     NotQuoted(Bank),
-    /// The list's own records extend PCRs it is a digest of, so they have other values by now.
+    /// The list's records extend PCRs of the digest, so they have changed.
     Overwritten(PcrSet),
-    /// The list does not begin with it, or its hash is not known.
+    /// The list does not start with a boot_aggregate, or its hash is unknown.
     Absent,
-    /// Nothing was proven that it could be compared with.
+    /// No PCR values were proven.
     NotCompared,
 }
 
-/// The digest in the kernel's first record, `None` if that is no `boot_aggregate` or its hash is not
-/// known.
+/// The digest in the kernel's first record; `None` if that is not a `boot_aggregate` or its hash is
+/// unknown.
 pub(crate) fn recorded(first: &Record<'_>) -> Option<Digest> {
     let digest = first.file_digest().filter(|_| first.event() == Some(Event::BootAggregate))?;
     Digest::from_slice(digest.algorithm.parse().ok()?, digest.digest).ok()
 }
 
-/// Compares it with PCR values that the quote proved. `named` are the PCRs that records extend.
+/// Compares the digest with PCR values that the quote proved. `named` are the PCRs that records
+/// extend.
 pub(crate) fn compare(
     recorded: Option<Digest>,
     named: PcrSet,

@@ -4,26 +4,26 @@ use std::fmt;
 
 use ima_log::{AggregateError, Bank, Digest, PcrSet};
 
-/// What is lacking for an appraisal.
+/// Input that is missing for an appraisal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppraisalError {
-    /// The quote covers PCRs that no records lead to, and their values were not given.
+    /// The quote covers PCRs that no record extends, and their values are not given.
     #[error("the quote covers PCRs whose values are not known ({}): give them (--pcrs)", list(.0))]
     MissingValues(Vec<(Bank, u32)>),
-    /// The token does not know the quoted PCRs in all banks.
+    /// The token does not contain the quoted PCRs in all banks.
     #[error(
         "the quote covers bank {}, the token has {} only: quote those banks, or start from record 0 \
          without the token",
         names(.unknown), names(.known)
     )]
     TokenBanks {
-        /// Banks quoted that the token lacks.
+        /// Quoted banks that the token does not contain.
         unknown: Vec<Bank>,
         /// Banks of the token.
         known: Vec<Bank>,
     },
-    /// Verified records name a PCR that is quoted for the first time now.
+    /// Records verified earlier name a PCR that is quoted for the first time.
     #[error(
         "the quote covers PCR {unknown}, which earlier records name, but no earlier quote covered it: \
          start from record 0 without the token"
@@ -34,7 +34,7 @@ pub enum AppraisalError {
     },
 }
 
-/// Why the evidence does not hold.
+/// Why the appraisal fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -47,12 +47,12 @@ pub enum Reason {
         /// A bank to quote it in.
         bank: Bank,
     },
-    /// PCRs that are required are not quoted.
+    /// Required PCRs are not quoted.
     PcrsNotCovered {
         /// Those PCRs.
         missing: PcrSet,
     },
-    /// The list's own PCR is not quoted in the banks required.
+    /// The list's own PCR is not quoted in the required banks.
     BanksNotCovered {
         /// The banks in which it is not quoted.
         missing: Vec<Bank>,
@@ -61,7 +61,7 @@ pub enum Reason {
         /// The PCR.
         pcr: u32,
     },
-    /// The list's own PCR is quoted in the sha1 bank alone, and nobody said that this will do.
+    /// The list's own PCR is quoted only in the sha1 bank, which has to be requested explicitly.
     Sha1Alone {
         /// The PCR.
         pcr: u32,
@@ -78,45 +78,47 @@ pub enum Reason {
         /// Those PCRs.
         missing: PcrSet,
     },
-    /// There is nothing to prove: no record, and no earlier round that had one.
+    /// There are no records, and no earlier round had any.
     NoRecords,
-    /// The quoted value of the list's own PCR is that of a TPM reset, although there are records.
+    /// The quoted value of the list's own PCR is that after a TPM reset, although there are
+    /// records.
     NeverExtended {
         /// The PCR.
         pcr: u32,
-        /// Whether the list says that its kernel found no TPM when it booted.
+        /// Whether the list shows that its kernel found no TPM at boot.
         kernel_had_none: bool,
     },
-    /// The PCRs of firmware and boot loader are quoted, and the list does not begin with their digest.
+    /// The PCRs of firmware and boot loader are quoted, and the list does not start with a
+    /// boot_aggregate.
     NoBootAggregate,
     /// The first record is not the digest of the quoted PCRs of firmware and boot loader.
     BootAggregate(AggregateError),
-    /// Another key than in the rounds before signed the quote.
+    /// The quote is signed with another key than in earlier rounds.
     OtherKey {
-        /// Fingerprint of the key of the rounds before.
+        /// Fingerprint of the key of earlier rounds.
         expected: Digest,
-        /// Fingerprint of the quote's.
+        /// Fingerprint of the key of this quote.
         found: Digest,
     },
     /// The TPM was reset since the last round.
     Reset {
         /// The reset counter in the last round.
         before: u32,
-        /// The quote's.
+        /// The value in this quote.
         now: u32,
     },
-    /// The TPM's restart counter went back.
+    /// The TPM's restart counter decreased.
     Restarts {
         /// The counter in the last round.
         before: u32,
-        /// The quote's.
+        /// The value in this quote.
         now: u32,
     },
-    /// The TPM's clock went back.
+    /// The TPM's clock decreased.
     Clock {
         /// The clock in the last round, in milliseconds.
         before: u64,
-        /// The quote's.
+        /// The value in this quote.
         now: u64,
     },
     /// A record's printed digest is not the digest of its template data.
@@ -124,55 +126,55 @@ pub enum Reason {
         /// The record's index in the epoch.
         record: u64,
     },
-    /// The records that name a PCR besides the list's own do not lead to its quoted value.
+    /// The records that name a PCR other than the list's own do not replay to its quoted value.
     PcrMismatch {
         /// The PCR.
         pcr: u32,
-        /// A bank in which they do not.
+        /// A bank in which they differ.
         bank: Bank,
         /// The index of the first record of this round that names it.
         record: Option<u64>,
     },
-    /// No number of the records given leads to the quote.
+    /// No prefix of the given records replays to the quote.
     NoMatch {
         /// The list's own PCR.
         pcr: u32,
-        /// How many records were replayed.
+        /// The number of replayed records.
         replayed: u64,
         /// The index of the first of them.
         from: u64,
-        /// Whether the quoted PCRs moved since the token.
+        /// Whether the quoted PCRs changed since the token.
         moved: Moved,
-        /// TPM Restarts and Resumes since the token.
+        /// The number of TPM Restarts and Resumes since the token.
         restarts: u32,
-        /// What was known of the values of the quoted PCRs.
+        /// The reliability of the given values of the quoted PCRs.
         given: ValuesGiven,
-        /// Quoted PCRs besides the list's own whose values were not given.
+        /// Quoted PCRs other than the list's own whose values are not given.
         unknown: Vec<(Bank, u32)>,
     },
 }
 
-/// Whether the quoted PCRs moved since the last round, when no records lead to them.
+/// Whether the quoted PCRs changed since the last round, if no records replay to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
     /// There was no last round.
     NoToken,
-    /// They moved: there are records that were not given.
+    /// They changed: there are records that were not given.
     Yes,
-    /// They did, or a given value of another quoted PCR is wrong.
+    /// They changed, or a given value of another quoted PCR is wrong.
     Unknown,
 }
 
-/// How far the values given for the quoted PCRs could be trusted.
+/// The reliability of the values given for the quoted PCRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValuesGiven {
-    /// None were given.
+    /// No values were given.
     None,
-    /// Some were given, and had to be believed.
+    /// Some were given; they cannot be verified.
     Some,
-    /// All were given, and the quote's digest proves them.
+    /// All were given, and match the quote's digest.
     Proven,
-    /// All were given, and the quote's digest says that one at least is wrong.
+    /// All were given, and at least one is wrong: they do not match the quote's digest.
     Refuted,
 }
 
@@ -329,7 +331,7 @@ impl fmt::Display for Pcrs {
     }
 }
 
-/// `sha256:0,1+sha1:7`, as tpm2-tools write it.
+/// `sha256:0,1+sha1:7`, as in tpm2-tools.
 fn list(pcrs: &[(Bank, u32)]) -> String {
     let mut text = String::new();
     let mut last = None;

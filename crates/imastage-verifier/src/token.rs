@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ima_log::{Bank, BankPcrs, Digest, Extend, PcrSet};
 use serde::{Deserialize, Serialize};
 
-/// "Verified up to here": what a verifier keeps between two rounds with one machine. It is the
-/// verifier's own: not signed, so never to be taken from the machine.
+/// The state of a verifier between two rounds with one machine. It is not signed: the verifier must
+/// store it itself, and never accept it from the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub(crate) next: u64,
@@ -26,7 +26,7 @@ pub struct Token {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// Not JSON, or not a token's.
+    /// Not JSON, or not a token.
     #[error("not a token: {0}")]
     Json(String),
     /// Written by another version of this crate.
@@ -46,7 +46,7 @@ impl Token {
     /// Reads a token that [`Token::to_json`] wrote.
     ///
     /// # Errors
-    /// [`TokenError`] when it is none, is of another version, or contradicts itself.
+    /// [`TokenError`] if it is not a token, has another version, or contradicts itself.
     pub fn from_json(json: &[u8]) -> Result<Token, TokenError> {
         let error = |error: serde_json::Error| TokenError::Json(error.to_string());
         let Versioned { version } = serde_json::from_slice(json).map_err(error)?;
@@ -80,11 +80,12 @@ impl Token {
             rounds: self.rounds,
             violations: self.violations,
         };
-        // Integers, strings and lists of them: nothing that could fail.
+        // Integers, strings and lists of them cannot fail.
         serde_json::to_string(&fields).unwrap_or_default()
     }
 
-    /// The index of the first record that is not verified yet: the next round's list begins with it.
+    /// The index of the first record that is not verified yet, with which the next round's list
+    /// starts.
     pub fn next(&self) -> u64 {
         self.next
     }
@@ -100,7 +101,7 @@ impl Token {
         &self.banks
     }
 
-    /// PCRs that verified records name and no quote covered: those records are not proven.
+    /// PCRs that earlier records name and no quote covered: those records are not proven.
     pub fn not_quoted(&self) -> PcrSet {
         self.not_quoted
     }
@@ -110,17 +111,17 @@ impl Token {
         self.boot_aggregate
     }
 
-    /// [`crate::PublicKey::fingerprint`] of the key all rounds were signed with.
+    /// [`crate::PublicKey::fingerprint`] of the key that signed all rounds.
     pub fn key_fingerprint(&self) -> Digest {
         self.key
     }
 
-    /// Rounds that passed.
+    /// The number of rounds that passed.
     pub fn rounds(&self) -> u64 {
         self.rounds
     }
 
-    /// Violations among the records verified.
+    /// The number of violations among the verified records.
     pub fn violations(&self) -> u64 {
         self.violations
     }
