@@ -9,16 +9,16 @@ use crate::{Bank, Digest, Event, Record};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AggregateError {
-    /// It is a record of something else.
+    /// The record is not a boot_aggregate.
     #[error("expected a record boot_aggregate or boot_aggregate_late")]
     OtherEvent,
-    /// Its digest is not of a known bank.
+    /// The hash of its digest is unknown.
     #[error("boot_aggregate has no digest of a known bank (known: {})", Bank::known())]
     Hash,
-    /// All zeros: the kernel found no TPM when it booted.
+    /// All zeros: the kernel found no TPM at boot.
     #[error("boot_aggregate is zero: the kernel found no TPM it could use when it booted")]
     NoTpm,
-    /// A PCR value is needed that there is none of.
+    /// A required PCR value is missing.
     #[error("boot_aggregate is over PCR 0 to {last} of bank {bank}: no value of PCR {pcr}")]
     MissingPcr {
         /// The bank.
@@ -28,7 +28,7 @@ pub enum AggregateError {
         /// The last PCR that is needed.
         last: u32,
     },
-    /// The values lead to another digest.
+    /// The values have another digest.
     #[error(
         "boot_aggregate is {recorded}: the values of PCR 0 to {last} of bank {bank} give \
          {computed}{}",
@@ -37,13 +37,13 @@ pub enum AggregateError {
     Different {
         /// The bank.
         bank: Bank,
-        /// What the record has.
+        /// The digest in the record.
         recorded: Digest,
-        /// What was computed.
+        /// The computed digest.
         computed: Digest,
         /// The last PCR that was used.
         last: u32,
-        /// What PCR 0 to 7 alone give, where a kernel may have left out 8 and 9.
+        /// The digest of PCR 0 to 7 alone, if a kernel may have omitted 8 and 9.
         without_8_and_9: Option<Digest>,
     },
 }
@@ -53,7 +53,7 @@ fn alone(computed: Option<Digest>) -> String {
         .map_or_else(String::new, |computed| format!(", and those of PCR 0 to 7 alone {computed}"))
 }
 
-/// The PCRs that a `boot_aggregate` was found to be over.
+/// The PCRs of which a `boot_aggregate` is the digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AggregatedPcrs {
@@ -64,8 +64,8 @@ pub struct AggregatedPcrs {
 }
 
 impl AggregatedPcrs {
-    /// Whether PCR 8 and 9 are missing though the hash is not SHA-1: 5.4 and 5.7 stable kernels and
-    /// candidates of 5.8, of June and July 2020.
+    /// Whether PCR 8 and 9 are omitted although the hash is not SHA-1: 5.4 and 5.7 stable kernels
+    /// and release candidates of 5.8, from June and July 2020.
     pub fn is_of_mid_2020(&self) -> bool {
         self.last != last_pcr(self.bank)
     }
@@ -78,12 +78,12 @@ impl fmt::Display for AggregatedPcrs {
     }
 }
 
-/// What a kernel records when it boots: the digest of the PCRs that firmware and boot loader
-/// extended, 0 to 7 for SHA-1 and, since Linux 5.8, 0 to 9 for any other, read from one bank and
-/// hashed with its hash. `pcr` gives their values.
+/// The `boot_aggregate` of a kernel: the digest of the PCRs that firmware and boot loader extended,
+/// 0 to 7 for SHA-1 and, since Linux 5.8, 0 to 9 for other hashes, of one bank and with its hash.
+/// `pcr` returns their values.
 ///
 /// # Errors
-/// [`AggregateError::MissingPcr`] when `pcr` gives none, or one of another bank.
+/// [`AggregateError::MissingPcr`] if `pcr` returns none, or one of another bank.
 pub fn boot_aggregate(
     bank: Bank,
     pcr: impl FnMut(u32) -> Option<Digest>,
@@ -91,16 +91,16 @@ pub fn boot_aggregate(
     aggregate(bank, last_pcr(bank), pcr)
 }
 
-/// Checks a record `boot_aggregate` against PCR values, and says of which PCRs it is. `pcr` gives the
-/// value of a PCR.
+/// Compares a record `boot_aggregate` with PCR values; returns the PCRs of which it is the digest.
+/// `pcr` returns the value of a PCR.
 ///
-/// A list has one such record for each kernel that was booted; after a kexec they are all over the
-/// PCRs of the one cold boot. Values of PCR 8 and 9 are final only once the system is up. Some kernels
-/// of mid 2020 have PCR 0 to 7 in all banks; so what PCR 8 and 9 are is only proven by
-/// [`AggregatedPcrs::last`].
+/// A list has one such record per booted kernel; after a kexec, all are digests of the PCRs of the
+/// one cold boot. The values of PCR 8 and 9 are final only when the system is up. Some kernels of
+/// mid 2020 use PCR 0 to 7 in all banks, so [`AggregatedPcrs::last`] shows whether PCR 8 and 9 are
+/// proven.
 ///
 /// # Errors
-/// [`AggregateError`] when the record is another one, or is not the digest of these values.
+/// [`AggregateError`] if the record is not a boot_aggregate, or not the digest of these values.
 pub fn check_boot_aggregate(
     record: &Record<'_>,
     mut pcr: impl FnMut(Bank, u32) -> Option<Digest>,
@@ -144,7 +144,7 @@ fn aggregate(
     Ok(bank.hash(&values.iter().map(Digest::as_bytes).collect::<Vec<_>>()))
 }
 
-/// SHA-1 has always been over PCR 0 to 7.
+/// With SHA-1, the digest is always of PCR 0 to 7.
 const LAST_OF_SHA1: u32 = 7;
 
 const fn last_pcr(bank: Bank) -> u32 {

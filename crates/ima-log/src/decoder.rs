@@ -1,23 +1,23 @@
-//! Cuts a binary list into records: a list in memory, or a stream of bytes.
+//! Splits a binary list into records: a list in memory, or a stream of bytes.
 
 use alloc::vec::Vec;
 
 use crate::{Format, ParseError, ParseErrorKind, Record};
 
-/// Cuts a stream of bytes into records, in whatever chunks it comes.
+/// Splits a stream of bytes, in chunks of any size, into records.
 ///
-/// Holds no more than one record and one chunk. Linear in the bytes fed.
+/// Keeps at most one record and one chunk in memory. Linear in the bytes fed.
 #[derive(Debug)]
 pub struct Decoder {
     format: Format,
     buffer: Vec<u8>,
-    /// Where in `buffer` the next record begins.
+    /// The offset of the next record in `buffer`.
     start: usize,
     records: u64,
     offset: u64,
 }
 
-/// The records of a list that is wholly in memory, in order. Ends after the first error.
+/// The records of a list in memory, in order. Ends after the first error.
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
     list: &'a [u8],
@@ -60,14 +60,14 @@ impl Decoder {
         Decoder { format, buffer: Vec::new(), start: 0, records: 0, offset: 0 }
     }
 
-    /// Takes the next bytes of the list.
+    /// Adds the next bytes of the list.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.start = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Whether [`Decoder::next_record`] would give a record.
+    /// Whether [`Decoder::next_record`] would return a record.
     ///
     /// # Errors
     /// As [`Decoder::next_record`].
@@ -77,11 +77,11 @@ impl Decoder {
             .map_err(|kind| self.error(kind))
     }
 
-    /// The next whole record; `None` when more bytes are needed.
+    /// The next complete record; `None` if more bytes are needed.
     ///
     /// # Errors
-    /// [`ParseError`] when the bytes cannot be a record. There is no way on from there: nothing in
-    /// a list marks where a record begins.
+    /// [`ParseError`] if the bytes cannot be a record. The decoder cannot continue then: a list has
+    /// no marks at which records start.
     #[inline(always)] // as `Record::parse_prefix`
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, ParseError> {
         match Record::parse_prefix(&self.buffer[self.start..], self.format) {
@@ -96,10 +96,10 @@ impl Decoder {
         }
     }
 
-    /// Says that the list has ended.
+    /// Ends the list.
     ///
     /// # Errors
-    /// [`ParseErrorKind::Truncated`] when it ended inside a record.
+    /// [`ParseErrorKind::Truncated`] if it ends within a record.
     pub fn finish(&self) -> Result<(), ParseError> {
         match self.pending().len() {
             0 => Ok(()),
@@ -107,17 +107,17 @@ impl Decoder {
         }
     }
 
-    /// How many records came out so far.
+    /// The number of records returned so far.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// The byte offset after the last record that came out.
+    /// The byte offset after the last record returned.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Bytes that are in but not yet part of a whole record.
+    /// The number of bytes that are not yet part of a complete record.
     pub fn pending(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
@@ -127,7 +127,7 @@ impl Decoder {
     }
 }
 
-/// What a list of which `found` bytes are left, too few for a record, suffers from.
+/// The error for a list of which `found` bytes are left, too few for a record.
 fn truncated(found: usize) -> ParseErrorKind {
     ParseErrorKind::Truncated { needed: found as u64 + 1, found: found as u64 }
 }

@@ -1,23 +1,23 @@
-//! What a record says: file digest and name, and events other than the measurement of a file.
+//! The content of a record: file digest and name, and events other than the measurement of a file.
 
 use core::str;
 
 use crate::{Field, FieldKind, Record, Template};
 
-/// The digest in a field `d`, `d-ng`, `d-ngv2` or `d-modsig`: what was measured, hashed.
+/// The digest in a field `d`, `d-ng`, `d-ngv2` or `d-modsig`: the hash of what was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileDigest<'a> {
-    /// What stands before the algorithm in `d-ngv2`: `ima` for the file, `verity` for its fs-verity
+    /// The type before the algorithm in `d-ngv2`: `ima` for the file, `verity` for its fs-verity
     /// tree.
     pub digest_type: Option<&'a str>,
-    /// The kernel's name of the hash function. A field `d` names none: it is `sha1` or `md5`, as
-    /// its size tells.
+    /// The kernel's name of the hash function. A field `d` has none: it is `sha1` or `md5`,
+    /// according to its size.
     pub algorithm: &'a str,
     /// The digest. Its size is not checked against the algorithm; a violation has 20 zeros.
     pub digest: &'a [u8],
 }
 
-/// What a record tells besides that some file was read. Source: the kernel's
+/// The event of a record that is not the measurement of a file. Source: the kernel's
 /// `Documentation/ABI/testing/ima_policy` (KEY_CHECK, KEXEC_CMDLINE, CRITICAL_DATA).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -44,8 +44,8 @@ pub enum Event<'a> {
     Data(&'a [u8]),
 }
 
-/// What a kernel says of its list when it hands it over by kexec, counted since that kernel booted
-/// and whether or not the records were deleted since: fewer records in a list say that some were.
+/// A kernel's statement about its list when kexec passes it on, counted since that kernel booted,
+/// including deleted records: a list with fewer records shows that some were deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KexecSizes {
     /// The buffer's capacity in bytes.
@@ -57,8 +57,7 @@ pub struct KexecSizes {
 }
 
 impl<'a> FileDigest<'a> {
-    /// Takes a digest field apart; `None` if it is another field, is empty, or is not of the form
-    /// that its kind has.
+    /// Parses a digest field; `None` if it is another field, empty, or malformed.
     pub fn from_field(field: &Field<'a>) -> Option<FileDigest<'a>> {
         match field.kind? {
             FieldKind::D => {
@@ -97,9 +96,9 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// The name of what was measured. In an unknown template it is the field after the first one that
-    /// has the form of a digest (`ALGORITHM:`, NUL, digest), if it ends in its only NUL, as in all
-    /// templates of kernels so far. `None` without such a field.
+    /// The name of what was measured. In an unknown template it is the field after the first one
+    /// that has the form of a digest (`ALGORITHM:`, NUL, digest), if it ends in its only NUL, as in
+    /// all templates of kernels so far. `None` without such a field.
     pub fn likely_name(&self) -> Option<&'a [u8]> {
         if !matches!(self.template(), Template::Unknown(_)) {
             return self.event_name();
@@ -115,11 +114,11 @@ impl<'a> Record<'a> {
         (!name.is_empty() && !name.contains(&0)).then_some(name)
     }
 
-    /// What the record tells besides that a file was read; `None` for a file's.
+    /// The event of the record; `None` if a file was measured.
     ///
-    /// Nothing in a record says which of these it is but its event name and that its template has
-    /// a field `buf`: a policy that measures data under such a name makes records that look
-    /// like the kernel's own. Text that is not of the expected form is [`Event::Data`].
+    /// Only the event name, and a field `buf` in the template, identify an event: a policy that
+    /// measures data under such a name creates records that look like the kernel's own. Text of an
+    /// unexpected form is [`Event::Data`].
     pub fn event(&self) -> Option<Event<'a>> {
         let name = self.event_name()?;
         let Some(buf) = self.fields().find(|field| field.kind == Some(FieldKind::Buf)) else {

@@ -1,15 +1,14 @@
-//! Finds what explains a PCR value that no prefix of a list leads to.
+//! Explains a PCR value to which no prefix of a list replays.
 
 use alloc::{collections::VecDeque, vec::Vec};
 
 use crate::{Digest, Extend, Record, Replay};
 
-/// Finds out why a list leads to no prefix of a PCR value: whether one record too many, one too
-/// few or an altered one explains it.
+/// Explains why no prefix of a list replays to a PCR value: one extra, missing or altered record.
 ///
-/// A PCR tells nothing of what it was extended with, so only what can be guessed can be found: see
-/// [`Cause`]. Feed it the whole list; [`Explain::find`] then tries each guess at each of the last
-/// [`Explain::window`] records. It keeps those records' digests, 80 bytes each.
+/// A PCR does not show with what it was extended, so only causes that can be tried are found: see
+/// [`Cause`]. After the whole list was added, [`Explain::find`] tries each cause at each of the
+/// last [`Explain::window`] records, whose digests it keeps (80 bytes each).
 ///
 /// ```
 /// use ima_log::{Bank, Cause, Explain, Extend, RecordBuf, Replay};
@@ -39,33 +38,33 @@ pub struct Explain {
     resets: Vec<Reset>,
 }
 
-/// What explains a PCR value.
+/// An explanation of a PCR value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// What happened.
+    /// The cause.
     pub cause: Cause,
-    /// The index of the record it happened to; first record 0.
+    /// The index of the affected record; the first record is 0.
     pub record: u64,
-    /// How many records of the list the value then stands for, from the first.
+    /// The number of records of the list, from the first, that the value then covers.
     pub records: u64,
 }
 
-/// What can explain a PCR value that no prefix of a list leads to.
+/// A cause of a PCR value to which no prefix of a list replays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cause {
-    /// The record is in the list, yet never extended the PCR: without it the values agree.
+    /// The record is in the list and never extended the PCR: without it the values agree.
     NotExtended,
-    /// The record extended the PCR twice: one like it is missing right after it.
+    /// The record extended the PCR twice: an identical one is missing right after it.
     RepeatMissing,
     /// A violation is missing right before the record.
     ViolationMissing,
     /// The record was a violation, or its digest is another: all ones extended the PCR.
     WasViolation,
-    /// The template data was altered, the printed digest was not: it is what extended the PCR.
-    /// There may be more such records; this is the first.
+    /// The template data was altered, and the printed digest, which extended the PCR, was not. More
+    /// such records may follow; this is the first.
     DataAltered,
-    /// The TPM was reset before this record, a `boot_aggregate`: those before it belong to an
+    /// The TPM was reset before this record, a `boot_aggregate`: earlier records belong to an
     /// earlier boot.
     ResetBefore,
 }
@@ -80,7 +79,7 @@ struct Step {
 #[derive(Clone, Debug)]
 struct Printed {
     replay: Replay,
-    /// The first record whose printed digest is not the one of its data.
+    /// The first record whose printed digest does not match its data.
     first_wrong: Option<u64>,
     found: Option<u64>,
 }
@@ -93,14 +92,14 @@ struct Reset {
     found: Option<u64>,
 }
 
-/// More kernels than start one after the other without a TPM reset while anyone looks.
+/// An upper limit of the number of kernels that start without a TPM reset.
 const MAX_RESETS: usize = 8;
 
 impl Explain {
-    /// The default of [`Explain::window`]: 8 million extends at most, about a second's work.
+    /// The default of [`Explain::window`]: at most 8 million extends, which take about a second.
     pub const WINDOW: usize = 2048;
 
-    /// Explains `target`, a value of PCR `pcr` that was extended as `extend` says.
+    /// Explains `target`, a value of PCR `pcr` that was extended in the way `extend`.
     pub fn new(pcr: u32, target: Digest, extend: Extend) -> Explain {
         let base = Replay::new(target.bank(), extend);
         Explain {
@@ -115,8 +114,8 @@ impl Explain {
         }
     }
 
-    /// At how many records, counted from the list's end, to look for a cause; the work grows with
-    /// the square: two extends for each pair of records. [`Cause::DataAltered`] and
+    /// Sets the number of records, from the list's end, that are tried; the cost grows with its
+    /// square: two extends for each pair of records. [`Cause::DataAltered`] and
     /// [`Cause::ResetBefore`] are found in the whole list.
     #[must_use]
     pub fn window(mut self, records: usize) -> Explain {
@@ -124,7 +123,7 @@ impl Explain {
         self
     }
 
-    /// Takes the list's next record: two hashes, twice where a digest is printed wrong.
+    /// Adds the list's next record: two hashes; four if its printed digest is wrong.
     pub fn push(&mut self, record: &Record<'_>) {
         let index = self.records;
         self.records += 1;
@@ -152,13 +151,12 @@ impl Explain {
         }
     }
 
-    /// The index of the first record at which the causes that are looked for one record at a time
-    /// were looked for.
+    /// The index of the first record that was tried.
     pub fn looked_from(&self) -> u64 {
         self.window.front().map_or(self.records, |step| step.record)
     }
 
-    /// What explains the value, if anything that can be guessed does.
+    /// The explanation, if one of the causes explains the value.
     pub fn find(&self) -> Option<Explanation> {
         self.found_in_passing().or_else(|| self.search())
     }
@@ -173,7 +171,7 @@ impl Explain {
         })
     }
 
-    /// Tries every guess at every record, the latest first: they cost the least.
+    /// Tries every cause at every record, the latest first because they cost least.
     fn search(&self) -> Option<Explanation> {
         let ones = self.base.extend_kind().violation(self.target.bank());
         let steps: Vec<&Step> = self.window.iter().collect();

@@ -1,28 +1,27 @@
 //! Read, write and replay Linux IMA measurement lists.
 //!
 //! A *measurement list* is what the Linux kernel's Integrity Measurement Architecture shows in
-//! `/sys/kernel/security/ima/binary_runtime_measurements`: one [`Record`] after the other, no
-//! header, no count. This crate knows what a record is and what records prove:
+//! `/sys/kernel/security/ima/binary_runtime_measurements`: one [`Record`] after another, no
+//! header, no count. This crate parses records and computes what they prove:
 //!
-//! - [`Record`] borrows one record from a slice, [`RecordBuf`] owns one, [`Records`] walks
-//!   a list in memory, [`Decoder`] cuts a stream of bytes into records, whatever the chunks it
-//!   arrives in;
+//! - [`Record`] borrows one record from a slice, [`RecordBuf`] owns one, [`Records`] iterates over
+//!   a list in memory, [`Decoder`] splits a stream of bytes in chunks of any size into records;
 //! - [`Record::template_digest`] computes the digest of any [`Bank`] from the template data;
-//! - [`Record::write_ascii`] and [`Record::write_binary`] give, byte for byte, what the kernel's
-//!   file of a bank holds;
-//! - [`Replay`] folds records into a PCR value, [`ListReplay`] replays every PCR that a list names,
-//!   in each way in which kernels extend a bank, and finds how many records lead to given PCR values;
+//! - [`Record::write_ascii`] and [`Record::write_binary`] write a record as in the kernel's files of a
+//!   bank, byte for byte;
+//! - [`Replay`] replays records to a PCR value, [`ListReplay`] replays every PCR that a list names,
+//!   in each way in which kernels extend a bank, and finds the prefix that replays to given PCR values;
 //! - [`RecordBuilder`] builds records of every template in either byte order, [`AsciiDecoder`] reads
-//!   the kernel's ASCII form back, [`KexecBuffer`] and [`KexecWriter`] are the list that one kernel
-//!   hands to the next;
-//! - [`Record::file_digest`], [`Record::signature`] and [`Record::event`] say what was measured,
-//!   [`check_boot_aggregate`] whether it fits the PCRs the kernel booted with; with the feature
-//!   `signatures`, files' signatures are verified;
-//! - [`Printable`] shows names and other foreign text on a terminal or in a log without obeying it;
-//! - with the feature `json`, the module `json` writes records as JSON lines and reads them; with
-//!   the feature `cel`, the module `cel` does so with the TCG Canonical Event Log.
+//!   the kernel's ASCII form, [`KexecBuffer`] and [`KexecWriter`] are the list that kexec passes to the
+//!   next kernel;
+//! - [`Record::file_digest`], [`Record::signature`] and [`Record::event`] return what was measured,
+//!   [`check_boot_aggregate`] compares a boot_aggregate with PCR values; the feature `signatures`
+//!   verifies file signatures;
+//! - [`Printable`] escapes names and other untrusted text for a terminal or a log;
+//! - with the feature `json`, the module `json` writes and reads records as JSON lines; with the
+//!   feature `cel`, the module `cel` writes and reads the TCG Canonical Event Log.
 //!
-//! It does no I/O and knows nothing about where records come from.
+//! It does no I/O.
 //!
 //! ```
 //! use ima_log::{Bank, Decoder, Extend, Format, RecordBuf, Replay};
@@ -46,7 +45,7 @@
 //!
 //! - `json`: the module `json`, records as JSON lines;
 //! - `cel`: the module `cel`, the TCG Canonical Event Log in JSON, CBOR and TLV; enables `json`;
-//! - `signatures`: file signatures are verified with public keys or X.509 certificates.
+//! - `signatures`: verifies file signatures with public keys or X.509 certificates.
 //!
 //! Sources: the kernel's `Documentation/security/IMA-templates.rst`; TCG PC Client Platform
 //! Firmware Profile (PCR use); TPM 2.0 Library Part 3, `TPM2_PCR_Extend`.
@@ -108,6 +107,6 @@ pub use replay::{Extend, Replay, UnknownExtendError};
 pub use signature::{KeyId, Signature, SignatureError, SignatureKind, SignatureVersion};
 pub use template::{Field, FieldKind, Fields, Template};
 
-/// The PCR that IMA extends unless its kernel was built for another (`CONFIG_IMA_MEASURE_PCR_IDX`) or
-/// a policy rule says `pcr=`. A list tells which it was: [`ListReplay::pcr`].
+/// The PCR that IMA extends by default; another one is set by `CONFIG_IMA_MEASURE_PCR_IDX` or by
+/// `pcr=` in a policy rule. [`ListReplay::pcr`] is that of a list.
 pub const IMA_PCR: u32 = 10;

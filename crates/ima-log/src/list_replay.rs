@@ -1,19 +1,19 @@
-//! A whole list, replayed into every PCR that it names.
+//! Replay of a list to every PCR that it names.
 
 use alloc::{collections::VecDeque, vec::Vec};
 
 use crate::{Bank, BankPcrs, Digest, Event, Extend, PcrSet, Record};
 
-/// Replays a measurement list into every PCR that its records name, in each bank, in each way in
-/// which kernels extend a bank, and finds how many records lead to given PCR values.
+/// Replays a measurement list to every PCR that its records name, in each bank, in each way in
+/// which kernels extend a bank, and finds the number of records that replays to given PCR values.
 ///
-/// Nothing in a list tells how its kernel extends a bank ([`Extend`]), so all ways are followed
-/// until PCR values decide ([`ListReplay::settle`]). A kernel that begins within the list, by kexec,
-/// may extend banks in another way: at each `boot_aggregate` but the first, each way branches. A
-/// violation tells kernels before 5.8 apart. At most [`ListReplay::MAX_WAYS`] are followed in a bank;
-/// beyond that a kernel is taken to extend it as the kernel before did.
+/// A list does not show how its kernel extends a bank ([`Extend`]), so all ways are followed until
+/// PCR values decide ([`ListReplay::settle`]). After a kexec, the next kernel may extend banks in
+/// another way: at each `boot_aggregate` except the first, each way branches. A violation
+/// distinguishes kernels before 5.8. At most [`ListReplay::MAX_WAYS`] are followed per bank; beyond
+/// that, a kernel is assumed to extend it like the kernel before.
 ///
-/// A record costs two hashes in each bank and way. Memory does not grow with the list.
+/// A record costs two hashes per bank and way. Memory does not grow with the list.
 ///
 /// ```
 /// use ima_log::{Bank, BankPcrs, Extend, ListReplay, PcrTarget, RecordBuf};
@@ -36,7 +36,7 @@ use crate::{Bank, BankPcrs, Digest, Event, Extend, PcrSet, Record};
 pub struct ListReplay {
     banks: Vec<BankReplay>,
     targets: Vec<PcrTarget>,
-    /// How many of the last records' PCR values are remembered.
+    /// The number of last records whose PCR values are kept.
     remembered: usize,
     records: u64,
     violations: u64,
@@ -52,7 +52,7 @@ pub struct BankReplay {
     ways: Vec<Way>,
 }
 
-/// A value that a PCR has: that of a TPM.
+/// The value of a PCR of a TPM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PcrTarget {
     /// The PCR's index.
@@ -61,24 +61,25 @@ pub struct PcrTarget {
     pub value: Digest,
 }
 
-/// Numbers of records, counted from the list's first, that lead to given values: with fewer or more
-/// records than these the values are others.
+/// The lengths of prefixes of the list that replay to given values: shorter and longer prefixes
+/// replay to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
-    /// The fewest records.
+    /// The smallest number of records.
     pub from: u64,
-    /// The most records: those after [`Prefix::from`] extend none of the PCRs.
+    /// The largest number of records: those after [`Prefix::from`] extend none of the PCRs.
     pub to: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Way {
     pcrs: BankPcrs,
-    /// Whether a violation has told [`Extend::Sha1Padded`] from [`Extend::Sha1PaddedViolations`].
+    /// Whether a violation has distinguished [`Extend::Sha1Padded`] and
+    /// [`Extend::Sha1PaddedViolations`].
     seen_violation: bool,
-    /// Which of the two the kernel before did, if this one is not told to be another.
+    /// The one of these two that the kernel before used, unless this one is known to differ.
     likely: Extend,
-    /// For each target of the bank the records that lead to it; the end is open while they do.
+    /// For each target of the bank, the records that replay to it; the end is open while they do.
     held: Vec<Option<Held>>,
     /// The values after the last records, the oldest first.
     recent: VecDeque<(u64, BankPcrs)>,
@@ -91,23 +92,23 @@ struct Held {
 }
 
 impl ListReplay {
-    /// How many ways are followed in one bank at most.
+    /// The maximum number of ways that are followed per bank.
     pub const MAX_WAYS: usize = 32;
 
-    /// Begins with PCRs as a TPM reset leaves them.
+    /// Starts with PCRs after a TPM reset.
     pub fn new(banks: impl IntoIterator<Item = Bank>) -> ListReplay {
         ListReplay::resume(banks.into_iter().flat_map(BankPcrs::ways), 0, None)
     }
 
     /// As [`ListReplay::new`] for banks that are known, or assumed, to be extended with their own
-    /// hash: half the work.
+    /// hash, at half the cost.
     pub fn with_own_hash(banks: impl IntoIterator<Item = Bank>) -> ListReplay {
         let own = |bank| BankPcrs::new(bank, Extend::Own);
         ListReplay::resume(banks.into_iter().map(own), 0, None)
     }
 
-    /// Continues after `records` records, the first of which named PCR `pcr`. `states` are what the
-    /// banks' PCRs may be: several of one bank are ways of it, the first the most likely.
+    /// Resumes after `records` records, the first of which names PCR `pcr`. `states` are the
+    /// possible states of the banks' PCRs: several of one bank are its ways, the most likely first.
     pub fn resume(
         states: impl IntoIterator<Item = BankPcrs>,
         records: u64,
@@ -141,16 +142,16 @@ impl ListReplay {
         replay
     }
 
-    /// Remembers the PCR values after each of the last `records` records, so that
-    /// [`ListReplay::look_for`] finds values that were reached before they were looked for.
+    /// Keeps the PCR values after each of the last `records` records, so that
+    /// [`ListReplay::look_for`] finds values that were reached before.
     #[must_use]
     pub fn remember(mut self, records: usize) -> ListReplay {
         self.remembered = records;
         self
     }
 
-    /// Looks for these values from now on instead of those before: as of now, among the records
-    /// remembered, and as records are pushed. Values of banks that are not replayed are left out.
+    /// Looks for these values instead of earlier ones: in the current state, among the kept values,
+    /// and after each further record. Values of banks that are not replayed are ignored.
     pub fn look_for(&mut self, targets: &[PcrTarget]) {
         self.targets = targets.to_vec();
         for bank in &mut self.banks {
@@ -162,42 +163,43 @@ impl ListReplay {
         }
     }
 
-    /// Takes the list's next record.
+    /// Adds the list's next record.
     pub fn push(&mut self, record: &Record<'_>) {
         self.push_knowing(record, None, true);
     }
 
-    /// Takes the list's next records, of which only the last are remembered.
+    /// Adds the list's next records; only values after the last ones are kept.
     pub fn push_all(&mut self, records: &[Record<'_>]) {
         for (at, record) in records.iter().enumerate() {
             self.push_knowing(record, None, records.len() - at <= self.remembered);
         }
     }
 
-    /// As [`ListReplay::push`] for a record whose printed digest was checked
-    /// ([`Record::digest_is_right`]): where that is the SHA-1 digest it is not computed again.
+    /// As [`ListReplay::push`], for a record whose printed digest was checked
+    /// ([`Record::digest_is_right`]): a SHA-1 digest is not computed again.
     pub fn push_checked(&mut self, record: &Record<'_>) {
         let is_sha1 = record.format().bank == Bank::Sha1;
         self.push_knowing(record, is_sha1.then(|| record.printed_digest()), true);
     }
 
-    /// Records so far.
+    /// The number of records so far.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// Violations among those pushed.
+    /// The number of violations among the added records.
     pub fn violations(&self) -> u64 {
         self.violations
     }
 
-    /// The list's own PCR: the one that its first record names, which is where its kernel measures
-    /// (`CONFIG_IMA_MEASURE_PCR_IDX`) unless a policy rule says `pcr=`. `None` before the first.
+    /// The list's own PCR: the one that its first record names, and that its kernel extends
+    /// (`CONFIG_IMA_MEASURE_PCR_IDX`) unless a policy rule has `pcr=`. `None` before the first
+    /// record.
     pub fn pcr(&self) -> Option<u32> {
         self.pcr
     }
 
-    /// Every PCR that records named.
+    /// Every PCR that records name.
     pub fn named(&self) -> PcrSet {
         self.named
     }
@@ -212,7 +214,7 @@ impl ListReplay {
         self.banks.iter().find(|replay| replay.bank == bank)
     }
 
-    /// What the bank is extended with by now; `None` as long as that is not known, or if the bank is
+    /// The way in which the bank is extended now; `None` while that is unknown, or if the bank is
     /// not replayed.
     pub fn extend_kind(&self, bank: Bank) -> Option<Extend> {
         let ways = &self.bank(bank)?.ways;
@@ -220,22 +222,22 @@ impl ListReplay {
         ways.iter().all(|way| way.pcrs.extend_kind() == first).then_some(first)
     }
 
-    /// The value of a PCR after all records: in the way that led to the value looked for, if one
-    /// did, else in the most likely way.
+    /// The value of a PCR after all records: in the way that reached the value looked for,
+    /// otherwise in the most likely way.
     pub fn value(&self, bank: Bank, pcr: u32) -> Option<Digest> {
         let led = self.leading(bank, pcr).map(|(way, _)| way);
         Some(led.or(self.bank(bank)?.ways.first())?.pcrs.value(pcr))
     }
 
-    /// The records that lead to the value looked for in one PCR of one bank, whatever the others
-    /// have, and how the bank is extended then.
+    /// The records that replay to the value looked for in one PCR of one bank, independent of the
+    /// others, and the way in which the bank is extended then.
     pub fn found(&self, bank: Bank, pcr: u32) -> Option<(Prefix, Extend)> {
         let (way, held) = self.leading(bank, pcr)?;
         let to = held.to.unwrap_or(self.records);
         Some((Prefix { from: held.from, to }, way.pcrs.extend_kind()))
     }
 
-    /// The records that lead to all values looked for at once; `None` if none do, or if nothing is
+    /// The records that replay to all values looked for; `None` if none do, or if no values are
     /// looked for.
     pub fn agreement(&self) -> Option<Prefix> {
         let all = |records: &u64| self.apart(*records).is_empty();
@@ -247,15 +249,15 @@ impl ListReplay {
         Some(prefix)
     }
 
-    /// How many records lead to most of the values looked for; of several such numbers the largest.
-    /// `None` if none leads to any.
+    /// The number of records that replays to most of the values looked for; of several such numbers
+    /// the largest. `None` if none replays to any.
     pub fn best(&self) -> Option<u64> {
         let (mut from, to) = self.ends();
         from.extend(to);
         from.into_iter().min_by_key(|records| (self.apart(*records).len(), u64::MAX - records))
     }
 
-    /// The PCRs that `records` records do not lead to the values looked for.
+    /// The PCRs in which `records` records do not replay to the values looked for.
     pub fn apart(&self, records: u64) -> Vec<(Bank, u32)> {
         let mut apart = Vec::new();
         for bank in &self.banks {
@@ -269,8 +271,8 @@ impl ListReplay {
         apart
     }
 
-    /// Rules out the ways in which `records` records do not lead to the values looked for, in each
-    /// bank that has one in which they do.
+    /// Rules out the ways in which `records` records do not replay to the values looked for, in
+    /// each bank with a way in which they do.
     pub fn settle(&mut self, records: u64) {
         for bank in &mut self.banks {
             let targets = targets_of(&self.targets, bank.bank).count();
@@ -311,7 +313,7 @@ impl ListReplay {
         }
     }
 
-    /// Of the ways that led to the value looked for in this PCR, the one that led to most others.
+    /// Of the ways that reached the value looked for in this PCR, the one that reached most others.
     fn leading(&self, bank: Bank, pcr: u32) -> Option<(&Way, Held)> {
         let at = targets_of(&self.targets, bank).position(|target| target.pcr == pcr)?;
         let leading = self.bank(bank)?.ways.iter().filter_map(|way| Some((way, way.held_at(at)?)));

@@ -22,10 +22,10 @@ pub struct Record<'a> {
 }
 
 impl Format {
-    /// Tells bank and byte order from the beginning of a list: the form in which its first record
-    /// parses and has the digest of its data. Needs the whole first record; `None` if no form
-    /// fits. A first record that is a violation, or was altered, fits by its shape alone: of SHA-256
-    /// and SM3, which have one, it is SHA-256 then.
+    /// Detects bank and byte order from the beginning of a list: the form in which its first record
+    /// parses and has the digest of its data. Requires the complete first record; `None` if no form
+    /// matches. If the first record is a violation or was altered, only sizes are compared, and
+    /// SHA-256 is preferred to SM3, which has the same size.
     pub fn detect(list: &[u8]) -> Option<Format> {
         let forms = [Endian::Little, Endian::Big]
             .into_iter()
@@ -44,12 +44,13 @@ impl Format {
 }
 
 impl<'a> Record<'a> {
-    /// Reads the record that `list` begins with. `Ok(None)` means that it is cut off where `list`
-    /// ends: give more bytes, or if there are none, the list is truncated (a [`crate::Decoder`]
-    /// does this for you). Constant time but for the template `ima`, whose digest is checked.
+    /// Reads the first record of `list`. `Ok(None)` means that more bytes are needed; if there are
+    /// none, the list is truncated ([`crate::Decoder`] handles this). Constant time, except for
+    /// template
+    /// `ima`, whose digest is checked.
     ///
     /// # Errors
-    /// [`ParseErrorKind`] when no continuation of `list` can be a record.
+    /// [`ParseErrorKind`] if no continuation of `list` can be a record.
     // Handed over through memory, a record costs more than all there is to check in it.
     #[inline(always)]
     pub fn parse_prefix(
@@ -86,17 +87,17 @@ impl<'a> Record<'a> {
         Ok(Some(Record { bytes: &list[..len], format, pcr, template, data }))
     }
 
-    /// The whole record as in the list.
+    /// The bytes of the record.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// The form this record was read in.
+    /// The form in which this record was read.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The PCR this record says it extended. Not authenticated.
+    /// The PCR that this record names. Not authenticated.
     pub fn pcr(&self) -> u32 {
         self.pcr
     }
@@ -106,8 +107,8 @@ impl<'a> Record<'a> {
         self.template
     }
 
-    /// The template data: for `ima` the file digest and the name as serialized, for all others the
-    /// fields, each after its length.
+    /// The template data: for `ima` the file digest and the name as serialized; for all others the
+    /// fields, each preceded by its length.
     pub fn template_data(&self) -> &'a [u8] {
         self.data
     }
@@ -117,13 +118,13 @@ impl<'a> Record<'a> {
         Fields::new(self.template, self.data, self.format.endian)
     }
 
-    /// The name of what was measured (fields `n`, `n-ng`) without its terminating NUL: mostly a
+    /// The name of what was measured (fields `n`, `n-ng`) without its terminating NUL: usually a
     /// path, of any bytes.
     pub fn event_name(&self) -> Option<&'a [u8]> {
         template::event_name(self.fields())
     }
 
-    /// The digest as the list has it, in the form's bank. Not authenticated; see
+    /// The digest in the list, in the form's bank. Not authenticated; see
     /// [`Record::template_digest`].
     pub fn printed_digest(&self) -> Digest {
         // The bounds were checked by `parse_prefix`.
@@ -139,7 +140,7 @@ impl<'a> Record<'a> {
     }
 
     /// The template digest in `bank`, computed from the template data; zeros for a violation.
-    /// Linear in the template data. This is the work the kernel does when it measures.
+    /// Linear in the template data.
     pub fn template_digest(&self, bank: Bank) -> Digest {
         if self.is_violation() {
             return Digest::zero(bank);
@@ -147,9 +148,9 @@ impl<'a> Record<'a> {
         self.data_digest(bank)
     }
 
-    /// Whether the printed digest is the one of the template data. A violation's is not compared.
-    /// A list of a bank that the kernel extends with zero-padded SHA-1 shows that digest instead
-    /// of its own; both are right.
+    /// Whether the printed digest matches the template data; true for a violation. A list of a bank
+    /// that the kernel extends with zero-padded SHA-1 contains that digest instead of its own; both
+    /// are right.
     pub fn digest_is_right(&self) -> bool {
         if self.is_violation() {
             return true;
@@ -160,8 +161,8 @@ impl<'a> Record<'a> {
             || (bank != Bank::Sha1 && printed == self.data_digest(Bank::Sha1).padded_to(bank))
     }
 
-    /// Appends this record as the kernel's binary file of `bank` holds it. In the form's own bank
-    /// the bytes are kept as they are; otherwise the digest is computed.
+    /// Appends this record as in the kernel's binary file of `bank`. In the form's own bank the
+    /// bytes are unchanged; otherwise the digest is computed.
     pub fn write_binary(&self, bank: Bank, out: &mut Vec<u8>) {
         if bank == self.format.bank {
             out.extend_from_slice(self.bytes);
@@ -172,12 +173,12 @@ impl<'a> Record<'a> {
         out.extend_from_slice(&self.bytes[4 + self.format.bank.size()..]);
     }
 
-    /// Appends this record as the kernel's file `binary_runtime_measurements_tpm_alg_XX` holds it,
-    /// of a TPM bank with a hash that the kernel lacks: with the SHA-1 template digest, and zeros
-    /// after it up to the bank's `size` in bytes (at most [`Digest::MAX`]).
+    /// Appends this record as in the kernel's file `binary_runtime_measurements_tpm_alg_XX`, for a
+    /// TPM bank whose hash the kernel does not have: with the SHA-1 template digest, padded with
+    /// zeros to the bank's `size` in bytes (at most [`Digest::MAX`]).
     ///
-    /// Such a file is read in the [`Format`] of a bank of the same size. That PCR cannot be replayed:
-    /// it takes the hash.
+    /// Such a file is read in the [`Format`] of a bank of the same size. Its PCR cannot be replayed
+    /// without the hash.
     pub fn write_binary_padded(&self, size: usize, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.bytes[..4]);
         out.extend_from_slice(&self.padded_digest()[..size.min(Digest::MAX)]);
@@ -203,7 +204,8 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The bytes the template digest is over, where they stand together: not in template `ima`.
+    /// The bytes of the template digest if they are contiguous, which they are not in template
+    /// `ima`.
     #[inline]
     pub(crate) fn hashed_data(&self) -> Option<&'a [u8]> {
         (self.template != Template::Ima).then_some(self.data)

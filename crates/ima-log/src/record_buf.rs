@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 
 use crate::{Bank, BuildError, Endian, Format, Record};
 
-/// An owned record in the sha1 form: what a kernel adds to its list. In this machine's byte order
-/// unless a [`crate::RecordBuilder`] was told otherwise.
+/// An owned record in the sha1 form, as a kernel adds it to its list. In this machine's byte order
+/// unless a [`crate::RecordBuilder`] is set to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordBuf {
     // Exactly one record: what `Record::parse_prefix` says of all that constructors make.
@@ -14,9 +14,8 @@ pub struct RecordBuf {
 }
 
 impl RecordBuf {
-    /// Takes over a record from elsewhere, in the sha1 form. The digest is kept if the record is
-    /// in that form already, and computed if not. `None` if its integers are not in this
-    /// machine's byte order.
+    /// Converts a record to the sha1 form. The digest is kept if the record has that form, and
+    /// computed otherwise. `None` if the record is not in this machine's byte order.
     pub fn from_record(record: &Record<'_>) -> Option<RecordBuf> {
         if record.format().endian != Endian::native() {
             return None;
@@ -56,7 +55,7 @@ impl RecordBuf {
         RecordBuf { bytes, endian }
     }
 
-    /// A record if `bytes` are one and no more.
+    /// A record, if `bytes` are exactly one.
     pub(crate) fn checked(bytes: Vec<u8>, endian: Endian) -> Result<RecordBuf, BuildError> {
         let format = Format { bank: Bank::Sha1, endian };
         match Record::parse_prefix(&bytes, format)? {

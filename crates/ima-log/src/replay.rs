@@ -1,25 +1,26 @@
-//! The value of one PCR as records extend it, in each way that kernels extend a bank.
+//! The value of one PCR after records, for each way in which kernels extend a bank.
 
 use core::{fmt, str::FromStr};
 
 use crate::{Bank, Digest, Record};
 
-/// What the kernel extends a bank with. The sha1 bank is always extended with its own hash.
+/// The value with which the kernel extends a bank. The sha1 bank is always extended with its own
+/// hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Extend {
-    /// The template digest of the bank's own hash (Linux 5.8 on, where the kernel has the hash); a
+    /// The template digest of the bank's own hash (since Linux 5.8, if the kernel has the hash); a
     /// violation extends all ones.
     Own,
     /// The SHA-1 template digest, padded with zeros to the bank's size; a violation extends all
-    /// ones, as many as the bank's digests have. Banks whose hash could not be allocated when IMA
-    /// started (seen on Linux 6.1).
+    /// ones of the bank's size. For banks whose hash could not be allocated when IMA started (seen
+    /// on Linux 6.1).
     Sha1Padded,
-    /// As [`Extend::Sha1Padded`], but the 20 ones of a violation are padded with zeros as well:
-    /// kernels before 5.8.
+    /// As [`Extend::Sha1Padded`], but the 20 bytes of ones of a violation are padded with zeros,
+    /// too: kernels before 5.8.
     Sha1PaddedViolations,
 }
 
-/// The value of one PCR in one bank as records extend it.
+/// The running value of one PCR in one bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replay {
     extend: Extend,
@@ -52,7 +53,7 @@ impl Extend {
         }
     }
 
-    /// What a violation extends a PCR of `bank` with.
+    /// The value with which a violation extends a PCR of `bank`.
     pub fn violation(self, bank: Bank) -> Digest {
         match self {
             Extend::Own | Extend::Sha1Padded => Digest::ones(bank),
@@ -60,7 +61,7 @@ impl Extend {
         }
     }
 
-    /// What `record` extends a PCR of `bank` with.
+    /// The value with which `record` extends a PCR of `bank`.
     #[inline]
     pub fn value(self, bank: Bank, record: &Record<'_>) -> Digest {
         if record.is_violation() {
@@ -88,17 +89,17 @@ impl FromStr for Extend {
 }
 
 impl Replay {
-    /// A PCR as a TPM reset leaves it.
+    /// A PCR after a TPM reset.
     pub fn new(bank: Bank, extend: Extend) -> Replay {
         Replay::resume(Digest::zero(bank), extend)
     }
 
-    /// A PCR that has `value` already.
+    /// A PCR with a given value.
     pub fn resume(value: Digest, extend: Extend) -> Replay {
         Replay { extend, value }
     }
 
-    /// Extends the PCR with a record, whichever PCR the record names: two hashes.
+    /// Extends the PCR with a record, independent of the PCR that the record names: two hashes.
     #[inline]
     pub fn extend(&mut self, record: &Record<'_>) {
         if let (Extend::Own, false, Some(data)) =
@@ -122,7 +123,7 @@ impl Replay {
         self.value
     }
 
-    /// What the bank is taken to be extended with.
+    /// The assumed way in which the bank is extended.
     pub fn extend_kind(&self) -> Extend {
         self.extend
     }
