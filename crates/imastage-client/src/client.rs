@@ -1,4 +1,4 @@
-//! Asks a running service.
+//! A client of a running service.
 
 use std::{
     io,
@@ -22,15 +22,15 @@ use crate::wire::{
     EPOCH_HEADER, Pcrs, QuoteReply, QuoteRequest, Refusal, SOCKET, Status, TO_HEADER,
 };
 
-/// Asks a running service. One connection a request. Waits for nothing for ever: whoever answers at
-/// the socket may hang, or mean no good.
+/// A client of a running service, with one connection per request. Every wait has a limit: the
+/// process that answers at the socket may hang or be hostile.
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
     runtime: Arc<Runtime>,
 }
 
-/// An answer that is read as it comes.
+/// An answer that is read incrementally.
 #[derive(Debug)]
 pub struct RecordAnswer {
     runtime: Arc<Runtime>,
@@ -38,12 +38,12 @@ pub struct RecordAnswer {
     pid: Option<i32>,
     epoch: u64,
     to: u64,
-    /// Bytes that came, and how long they were waited for.
+    /// The number of bytes received, and the time spent waiting for them.
     received: u64,
     waited: Duration,
 }
 
-/// Why a service did not answer.
+/// Why a request to a service failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nothing answers at the socket.
@@ -51,10 +51,10 @@ pub enum ClientError {
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// Somebody listens at the socket and does not answer.
+    /// A process listens at the socket and does not answer.
     #[error(
         "the service{} does not answer (waited {} s for {what}); see what it does with: \
          systemctl status imastage, journalctl -u imastage",
@@ -62,25 +62,25 @@ pub enum ClientError {
         waited.as_secs()
     )]
     Silent {
-        /// Its process, as the kernel says; `None` if it took no connection.
+        /// Its process, according to the kernel; `None` if it accepted no connection.
         pid: Option<i32>,
-        /// What was waited for.
+        /// The awaited event.
         what: &'static str,
-        /// How long.
+        /// The time waited.
         waited: Duration,
     },
-    /// The service refused.
+    /// The service refused the request.
     #[error("the service refused ({status}): {}", Printable::new(why))]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// Why, in the service's words.
+        /// The reason, from the service.
         why: String,
     },
-    /// The connection broke before the answer was whole, as when a service ends.
+    /// The connection broke before the answer was complete, for example because the service ended.
     #[error("the service's answer broke off: {}", Printable::new(_0))]
     Broken(String),
-    /// The answer is no answer.
+    /// The answer is malformed.
     #[error("the service's answer cannot be used: {}", Printable::new(_0))]
     Answer(String),
 }
@@ -88,25 +88,24 @@ pub enum ClientError {
 /// Answers other than records are small.
 const LONGEST_ANSWER: usize = 1 << 20;
 
-/// How long a service may take to take a connection, and to answer what needs no work.
+/// Timeout to accept a connection and to answer a request that needs no work.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// How long a quote may take: many may be asked for at once, and a drain is made for each.
+/// Timeout for a quote: many can be requested at once, and each one needs a drain.
 const LONGEST_QUOTE: Duration = Duration::from_secs(120);
-/// How long the next bytes of an answer may take.
+/// Timeout for the next bytes of an answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// What an answer has to bring in each second that it is waited for, beyond the first minute.
+/// The minimum rate of an answer in bytes per second of waiting, after the first minute.
 const SLOWEST: u64 = 4 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The most records that are taken of a service in one go: more than any machine has measured by
-/// far.
+/// The maximum number of records in one answer: far more than any machine measures.
 pub const MOST_RECORDS: u64 = 1 << 26;
 
 impl Client {
     /// For the service of a state directory.
     ///
     /// # Errors
-    /// [`io::Error`] if no runtime can be made.
+    /// [`io::Error`] if the runtime cannot be created.
     pub fn of_state(state: &Path) -> io::Result<Client> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Client { socket: state.join(SOCKET), runtime: Arc::new(runtime) })
@@ -129,7 +128,7 @@ impl Client {
         self.json(Method::POST, "/v1/quote", Some(body), LONGEST_QUOTE)
     }
 
-    /// PCR 10 as the first `at` records replay.
+    /// The PCR values to which the first `at` records replay.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -138,10 +137,10 @@ impl Client {
     }
 
     /// The records from index `from` up to, not including, `to`, in the binary sha1 form, in
-    /// chunks that may end inside a record. As many, and no more.
+    /// chunks that may end within a record: exactly this number of records.
     ///
     /// # Errors
-    /// [`ClientError`], also if the service gives something else; whatever `sink` says.
+    /// [`ClientError`], also if the service returns other records; the error of `sink`.
     pub fn records<E: From<ClientError>>(
         &self,
         mut from: u64,
@@ -173,9 +172,9 @@ impl Client {
         }
     }
 
-    /// Records from index `from` on, in the binary sha1 form: up to `to`, or all that are stored, or
-    /// as many as the service gives at once. If none is there yet it is waited for, at most `wait`
-    /// (in whole seconds).
+    /// Records from index `from` on, in the binary sha1 form: up to `to`, or all stored ones, or as
+    /// many as the service returns at once. Without a record, waits for one, at most `wait` (whole
+    /// seconds).
     ///
     /// # Errors
     /// [`ClientError`].
@@ -232,7 +231,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Connection, ClientError> {
-        /// How long to wait before it is tried again, when more want to connect than it takes.
+        /// The pause before a retry if the service accepts no more connections.
         const PAUSE: Duration = Duration::from_millis(20);
         let connected = async {
             loop {
@@ -267,7 +266,7 @@ impl Connection {
     ) -> Result<Response<Incoming>, ClientError> {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(self.stream)).await.map_err(broken)?;
-        // Drives the connection; its errors come out of the request.
+        // Drives the connection; the request returns its errors.
         tokio::spawn(async move { drop(connection.await) });
         let request = Request::builder()
             .method(method)
@@ -290,7 +289,7 @@ impl Connection {
     }
 }
 
-/// Counts the records of an answer, which is to have as many as it says.
+/// Counts the records of an answer, which must have the number that it states.
 struct Count {
     decoder: Decoder,
     left: u64,
@@ -330,10 +329,10 @@ impl RecordAnswer {
         self.epoch
     }
 
-    /// The next bytes, which may end inside a record; `None` at the end.
+    /// The next bytes, which may end within a record; `None` at the end.
     ///
     /// # Errors
-    /// [`ClientError`] if the answer breaks off, or nothing of it comes for long.
+    /// [`ClientError`] if the answer is incomplete or too slow.
     pub fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
         let RecordAnswer { runtime, body, pid, .. } = self;
         let since = Instant::now();

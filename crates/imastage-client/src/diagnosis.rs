@@ -1,4 +1,4 @@
-//! From what a service did and found to what is wrong, in words.
+//! The conditions of a service, with their texts, from its status.
 
 use ima_log::{Extend, IMA_PCR};
 
@@ -9,8 +9,8 @@ use crate::{
 };
 
 impl Health {
-    /// What `status` tells. What was wrong already, by `status.health`, keeps its time; all else
-    /// begins at `now`, in seconds since 1970.
+    /// The conditions in `status`. Those that exist already, by `status.health`, keep their time;
+    /// new ones start at `now`, in seconds since 1970.
     pub fn of(status: &Status, now: u64) -> Health {
         let activity = &status.since_start;
         let mut found: Vec<(State, String)> = Vec::new();
@@ -116,7 +116,7 @@ fn cannot_drain(state: State, error: &str, verdict: &Verdict) -> String {
     }
 }
 
-/// What there is to say if nothing is wrong.
+/// The text without a condition.
 fn proven(status: &Status) -> String {
     match &status.verdict {
         Verdict::Consistent { records } | Verdict::Lagging { records, .. } => {

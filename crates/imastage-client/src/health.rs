@@ -1,19 +1,19 @@
-//! How a service is: what is wrong, the worst first. The first line of `imastage status`, its exit
-//! code, the log, the alert command and the metrics all say what is decided here.
+//! The health of a service: its conditions, the most severe first. The first line of `imastage
+//! status`, its exit code, the log, the alert command and the metrics all derive from it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What can be wrong, the worst first.
+/// A condition of a service, the most severe first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// The store cannot be read, or does not hold what was stored.
+    /// The store is damaged or cannot be read.
     Damaged,
-    /// A record in the kernel's list is not as it was measured.
+    /// A record in the kernel's list was altered.
     Altered,
-    /// Store and list do not lead to the TPM's PCRs.
+    /// Store and list do not replay to the TPM's PCRs.
     Diverged,
     /// The kernel does not extend this TPM.
     NotExtended,
@@ -25,11 +25,11 @@ pub enum State {
     CannotDrain,
     /// Records are stored and cannot be deleted until reboot: the kernel has lost the list's lock.
     LockLost,
-    /// Records are stored and cannot be deleted, since others use the list.
+    /// Records are stored and cannot be deleted, because other processes use the list.
     Busy,
     /// The TPM does not answer.
     CannotCompare,
-    /// The view is gone, or does not answer.
+    /// The view is unmounted, or does not answer.
     ViewFailing,
     /// A service runs, or holds the state directory, and does not answer.
     NoAnswer,
@@ -39,46 +39,46 @@ pub enum State {
     Starting,
     /// No service runs.
     NotRunning,
-    /// Nothing is wrong.
+    /// No condition.
     #[default]
     Ok,
 }
 
-/// How bad it is, and so the exit code of `imastage status`.
+/// The severity of a condition, which determines the exit code of `imastage status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Nothing is wrong: 0.
+    /// No condition: exit code 0.
     Fine,
-    /// Something about the machine or the service: 3.
+    /// The machine or the service: exit code 3.
     Environment,
-    /// The evidence does not hold: 1.
+    /// The evidence: exit code 1.
     Evidence,
 }
 
-/// One thing that is wrong.
+/// A condition with its text and start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// What.
+    /// The condition.
     pub state: State,
-    /// In words: what, why, what to do.
+    /// The text: the condition, its cause and the remedy.
     pub reason: String,
-    /// Since when, in seconds since 1970.
+    /// Its start, in seconds since 1970.
     pub since: u64,
 }
 
-/// Everything that is wrong.
+/// All conditions of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// The worst of it; [`State::Ok`] if nothing is wrong.
+    /// The most severe one; [`State::Ok`] if there is none.
     pub state: State,
-    /// That in words; if nothing is wrong, what was proven.
+    /// Its text; without a condition, what was proven.
     pub reason: String,
-    /// All of it, the worst first.
+    /// All conditions, the most severe first.
     pub conditions: Vec<Condition>,
 }
 
 impl State {
-    /// All there are, the worst first.
+    /// All states, the most severe first.
     pub const ALL: [State; 16] = [
         State::Damaged,
         State::Altered,
@@ -120,7 +120,7 @@ impl State {
         }
     }
 
-    /// How bad it is.
+    /// Its severity.
     pub fn level(self) -> Level {
         match self {
             State::Damaged | State::Altered | State::Diverged | State::NotExtended => {
@@ -133,8 +133,7 @@ impl State {
 }
 
 impl State {
-    /// Whether a service does nothing more once it is so: it ends, and the service manager decides what
-    /// comes next.
+    /// Whether the service exits in this state, and leaves the rest to the service manager.
     pub fn is_final(self) -> bool {
         matches!(self, State::TpmReset | State::ForeignList)
     }
@@ -147,13 +146,13 @@ impl fmt::Display for State {
 }
 
 impl Health {
-    /// How bad the worst of it is.
+    /// The severity of the most severe condition.
     pub fn level(&self) -> Level {
         let levels = self.conditions.iter().map(|condition| condition.state.level());
         levels.max().unwrap_or(Level::Fine)
     }
 
-    /// Without what need not be told yet: others who use the list mostly go soon.
+    /// Without conditions that are usually brief: other users of the list.
     pub fn due(&self, now: u64) -> Vec<&Condition> {
         const PATIENCE_WITH_READERS: u64 = 5;
         let is_due = |condition: &&Condition| match condition.state {

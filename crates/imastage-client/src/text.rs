@@ -1,12 +1,12 @@
-//! Words that several programs print alike.
+//! Text forms that several programs share.
 
 use std::{
     collections::BTreeSet,
     time::{Duration, SystemTime},
 };
 
-/// A time as RFC 3339 has it, `2026-11-25T17:23:54Z`, from `seconds` since 1970. What lies beyond the
-/// year 9999 is shown as seconds.
+/// A time in the form of RFC 3339, `2026-11-25T17:23:54Z`, from `seconds` since 1970. Times after
+/// the year 9999 are shown in seconds.
 pub fn utc(seconds: u64) -> String {
     const YEAR_10000: u64 = 253_402_300_800;
     if seconds >= YEAR_10000 {

@@ -1,4 +1,4 @@
-//! What the API says: JSON, stable, hex for bytes.
+//! The JSON types of the API, which are stable. Bytes are in hex.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -13,81 +13,82 @@ pub const SOCKET: &str = "api.sock";
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// What is wrong, the worst first.
+    /// The conditions, the most severe first.
     #[serde(default)]
     pub health: Health,
     /// Whether TPM and store agree.
     pub verdict: Verdict,
-    /// In words, what is wrong and what to do; empty when nothing is.
+    /// The problems and their remedies as text; empty if there are none.
     pub problems: Vec<String>,
-    /// The service's process; `None` if it does not run and the state directory was read.
+    /// The service's process ID; `None` if none runs and the state directory was read.
     pub pid: Option<u32>,
     /// The epoch's number in the state directory.
     pub epoch: u64,
-    /// Records stored: the next record's index.
+    /// The number of stored records: the index of the next one.
     pub records: u64,
-    /// Their bytes in the sha1 form.
+    /// Their size in bytes in the sha1 form.
     pub bytes: u64,
-    /// The PCRs by bank: of all that the TPM has, or without one, that are kept.
+    /// The PCRs by bank: all banks of the TPM, or without one, of the store.
     pub banks: BTreeMap<String, BankStatus>,
     /// Since the service was started.
     pub since_start: Activity,
 }
 
-/// How far stored records were read since the service started.
+/// The progress of the check of stored records since the service started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checking {
-    /// Records read.
+    /// The number of records read.
     pub read: u64,
-    /// Records stored when the service started.
+    /// The number of records stored when the service started.
     pub of: u64,
 }
 
-/// What the service did since it was started.
+/// The service's activity since it started.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Activity {
-    /// The list that is drained.
+    /// The list.
     pub source: String,
-    /// The dialect that was found there: `7.2`, `v4`, `trim`, or `follow` where nothing is freed.
+    /// Its dialect: `7.2`, `v4`, `trim`, or `follow` if no record is deleted.
     pub dialect: String,
-    /// The check of records stored before the service started, while it is made. The verdict is
-    /// `unchecked` until it is complete.
+    /// The check of records stored before the service started, while it runs. Until it is complete,
+    /// the verdict is `unchecked`.
     #[serde(default)]
     pub checking: Option<Checking>,
-    /// Drains that found records.
+    /// The number of drains that found records.
     pub drains: u64,
-    /// Records stored.
+    /// The number of records stored.
     pub stored: u64,
-    /// Records that were found in the list and were stored already.
+    /// The number of records in the list that were already stored.
     pub already_stored: u64,
-    /// Records deleted from the list.
+    /// The number of records deleted from the list.
     pub deleted: u64,
-    /// Bytes deleted from the list (sha1 form).
+    /// The number of bytes deleted from the list (sha1 form).
     pub deleted_bytes: u64,
-    /// The time that drains held the list's files, p50, in microseconds.
+    /// The time for which drains held the list's files, p50, in microseconds.
     pub hold_p50_us: u64,
-    /// p99.
+    /// The same, p99.
     pub hold_p99_us: u64,
-    /// The longest.
+    /// The same, maximum.
     pub longest_hold_us: u64,
-    /// How often someone else was using the list when it was to be drained.
+    /// The number of drains during which another process used the list.
     pub busy: u64,
-    /// Who was, the last time; empty once a drain succeeded.
+    /// The processes at the last such drain; empty after a successful one.
     pub holders: Vec<Holder>,
-    /// Why the last drain failed, or did not delete what it stored; `None` if it did.
+    /// The reason that the last drain failed or did not delete what it stored; `None` if it did.
     pub last_error: Option<String>,
-    /// What that means for the service's health.
+    /// The resulting condition.
     #[serde(default)]
     pub last_error_state: Option<State>,
-    /// Why the TPM did not tell its PCRs at the last drain; `None` if it did, or there is none.
+    /// The reason that the PCRs could not be read at the last drain; `None` if they were, or
+    /// without a TPM.
     pub tpm_error: Option<String>,
-    /// Why the view cannot be read; `None` if it can, or there is none.
+    /// The reason that the view cannot be read; `None` if it can, or without a view.
     #[serde(default)]
     pub view_error: Option<String>,
-    /// When the list was last drained, or its records stored, in seconds since 1970.
+    /// The time of the last drain, or of storing records without deletion, in seconds since 1970.
     #[serde(default)]
     pub drained: Option<u64>,
-    /// When store and TPM were last compared, in seconds since 1970.
+    /// The time of the last comparison of store and TPM, in seconds since 1970.
     #[serde(default)]
     pub compared: Option<u64>,
 }
@@ -95,11 +96,11 @@ pub struct Activity {
 /// A process that has one of the list's files open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its process id.
+    /// Its process ID.
     pub pid: u32,
     /// Its name.
     pub name: String,
-    /// Which of its descriptors.
+    /// Its descriptor.
     pub fd: u32,
     /// The file.
     pub path: PathBuf,
@@ -109,47 +110,47 @@ pub struct Holder {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum Verdict {
-    /// There is no TPM to compare with, or nothing was compared yet.
+    /// There is no TPM, or nothing was compared yet.
     #[default]
     Unchecked,
     /// The first `records` stored records replay to the TPM's PCR.
     Consistent {
-        /// How many records.
+        /// The number of records.
         records: u64,
     },
-    /// The first `records` stored records replay to what the TPM's PCR was; it was extended since
-    /// then, and the records that tell with what cannot be stored at the moment.
+    /// The first `records` stored records replay to an earlier value of the TPM's PCR. It was
+    /// extended since, and the corresponding records cannot be stored at the moment.
     Lagging {
-        /// How many records.
+        /// The number of records.
         records: u64,
-        /// How many are waiting in the list.
+        /// The number of records in the list.
         waiting: u64,
     },
-    /// The TPM's PCR is not reached.
+    /// The records do not replay to the TPM's PCR.
     Diverged(Divergence),
-    /// The list's record that would have this index is not as it was measured: its digest is not
-    /// its data's. It is neither stored nor deleted, and nothing after it is.
+    /// The list's record with this index was altered: its digest does not match its data. Neither
+    /// it nor a later record is stored or deleted.
     Altered {
         /// The index.
         index: u64,
-        /// What was found.
+        /// The defect.
         why: String,
     },
-    /// The store cannot be read, or does not hold what was stored: nothing is concluded from it.
+    /// The store is damaged or cannot be read: no conclusions are drawn from it.
     Damaged {
-        /// What was found first.
+        /// The first damage found.
         why: String,
     },
     /// The PCR is zero in every bank although there are records: the kernel does not extend this
     /// TPM. No record is proven, and none is deleted.
     NotExtended {
-        /// What was found, and what to do.
+        /// The finding and its remedy.
         why: String,
     },
 }
 
 impl Verdict {
-    /// All names there are.
+    /// All names.
     pub const NAMES: [&str; 7] =
         ["unchecked", "consistent", "lagging", "diverged", "altered", "damaged", "not-extended"];
 
@@ -167,33 +168,33 @@ impl Verdict {
     }
 }
 
-/// Where store and TPM diverged. No later PCR of the epoch is reached, either.
+/// The place at which store and TPM diverged. No later PCR value of the epoch is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
     /// The last index before the place; `None` if it is before the first record.
     pub after: Option<u64>,
     /// The first index after the place.
     pub before: u64,
-    /// What happened, as far as can be told.
+    /// The cause, as far as it is known.
     pub cause: Cause,
-    /// When it was found, in seconds since 1970.
+    /// The time of detection, in seconds since 1970.
     pub time: u64,
-    /// In words: what happened, who may have done it.
+    /// The cause as text, with possible originators.
     pub text: String,
 }
 
-/// What happened where store and TPM diverged.
+/// The cause of a divergence of store and TPM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    /// Records are missing: someone else deleted them.
+    /// Records are missing: another process deleted them.
     Missing,
-    /// The PCR was extended, and no record tells with what; or a record did not extend it, because the
-    /// TPM failed.
+    /// The PCR was extended without a record; or a record did not extend it, because the TPM
+    /// failed.
     UnloggedExtend,
-    /// One of these two: this kernel does not tell.
+    /// One of these two; this kernel does not show which.
     MissingOrUnloggedExtend,
-    /// Records are missing: a kernel that was started by kexec did not get them.
+    /// Records are missing: kexec did not pass them to the next kernel.
     LostAtKexec,
 }
 
@@ -204,18 +205,18 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The PCRs of one bank. What stands here beside `pcrs` is of the list's own PCR.
+/// The PCRs of one bank. The members other than `pcrs` are of the list's own PCR.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BankStatus {
     /// The list's own PCR: the one that its first record names.
     #[serde(default)]
     pub pcr: Option<u32>,
-    /// As stored records replay.
+    /// The value to which stored records replay.
     pub replayed: String,
-    /// As the TPM has it now; `None` if no service runs, or there is no TPM.
+    /// The TPM's current value; `None` without a service or a TPM.
     pub tpm: Option<String>,
-    /// What the kernel extends it with: `own`, `sha1-padded` or `sha1-padded-violations`; `None` until
-    /// that is known.
+    /// The way in which the kernel extends it: `own`, `sha1-padded` or `sha1-padded-violations`;
+    /// `None` until that is known.
     #[serde(default, with = "extend_name::option")]
     pub extended_with: Option<Extend>,
     /// Every PCR that records name, the list's own first.
@@ -228,20 +229,20 @@ pub struct BankStatus {
 pub struct PcrStatus {
     /// Its index.
     pub pcr: u32,
-    /// As stored records replay.
+    /// The value to which stored records replay.
     pub replayed: String,
-    /// As the TPM has it now; `None` if it was not read: others than the kernel extend it, no
-    /// service runs, or there is no TPM.
+    /// The TPM's current value; `None` if it was not read: because others than the kernel extend
+    /// it, or without a service or a TPM.
     pub tpm: Option<String>,
 }
 
 impl Status {
-    /// The list's own PCR; `None` before there is a record.
+    /// The list's own PCR; `None` without a record.
     pub fn pcr(&self) -> Option<u32> {
         self.banks.values().find_map(|bank| bank.pcr)
     }
 
-    /// Takes over what the TPM has in one PCR of one bank.
+    /// Sets the TPM's value of one PCR of one bank.
     pub fn set_tpm(&mut self, bank: &str, pcr: u32, value: String) {
         let Some(bank) = self.banks.get_mut(bank) else { return };
         if bank.pcr.unwrap_or(IMA_PCR) == pcr {
@@ -253,36 +254,35 @@ impl Status {
     }
 }
 
-/// `POST /v1/quote`: ask for a quote over the list's PCRs, and others, of these banks.
+/// `POST /v1/quote`: requests a quote over the list's PCRs, and others, of these banks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct QuoteRequest {
     /// The verifier's nonce: hex, 1 to 64 bytes.
     pub nonce: String,
-    /// Banks to quote; empty for the TPM's own choice (sha256, or sha1).
+    /// Banks to quote; empty for the default (sha256, or sha1 without it).
     #[serde(default)]
     pub banks: Vec<String>,
-    /// PCRs to quote besides those that the list extends, 0 to 23.
+    /// PCRs to quote in addition to those that the list extends, 0 to 23.
     #[serde(default)]
     pub pcrs: Vec<u32>,
 }
 
-/// The answer: the quote, and how many records are stored now, which are all that it covers and
-/// perhaps more.
+/// The answer: the quote, and the number of stored records, which include all that it covers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct QuoteReply {
     /// The epoch's number in the state directory.
     pub epoch: u64,
-    /// Records stored after the quote was made.
+    /// The number of records stored, determined after the quote.
     pub records: u64,
     /// TPMS_ATTEST, hex.
     pub message: String,
     /// TPMT_SIGNATURE, hex.
     pub signature: String,
-    /// The attestation key's public half, PEM. A verifier trusts its own copy, not this one.
+    /// The attestation key's public part in PEM. A verifier trusts its own copy, not this one.
     pub key: String,
-    /// The values of the quoted PCRs, bank by bank, ascending: the same before the quote and after
-    /// it. A PCR that changed each time it was tried is missing. A verifier does not trust them: the
-    /// quote has a digest of those that it covers.
+    /// The values of the quoted PCRs, bank by bank, ascending: equal before and after the quote. A
+    /// PCR that changed at each attempt is missing. A verifier does not trust them: the quote
+    /// contains their digest.
     #[serde(default)]
     pub pcrs: Vec<PcrValue>,
 }
@@ -325,11 +325,11 @@ impl Form {
     }
 }
 
-/// The header of `GET /v1/records` that tells the number of the epoch.
+/// The header of `GET /v1/records` with the number of the epoch.
 pub const EPOCH_HEADER: &str = "imastage-epoch";
-/// The header that tells the index of the answer's first record.
+/// The header with the index of the answer's first record.
 pub const FROM_HEADER: &str = "imastage-from";
-/// The header that tells the index after the answer's last record: where the next answer begins.
+/// The header with the index after the answer's last record, from which the next request continues.
 pub const TO_HEADER: &str = "imastage-to";
 
 /// `GET /v1/pcrs`.
@@ -337,28 +337,28 @@ pub const TO_HEADER: &str = "imastage-to";
 pub struct Pcrs {
     /// The epoch's number in the state directory.
     pub epoch: u64,
-    /// After how many records.
+    /// The number of records.
     pub records: u64,
-    /// PCR 10 of each bank that is kept, as these records replay.
+    /// The value of the list's PCR to which these records replay, in each bank that is kept.
     pub pcrs: Vec<Pcr>,
 }
 
-/// PCR 10 of one bank, as records replay.
+/// The value of the list's PCR to which records replay, in one bank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pcr {
     /// The bank.
     pub bank: String,
-    /// What it is taken to be extended with: `own`, `sha1-padded` or `sha1-padded-violations`.
+    /// The assumed way in which it is extended: `own`, `sha1-padded` or `sha1-padded-violations`.
     #[serde(with = "extend_name")]
     pub extended_with: Extend,
     /// Its value, hex.
     pub value: String,
 }
 
-/// Any refusal.
+/// The answer to a refused request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Why, in words.
+    /// The reason as text.
     pub error: String,
 }
 
