@@ -19,12 +19,12 @@ impl Alert {
         Alert { command }
     }
 
-    /// Runs the command, and does not wait for it. It finds the name of the state in
-    /// `IMASTAGE_STATE`, the verdict's name in `IMASTAGE_VERDICT`, and the whole status as JSON in
+    /// Starts the command without waiting for it. Its environment has the name of the state in
+    /// `IMASTAGE_STATE`, the verdict's name in `IMASTAGE_VERDICT`, and the status as JSON in
     /// `IMASTAGE_STATUS`.
     ///
-    /// Call it while no file of the kernel's is held for writing: a child that has not come to its
-    /// exec yet has all that is open here, and would hold it, too.
+    /// Must not be called while a file of the list is open for writing in this process: until a
+    /// child calls execve, it has all of these files open, too.
     pub fn tell(&self, state: State, status: &Status) {
         let child = Command::new("sh")
             .arg("-c")

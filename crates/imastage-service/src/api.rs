@@ -37,7 +37,7 @@ use connections::Limits;
 use error::Error;
 use work::Work;
 
-/// Requests are a nonce and a few names.
+/// The maximum size of a request's body, which contains a nonce and a few names.
 const LONGEST_REQUEST: usize = 4 << 10;
 
 /// The API's thread. Dropping this ends it.
@@ -48,7 +48,7 @@ pub(crate) struct Running {
     socket: PathBuf,
 }
 
-/// What requests are answered from.
+/// The data from which requests are answered.
 #[derive(Clone)]
 struct Api {
     shared: Arc<Shared>,
@@ -103,8 +103,8 @@ pub(crate) fn serve(shared: Arc<Shared>, group: Option<u32>) -> Result<Running, 
 }
 
 impl Running {
-    /// Refuses quotes and drains from now on, also those that wait for their turn: the service is
-    /// about to stop. All else is answered until this is dropped.
+    /// Refuses quotes and drains from now on, including those that wait: the service is about to
+    /// stop. Other requests are answered until this is dropped.
     pub(crate) fn refuse(&self) {
         self.work.refuse();
     }
@@ -122,8 +122,8 @@ impl Drop for Running {
     }
 }
 
-/// Binds the socket for its owner and a group. The store's lock says that no other service lives in
-/// this directory, so a socket that is there was left by one that died.
+/// Binds the socket for its owner and a group. The store's lock guarantees that no other service
+/// uses this directory, so an existing socket is a remainder of a service that ended.
 fn bind(socket: &Path, group: Option<u32>) -> io::Result<std::os::unix::net::UnixListener> {
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -132,7 +132,7 @@ fn bind(socket: &Path, group: Option<u32>) -> io::Result<std::os::unix::net::Uni
     let listener = std::os::unix::net::UnixListener::bind(socket)?;
     if let Some(group) = group {
         unix::fs::chown(socket, None, Some(group))?;
-        // To reach the socket, and nothing else: all else is for its owner only.
+        // To reach the socket; all other files are for the owner only.
         if let Some(state) = socket.parent() {
             unix::fs::chown(state, None, Some(group))?;
             fs::set_permissions(state, fs::Permissions::from_mode(0o710))?;
@@ -143,12 +143,12 @@ fn bind(socket: &Path, group: Option<u32>) -> io::Result<std::os::unix::net::Uni
     Ok(listener)
 }
 
-/// With the list's PCRs as the TPM has them now, if it tells that soon.
+/// With the TPM's current values of the list's PCRs, if it answers soon.
 async fn status(
     State(shared): State<Arc<Shared>>,
     State(work): State<Arc<Work>>,
 ) -> Result<Json<Status>, Error> {
-    /// Less than a client waits for an answer.
+    /// Shorter than a client's timeout.
     const PATIENCE: Duration = Duration::from_secs(2);
     let mut status = shared.status().clone();
     if let Some(attester) = &shared.attester {
@@ -175,7 +175,7 @@ struct PcrParams {
     at: Option<u64>,
 }
 
-/// PCR 10 as records replay. Constant time.
+/// The PCR values to which records replay. Constant time.
 async fn pcrs(
     State(shared): State<Arc<Shared>>,
     State(work): State<Arc<Work>>,

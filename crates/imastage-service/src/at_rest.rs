@@ -1,4 +1,5 @@
-//! What a state directory tells by itself: when a service starts, and when none runs.
+//! The status of a state directory without an answer from a service: while one starts, or without
+//! one.
 
 use std::{collections::BTreeMap, io::Read, path::Path};
 
@@ -14,15 +15,15 @@ use crate::{
     opening::{damage, diverged},
 };
 
-/// Which process has the state directory: a service that runs or starts, or `imastage store repair`.
-/// `None` if none has, or the directory cannot be entered.
+/// The process that has locked the state directory: a service that runs or starts, or `imastage
+/// store repair`. `None` without one, or if the directory cannot be entered.
 pub fn holder(state: &Path) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let lock = rustix::fs::open(state.join("lock"), flags, Mode::empty()).ok()?;
     let shared = FlockOperation::NonBlockingLockShared;
     match rustix::fs::flock(&lock, shared) {
         Err(rustix::io::Errno::WOULDBLOCK) => {}
-        // Closing it lets go of it.
+        // Closing the file releases the lock.
         _ => return None,
     }
     let mut pid = String::new();
@@ -30,7 +31,7 @@ pub fn holder(state: &Path) -> Option<u32> {
     pid.trim().parse().ok()
 }
 
-/// The state that a state directory tells while a service holds it that gives no answer: nothing is
+/// The status from a state directory while a service has it locked and does not answer: nothing is
 /// checked.
 pub fn status_unanswered(state: &Path, pid: u32, condition: State, reason: String) -> Status {
     let condition = Condition { state: condition, reason: reason.clone(), since: now() };
@@ -49,7 +50,7 @@ pub fn status_unanswered(state: &Path, pid: u32, condition: State, reason: Strin
     }
 }
 
-/// The state that a state directory tells when no service runs.
+/// The status from a state directory if no service runs.
 ///
 /// # Errors
 /// [`StoreError`] if it is not a state directory or cannot be read.
@@ -64,7 +65,7 @@ pub fn status_at_rest(state: &Path) -> Result<Status, StoreError> {
             banks: replayed_to(&reader),
             ..Status::default()
         },
-        // That is what there is to tell.
+        // This is the status.
         Err(error @ (StoreError::Damaged { .. } | StoreError::Unreadable { .. })) => {
             Status { problems: vec![error.to_string()], ..Status::default() }
         }

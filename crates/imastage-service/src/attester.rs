@@ -1,4 +1,4 @@
-//! The TPM as the service uses it: one connection, one attestation key, and an order of who is next.
+//! The service's access to the TPM: one connection, one attestation key, and the order of requests.
 
 mod link;
 mod turns;
@@ -12,11 +12,11 @@ use crate::drain::round::AskTpm;
 use link::{Connection, Link};
 use turns::{Caller, Turns};
 
-/// Quotes and reads PCRs. Cheap to clone; all clones share one connection, which is rebuilt by
-/// itself when it breaks.
+/// Quotes and reads PCRs. Cheap to clone; all clones share one connection, which is restored
+/// automatically.
 ///
-/// The drain goes first: clients of the API have the TPM only while no drain waits for it, and give
-/// it back after each thing they ask of it.
+/// The drain has priority: clients of the API use the TPM only while no drain waits for it, and
+/// return it after each command.
 #[derive(Clone)]
 pub(crate) struct Attester {
     turns: Arc<Turns<Link>>,
@@ -27,7 +27,7 @@ pub(crate) struct Attester {
 }
 
 impl Attester {
-    /// Connects and makes the attestation key, which is the same each time for the same TPM.
+    /// Connects and creates the attestation key, which is always the same for one TPM.
     ///
     /// # Errors
     /// [`TpmError`].
@@ -38,7 +38,7 @@ impl Attester {
         let public_pem = connection.key.public_pem().to_owned();
         let identity = match connection.tpm.identity() {
             Ok(identity) => identity,
-            // Where nobody may use the endorsement hierarchy, this key has to do.
+            // Without authorization for the endorsement hierarchy, this key identifies the TPM.
             Err(TpmError::Refused { .. }) => Bank::Sha256.hash(&[public_pem.as_bytes()]),
             Err(error) => return Err(error),
         };
@@ -62,8 +62,8 @@ impl Attester {
         &self.clock
     }
 
-    /// Which TPM it is: not by its attestation key, since versions of imastage made that in
-    /// another hierarchy, and an upgrade does not end an epoch.
+    /// The identity of the TPM. Not its attestation key, which earlier versions created in another
+    /// hierarchy: an upgrade does not end an epoch.
     pub(crate) fn identity(&self) -> Digest {
         self.identity
     }
@@ -73,8 +73,8 @@ impl Attester {
         &self.public_pem
     }
 
-    /// These PCRs in every bank the TPM has, all of one moment, bank by bank, ascending. For the
-    /// drain: before all clients. One TPM command for eight values.
+    /// The values of these PCRs at one moment in every bank of the TPM, bank by bank, ascending.
+    /// For the drain: before all clients. One TPM command per eight values.
     ///
     /// # Errors
     /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of them.
@@ -82,8 +82,8 @@ impl Attester {
         self.values(Caller::Drain, &selection(&self.banks, pcrs)?)
     }
 
-    /// As [`Attester::read`], for a client: a drain may come between two PCRs, so only the values
-    /// of one PCR are all of one moment.
+    /// As [`Attester::read`], for a client: a drain can take place between two PCRs, so only the
+    /// values of one PCR are of one moment.
     ///
     /// # Errors
     /// [`TpmError`].
@@ -91,8 +91,8 @@ impl Attester {
         self.values_in_turns(&self.banks, pcrs)
     }
 
-    /// The clock and the counters as they are now, for the drain: another reset counter than
-    /// [`Attester::clock`]'s says that the TPM was reset since the service connected.
+    /// The current clock and counters, for the drain: a reset counter that differs from that of
+    /// [`Attester::clock`] means that the TPM was reset since the service connected.
     ///
     /// # Errors
     /// [`TpmError`].
@@ -100,9 +100,9 @@ impl Attester {
         self.with(Caller::Drain, |connection| connection.tpm.clock())
     }
 
-    /// A quote over these PCRs of these banks, for a client, and their values, which are the same
-    /// before the quote and after it. Of a list that grows fast, they may change each time it is
-    /// tried: then only the values of those that did not change are given.
+    /// A quote over these PCRs of these banks, for a client, and their values, which are equal
+    /// before and after the quote. If the list grows fast, values can change at each attempt: then
+    /// only the values of PCRs that did not change are returned.
     ///
     /// # Errors
     /// [`TpmError`]; [`TpmError::NoPcr`] if the TPM does not have one of them.
@@ -121,8 +121,8 @@ impl Attester {
                 let Connection { tpm, key } = connection;
                 tpm.quote(key, nonce, &selection)
             })?;
-            // A PCR does not come back to a value that it had, so one that has the same before and
-            // after had it when it was quoted.
+            // A PCR never returns to an earlier value, so a value that is equal before and after
+            // the quote is the quoted one.
             let after = self.values_in_turns(banks, pcrs)?;
             if after == before || tries == TRIES {
                 let unchanged = after.into_iter().filter(|value| before.contains(value));
@@ -133,9 +133,9 @@ impl Attester {
         }
     }
 
-    /// Bank by bank, ascending; each command is a turn of its own.
+    /// Bank by bank, ascending; one turn per command.
     fn values_in_turns(&self, banks: &[Bank], pcrs: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
-        /// What a TPM gives at once (TPML_DIGEST, TPM 2.0 Library, Part 2, 10.9.6).
+        /// The maximum of one command (TPML_DIGEST, TPM 2.0 Library, Part 2, 10.9.6).
         const AT_ONCE: usize = 8;
         let mut pcrs = pcrs.to_vec();
         pcrs.sort_unstable();

@@ -1,23 +1,23 @@
-//! What becomes of the epochs that are closed.
+//! Retention and compression of closed epochs.
 
 use std::{io, path::PathBuf, thread};
 
 use imastage_store::{Retention, StoreError, pack, prune};
 
-/// What is done with closed epochs when a service starts: that is when one is closed. Nothing, by
+/// The treatment of closed epochs when a service starts, which is when one is closed. Nothing by
 /// default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClosedEpochs {
     /// Whether they are compressed.
     pub pack: bool,
-    /// Which are kept.
+    /// The epochs that are kept.
     pub kept: Retention,
 }
 
-/// Does it in a thread of its own: nothing waits for it, and it can be broken off at any moment.
+/// Runs in a thread of its own: nothing waits for it, and it can be interrupted at any moment.
 ///
 /// # Errors
-/// [`io::Error`] if there is no thread to be had.
+/// [`io::Error`] if the thread cannot be started.
 pub(crate) fn tend(state: PathBuf, closed: ClosedEpochs) -> io::Result<()> {
     if closed == ClosedEpochs::default() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Connections: how many, whose, and how long they may be idle.
+//! Connections: their number by user, and their time limits.
 
 use std::{
     io,
@@ -25,28 +25,28 @@ use tokio::{
 
 use super::peer::Peer;
 
-/// Connections that are served at once.
+/// The maximum number of concurrent connections.
 pub(super) const MOST_CONNECTIONS: usize = 64;
-/// Those of them that are kept for root and the service's own user.
+/// The number of these that is reserved for root and the service's own user.
 const KEPT: usize = 8;
-/// Connections beyond those that may wait.
+/// The maximum number of connections that wait.
 const MOST_WAITING: usize = 64;
-/// Connections that are looked at, to find out whether there is a place. Those that are not taken
-/// yet wait in the kernel, which refuses more than it has room for.
+/// The maximum number of connections that are accepted before one can be served. Others wait in the
+/// kernel's queue, which has a limit, too.
 const MOST_TAKEN: usize = MOST_CONNECTIONS + MOST_WAITING + 16;
 /// The memory for a request's head.
 const LARGEST_HEAD: usize = 16 << 10;
-/// How long answers may take that are under way when the service has stopped.
+/// Timeout for answers that are in progress when the service stops.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long clients may keep others waiting.
+/// Time limits, so that clients cannot keep others waiting.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
-    /// How long a connection may wait for its place.
+    /// The time that a connection may wait to be served.
     wait: Duration,
-    /// How long a connection may be idle, and how long a request's head may take.
+    /// The time that a connection may be idle, and that a request's head may take.
     head: Duration,
-    /// How long a client may take nothing of an answer. A pager may stand for a while.
+    /// The time for which a client may read nothing of an answer. A pager can stop for a while.
     stall: Duration,
 }
 
@@ -62,14 +62,14 @@ impl Default for Limits {
 
 #[derive(Clone)]
 struct Places {
-    /// Everybody's.
+    /// For all users.
     room: Arc<Semaphore>,
-    /// Root's and the service's own user's.
+    /// For root and the service's own user.
     kept: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
 }
 
-/// Serves clients until `stop` changes or its sender is gone.
+/// Serves clients until `stop` changes or its sender is dropped.
 pub(super) async fn serve(
     listener: UnixListener,
     app: Router,
@@ -95,14 +95,14 @@ pub(super) async fn serve(
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot serve a client");
-                // Out of descriptors, which does not pass at once.
+                // No descriptors are left; retry later.
                 sleep(Duration::from_millis(50)).await;
             }
         }
     }
     drop(listener);
     let rest = async { while connections.join_next().await.is_some() {} };
-    // What takes longer is cut off.
+    // Longer answers are cut off.
     let _ = timeout(GRACE, rest).await;
 }
 
@@ -138,7 +138,7 @@ async fn connection(
     }
 }
 
-/// Says that there is no place, without waiting for a request.
+/// Refuses a connection without waiting for a request.
 fn refuse(stream: &UnixStream) {
     const WHY: &str = "{\"error\":\"too many connections; try again later\"}";
     let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json";
@@ -159,9 +159,8 @@ impl Default for Places {
 }
 
 impl Places {
-    /// A place for a connection of this user, which others may have to leave first, but not for
-    /// longer than `patience`. Root's and the owner's is not waited for as long as there is one of
-    /// theirs.
+    /// A permit for a connection of this user; waits at most `patience` until others end. Root and
+    /// the owner do not wait while one of their reserved permits is free.
     async fn take(&self, uid: Option<u32>, patience: Duration) -> Result<OwnedSemaphorePermit, ()> {
         if let Ok(place) = Arc::clone(&self.room).try_acquire_owned() {
             return Ok(place);
@@ -178,7 +177,7 @@ impl Places {
     }
 }
 
-/// A connection that breaks if the client takes nothing for long.
+/// A connection that is closed if the client reads nothing for too long.
 struct Connection {
     stream: UnixStream,
     longest_stall: Duration,

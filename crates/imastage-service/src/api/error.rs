@@ -1,4 +1,4 @@
-//! What a request that fails is answered.
+//! The answer to a failed request.
 
 use axum::{
     Json,

@@ -14,10 +14,10 @@ use super::{error::Error, peer::Peer, work::Work};
 use crate::{attester::Attester, handle::Shared};
 use imastage_client::wire::{PcrValue, QuoteReply, QuoteRequest};
 
-/// How long a request's body may take.
+/// Timeout for a request's body.
 const LONGEST_BODY: Duration = Duration::from_secs(10);
 
-/// Quotes first, then drains: so the list is never behind the quote.
+/// Quotes first, then drains, so that the stored records include all that the quote covers.
 pub(super) async fn quote(
     State(shared): State<Arc<Shared>>,
     State(work): State<Arc<Work>>,
@@ -59,7 +59,7 @@ pub(super) async fn quote(
     }))
 }
 
-/// A request that was understood.
+/// A parsed request.
 struct Asked {
     nonce: Vec<u8>,
     banks: Vec<Bank>,
@@ -67,7 +67,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// `pcrs` are quoted in any case.
+    /// `pcrs` are always quoted.
     fn parse(
         request: &QuoteRequest,
         attester: &Attester,

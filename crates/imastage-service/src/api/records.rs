@@ -23,11 +23,11 @@ use super::{error::Error, work::Work};
 use crate::handle::Shared;
 use imastage_client::wire::{EPOCH_HEADER, FROM_HEADER, Form, TO_HEADER};
 
-/// The most records in one answer. Who wants more asks again from where it ended.
+/// The maximum number of records in one answer; a client requests more from its end on.
 const MOST_RECORDS: u64 = 1_000_000;
-/// The longest time that growth is waited for, in seconds.
+/// The maximum time to wait for new records, in seconds.
 const LONGEST_WAIT: u64 = 300;
-/// How often one who waits for growth looks. Drains are announced to nobody, and looking is cheap.
+/// The interval at which a request that waits for records checks the store, which is cheap.
 const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Deserialize)]
@@ -42,7 +42,7 @@ pub(super) struct Params {
     form: Form,
     #[serde(default, deserialize_with = "bank")]
     bank: Option<Bank>,
-    /// If there is no record `from` yet, wait for it so many seconds.
+    /// The time to wait for record `from` if it does not exist yet, in seconds.
     #[serde(default)]
     wait: u64,
 }
@@ -73,13 +73,13 @@ pub(super) async fn records(
         (HeaderName::from_static(FROM_HEADER), from.to_string()),
         (HeaderName::from_static(TO_HEADER), to.to_string()),
     ];
-    // One chunk waits for the client while the next one is made.
+    // One chunk waits for the client while the next one is prepared.
     let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(1);
     tokio::spawn(async move {
         let writer = Writer::new(params.form, params.bank);
         let mut part = Part { reader, cursor: None, next: from, to, writer };
         while part.next < part.to || part.cursor.is_none() {
-            // The thread is given back between two chunks: a client that takes none holds none.
+            // The thread is returned between two chunks: a client that does not read occupies none.
             let read = work.read(move || {
                 let chunk = part.chunk();
                 Ok((part, chunk))
@@ -91,7 +91,7 @@ pub(super) async fn records(
                 io::Error::other(error)
             });
             let is_last = chunk.is_err();
-            // If the client is gone it wants no more.
+            // A client that closed the connection needs no more.
             if sender.send(chunk).await.is_err() || is_last {
                 return;
             }
@@ -100,7 +100,7 @@ pub(super) async fn records(
     Ok((headers, Body::from_stream(ReceiverStream::new(receiver))).into_response())
 }
 
-/// The store as it is when the first record that was asked for is there, or was waited for in vain.
+/// A reader of the store, after the first requested record exists or the time to wait has passed.
 async fn open(shared: &Arc<Shared>, work: &Work, params: &Params) -> Result<Reader, Error> {
     if params.wait > LONGEST_WAIT {
         let error = format!("wait: at most {LONGEST_WAIT} seconds, found {}", params.wait);
@@ -108,7 +108,7 @@ async fn open(shared: &Arc<Shared>, work: &Work, params: &Params) -> Result<Read
     }
     let until = Instant::now() + Duration::from_secs(params.wait);
     if params.wait > 0 && shared.status().records == params.from {
-        // If it cannot be drained, what is stored counts; the drain loop tells why.
+        // If the drain fails, stored records are returned; the drain loop reports the reason.
         let _ = tokio::time::timeout_at(until.into(), work.drain(shared)).await;
     }
     while shared.status().records == params.from && Instant::now() < until && !work.is_refused() {
@@ -118,7 +118,7 @@ async fn open(shared: &Arc<Shared>, work: &Work, params: &Params) -> Result<Read
     work.read(move || Reader::open(&state).map_err(Error::internal)).await
 }
 
-/// What is still to be given of an answer.
+/// The rest of an answer.
 struct Part {
     reader: Reader,
     /// `None` before the first chunk.
@@ -129,7 +129,7 @@ struct Part {
 }
 
 impl Part {
-    /// The next chunk; the last one if `next` is `to` then.
+    /// The next chunk; the last one if `next` then equals `to`.
     fn chunk(&mut self) -> Result<Bytes, StoreError> {
         const CHUNK: usize = 128 << 10;
         let mut chunk = Vec::with_capacity(CHUNK);

@@ -1,5 +1,5 @@
-//! What requests cost, and the bounds of it: work is begun only for a connection that is there, and
-//! no more of a kind at once than is of use.
+//! Limits of the work for requests: work is started only for an open connection, with a maximum of
+//! concurrent work of each kind.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
@@ -10,19 +10,19 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, oneshot};
 use super::{connections::MOST_CONNECTIONS, error::Error, peer::Peer};
 use crate::{attester::Attester, handle::Shared};
 
-/// Pieces of stored records that are read at once. Each is short, and there are few processors.
+/// The maximum number of concurrent reads of stored records. Each is short, and processors are few.
 const MOST_READS: usize = 8;
 
-/// Drains that are waited for at once. One drain answers all of them.
+/// The maximum number of requests that wait for a drain. One drain answers all of them.
 const MOST_DRAINS: usize = MOST_CONNECTIONS;
 
-/// The threads that block: one for a quote, one for the PCRs, the others read.
+/// The threads for blocking work: one for quotes, one for PCRs, the others for reads.
 pub(super) const MOST_THREADS: usize = MOST_READS + 2;
 
 const STOPPING: &str = "the service is stopping";
 
-/// How much of each kind may be under way. A request waits for its place before anything is begun,
-/// so what waits ends with its connection; what was begun keeps its place until it is done.
+/// Permits for concurrent work of each kind. A request waits for a permit before its work starts,
+/// so a waiting request ends with its connection; started work keeps its permit until it is done.
 pub(super) struct Work {
     quotes: Arc<Semaphore>,
     reads: Arc<Semaphore>,
@@ -30,9 +30,9 @@ pub(super) struct Work {
     told: Arc<Mutex<Option<Told>>>,
 }
 
-/// The PCRs as a client was told them last.
+/// The PCR values of the last answer.
 struct Told {
-    /// When they were asked for.
+    /// The time of the request to the TPM.
     since: Instant,
     values: Result<Vec<PcrValue>, String>,
 }
@@ -51,7 +51,7 @@ impl Default for Work {
 }
 
 impl Work {
-    /// Refuses all that would ask the TPM or the drain loop, and what waits for that at the moment.
+    /// Refuses all requests to the TPM or the drain loop, including those that wait.
     pub(super) fn refuse(&self) {
         self.quotes.close();
         self.drains.close();
@@ -62,21 +62,21 @@ impl Work {
         self.drains.is_closed()
     }
 
-    /// Has the TPM do something for a client.
+    /// Runs a request to the TPM for a client.
     pub(super) async fn quote<T: Send + 'static>(
         &self,
         peer: &Peer,
         quote: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let place = place(&self.quotes).await?;
-        // Clients that send more than one request at once are not seen to hang up.
+        // The end of the connection is not noticed while more requests of the client are unread.
         if peer.is_gone() {
             return Err(Error::new(StatusCode::BAD_REQUEST, "the client hung up"));
         }
         begin(place, quote).await
     }
 
-    /// Reads something that is stored.
+    /// Runs a read of stored records.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -84,7 +84,7 @@ impl Work {
         begin(place(&self.reads).await?, read).await
     }
 
-    /// Drains what is in the list now.
+    /// Drains the list.
     pub(super) async fn drain(&self, shared: &Shared) -> Result<(), Error> {
         let place = place(&self.drains).await?;
         let (answer, answered) = oneshot::channel();
@@ -94,15 +94,16 @@ impl Work {
         };
         let asked = shared.when_drained(Box::new(move |result| {
             drop(place);
-            // Who hung up need not know.
+            // The client may have closed the connection.
             let _ = answer.send(result);
         }));
         asked.map_err(failed)?;
         answered.await.map_err(|_| stopping())?.map_err(failed)
     }
 
-    /// The PCRs as they are now or were after this was called; why not, if the TPM does not tell
-    /// them within `patience`. One question answers all who asked before it.
+    /// The PCR values at a time after this was called, or the reason if the TPM does not return
+    /// them within
+    /// `patience`. One request to the TPM answers all callers before it.
     pub(super) async fn pcrs(
         &self,
         attester: &Attester,
@@ -118,7 +119,7 @@ impl Work {
                 return values.clone();
             }
             let attester = attester.clone();
-            // The next one is asked for when this one is answered, whether somebody waits or not.
+            // The next request follows the answer, even if no caller waits.
             let read = tokio::task::spawn_blocking(move || {
                 let since = Instant::now();
                 let values = attester.read_for_client(&pcrs).map_err(|error| error.to_string());
@@ -135,12 +136,12 @@ impl Work {
     }
 }
 
-/// Waits for a place.
+/// Waits for a permit.
 async fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
     Arc::clone(places).acquire_owned().await.map_err(|_| stopping())
 }
 
-/// Does what may block, and keeps the place as long as that takes.
+/// Runs blocking work, and keeps the permit meanwhile.
 async fn begin<T: Send + 'static>(
     place: OwnedSemaphorePermit,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -153,7 +154,7 @@ async fn begin<T: Send + 'static>(
     done.await.map_err(|_| stopping())?
 }
 
-/// Why nothing is begun any more.
+/// The reason that no work is started.
 pub(super) fn stopping() -> Error {
     Error::new(StatusCode::SERVICE_UNAVAILABLE, STOPPING)
 }

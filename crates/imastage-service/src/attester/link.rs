@@ -14,7 +14,7 @@ pub(super) struct Connection {
 pub(super) struct Link {
     endpoint: Endpoint,
     connection: Option<Connection>,
-    /// Why there is no connection, and when it is tried again.
+    /// The reason that there is no connection, and the time of the next attempt.
     outage: Option<Outage>,
 }
 
@@ -24,7 +24,7 @@ struct Outage {
     again: Instant,
 }
 
-/// How long it is waited before the connection is tried again: at first, and at most.
+/// The pause before the next attempt to connect: initially, and at most.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -41,8 +41,8 @@ impl Link {
         Link { endpoint, connection: Some(connection), outage: None }
     }
 
-    /// Asks the TPM, whose attestation key is `public_pem`. What was asked when the connection broke
-    /// is asked once more over a new one: the commands that are asked here change nothing.
+    /// Sends a request to the TPM, whose attestation key is `public_pem`. If the connection breaks,
+    /// the request is repeated once over a new one: these commands change nothing.
     pub(super) fn act<T>(
         &mut self,
         public_pem: &str,
@@ -57,7 +57,7 @@ impl Link {
             };
             match &error {
                 TpmError::Io { .. } => self.connection = None,
-                // The key is gone: the TPM was reset behind a connection that stayed.
+                // The key is gone: the TPM was reset, and the connection was not.
                 TpmError::Refused { code, .. } if code.is_lost_handle() && !is_again => {
                     match connection.tpm.attestation_key(KeyKind::EccP256) {
                         Ok(key) if key.public_pem() == public_pem => connection.key = key,
@@ -102,7 +102,7 @@ impl Link {
         })
     }
 
-    /// Takes note of an outage.
+    /// Records an outage.
     fn is_out(&mut self, why: &str) -> TpmError {
         let pause = self.outage.as_ref().map_or(SHORTEST_PAUSE, |outage| outage.pause * 2);
         let pause = pause.min(LONGEST_PAUSE);

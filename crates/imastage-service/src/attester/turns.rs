@@ -1,15 +1,15 @@
-//! Whose turn it is at the TPM.
+//! The order of access to the TPM.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Something that one at a time has, and a drain before all others.
+/// Exclusive access to a value, with priority for drains.
 pub(super) struct Turns<T> {
     thing: Mutex<T>,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
-/// Who wants it.
+/// The requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
     /// The drain loop.
@@ -21,7 +21,7 @@ pub(super) enum Caller {
 #[derive(Default)]
 struct Queue {
     is_taken: bool,
-    /// How many drains wait.
+    /// The number of drains that wait.
     drains: usize,
 }
 
@@ -30,8 +30,8 @@ impl<T> Turns<T> {
         Turns { thing: Mutex::new(thing), queue: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Does something with it when it is this caller's turn: a drain's as soon as the current
-    /// holder returns it, a client's when no drain waits.
+    /// Runs a function on the value at this caller's turn: for a drain, as soon as the current
+    /// holder returns it; for a client, when no drain waits.
     pub(super) fn with<R>(&self, caller: Caller, act: impl FnOnce(&mut T) -> R) -> R {
         let must_wait = |queue: &mut Queue| match caller {
             Caller::Drain => queue.is_taken,
@@ -45,7 +45,7 @@ impl<T> Turns<T> {
         queue.drains -= one;
         queue.is_taken = true;
         drop(queue);
-        // Whatever happens, others have their turn.
+        // Others get their turn even after a panic.
         let _turn = Turn(self);
         // A panic elsewhere leaves a connection that answers or fails; both are handled.
         act(&mut self.thing.lock().unwrap_or_else(PoisonError::into_inner))

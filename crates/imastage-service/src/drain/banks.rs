@@ -1,18 +1,18 @@
-//! The PCRs of every bank as records replay, beside what the TPM has.
+//! The PCR values of every bank to which records replay, and those of the TPM.
 
 use ima_log::{Bank, BankPcrs, IMA_PCR, ListReplay, PcrSet, PcrTarget, Record};
 
-/// Replays records in every bank of the TPM, into every PCR that they name. What the kernel extends
-/// a bank with is found out by comparing ([`ListReplay`]).
+/// Replays records in every bank of the TPM to every PCR that they name. The way in which the
+/// kernel extends a bank is determined by comparison ([`ListReplay`]).
 #[derive(Clone, Debug)]
 pub struct Banks {
     replay: ListReplay,
     targets: Vec<PcrTarget>,
-    /// Whether the list begins with a `boot_aggregate` that is zero: its kernel found no TPM.
+    /// Whether the list starts with a zero `boot_aggregate`: its kernel found no TPM.
     began_without_tpm: bool,
 }
 
-/// More records than can be between list and PCR at one moment.
+/// An upper limit of the number of records by which list and PCR can differ at one moment.
 pub const RECENT: usize = 64;
 
 impl Banks {
@@ -21,13 +21,13 @@ impl Banks {
         Banks::of(ListReplay::resume(states, records, pcr))
     }
 
-    /// From a replay that continues with the list's last [`RECENT`] records or more.
+    /// From a replay that includes at least the list's last [`RECENT`] records.
     pub fn of(replay: ListReplay) -> Banks {
         Banks { replay: replay.remember(RECENT), targets: Vec::new(), began_without_tpm: false }
     }
 
-    /// Says whether the list's first record, which was replayed already, tells that its kernel found no
-    /// TPM.
+    /// Sets whether the list's first record, which was replayed already, shows that its kernel
+    /// found no TPM.
     #[must_use]
     pub fn beginning_without_tpm(self, began_without_tpm: bool) -> Banks {
         Banks { began_without_tpm, ..self }
@@ -38,7 +38,7 @@ impl Banks {
         &self.replay
     }
 
-    /// How many records were replayed.
+    /// The number of replayed records.
     pub fn records(&self) -> u64 {
         self.replay.records()
     }
@@ -48,7 +48,7 @@ impl Banks {
         self.replay.pcr().unwrap_or(IMA_PCR)
     }
 
-    /// Whether the list's kernel says that it found no TPM.
+    /// Whether the list's kernel found no TPM.
     pub fn began_without_tpm(&self) -> bool {
         self.began_without_tpm
     }
@@ -58,18 +58,18 @@ impl Banks {
         comparable(self.pcr(), self.replay.named())
     }
 
-    /// What the TPM had when it was asked last.
+    /// The TPM's last known values.
     pub fn targets(&self) -> &[PcrTarget] {
         &self.targets
     }
 
-    /// Looks for these values from now on, beginning with the last records'.
+    /// Looks for these values, also among those after the last records.
     pub fn look_for(&mut self, targets: Vec<PcrTarget>) {
         self.replay.look_for(&targets);
         self.targets = targets;
     }
 
-    /// Replays the next records: two hashes a record for each bank and way.
+    /// Replays the next records: two hashes per record, bank and way.
     pub fn push(&mut self, records: &[Record<'_>]) {
         if let (0, Some(first)) = (self.records(), records.first()) {
             self.began_without_tpm = first.says_no_tpm();
@@ -77,7 +77,7 @@ impl Banks {
         self.replay.push_all(records);
     }
 
-    /// How many records lead to the values that are looked for, as many of them as there can be.
+    /// The number of records that replays to most of the values looked for.
     pub fn agreed(&self) -> Option<u64> {
         match self.replay.agreement() {
             Some(prefix) => Some(prefix.to),
@@ -85,29 +85,28 @@ impl Banks {
         }
     }
 
-    /// The PCRs that `agreed` records do not lead to the value that is looked for.
+    /// The PCRs in which `agreed` records do not replay to the value looked for.
     pub fn apart(&self, agreed: u64) -> Vec<(Bank, u32)> {
         self.replay.apart(agreed)
     }
 
-    /// Whether the list's own PCR is apart in every bank, so that it is records that are wrong, not
-    /// a bank.
+    /// Whether the list's own PCR differs in every bank, so that records are wrong, and not a bank.
     pub fn is_all_diverging(&self, apart: &[(Bank, u32)]) -> bool {
         let own = self.pcr();
         let mut banks = self.targets.iter().filter(|target| target.pcr == own);
         banks.all(|target| apart.contains(&(target.value.bank(), own)))
     }
 
-    /// Rules out the ways to extend banks that do not agree with the TPM. Nothing is proven before
-    /// the first record.
+    /// Rules out the ways to extend banks that do not match the TPM. Nothing is proven before the
+    /// first record.
     pub fn settle(&mut self, records: u64) {
         if records > 0 {
             self.replay.settle(records);
         }
     }
 
-    /// Each bank's PCRs in all ways that are left: the bank whose hash is strongest for its cost
-    /// first.
+    /// Each bank's PCRs in all remaining ways, starting with the bank whose hash is strongest for
+    /// its cost.
     pub fn candidates(&self) -> Vec<ListReplay> {
         let mut banks: Vec<_> = self.replay.banks().iter().collect();
         banks.sort_by_key(|bank| match bank.bank() {
@@ -122,9 +121,9 @@ impl Banks {
     }
 }
 
-/// The PCRs of a TPM that say something about a list: its own, and of the others that its records
-/// name those that nobody but the kernel extends or sets. Firmware and boot loaders extend 0 to 9
-/// (TCG PC Client Platform Firmware Profile, PCR usage), a dynamic launch sets 17 to 22.
+/// The PCRs of a TPM that can be compared with a list: its own, and of the others that its records
+/// name those that only the kernel extends or sets. Firmware and boot loaders extend 0 to 9 (TCG PC
+/// Client Platform Firmware Profile, PCR usage), a dynamic launch sets 17 to 22.
 pub fn comparable(own: u32, named: PcrSet) -> PcrSet {
     let others = named.iter().filter(|pcr| matches!(pcr, 10..=16 | 23));
     others.chain([own]).collect()

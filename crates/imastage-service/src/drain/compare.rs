@@ -1,4 +1,4 @@
-//! Whether store and TPM agree, and since when not.
+//! The comparison of store and TPM, and the place of a divergence.
 
 use ima_log::{Bank, ListReplay, PcrSet, PcrTarget, Record};
 use imastage_client::{
@@ -8,51 +8,52 @@ use imastage_client::{
 
 use crate::{clock::now, drain::banks::Banks};
 
-/// Compares what is stored with the TPM, drain after drain.
+/// Compares stored records with the TPM at each drain.
 #[derive(Clone, Debug)]
 pub struct Comparison {
     banks: Banks,
     verdict: Verdict,
-    /// How many records led to the TPM's PCR when it was last compared.
+    /// The number of records that replayed to the TPM's PCR at the last comparison.
     consistent: u64,
-    /// How many records were stored when the list was last turned to: others may have deleted some
-    /// there, and nowhere after.
+    /// The number of records stored when the list was last read: others can have deleted records
+    /// there, and not after it.
     boundary: u64,
-    /// The first `boot_aggregate` but the epoch's own, of the records of this drain.
+    /// The first `boot_aggregate` among the records of this drain, other than the epoch's own.
     rebooted: Option<u64>,
-    /// Where the kernel's own count tells that others deleted records, and how many.
+    /// The place at which others deleted records according to the kernel's counter, and their
+    /// number.
     gap: Option<(u64, u64)>,
     is_asked: bool,
     /// Records before an anchor were not read since the service started.
     is_resumed: bool,
 }
 
-/// What the end of a drain has shown.
+/// The result of a comparison at the end of a drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// Nothing that is to be kept.
+    /// Nothing to be noted.
     Nothing,
-    /// TPM and store have diverged: to be noted for good.
+    /// TPM and store have diverged: to be noted permanently.
     Diverged(Divergence),
-    /// All that is stored leads to the TPM's PCR in every bank: what was noted of a divergence before
-    /// is refuted (a file that was restored, for one).
+    /// All stored records replay to the TPM's PCR in every bank: an earlier note of a divergence is
+    /// refuted (for example because a file was restored).
     Refuted,
 }
 
-/// What is known about how a list and the TPM may have diverged.
+/// Circumstances that determine the cause of a divergence.
 #[derive(Clone, Debug, Default)]
 pub struct Circumstances {
-    /// Nobody can delete records of this list.
+    /// No process can delete records of this list.
     pub nobody_deletes: bool,
-    /// Others who delete records are noticed by more than the PCR: see [`Comparison::gap`].
+    /// Deletion by others is noticed independent of the PCR: see [`Comparison::gap`].
     pub gaps_are_seen: bool,
-    /// Who has the list's files open, in words; empty if nobody is seen.
+    /// The processes that have the list's files open, as text; empty if none is visible.
     pub holders: String,
 }
 
 impl Comparison {
-    /// `banks` have replayed all that is stored; `verdict` is what is known of the epoch, and
-    /// `consistent` how many records once led to the TPM's PCR.
+    /// `banks` have replayed all stored records; `verdict` is the known one of the epoch, and `consistent` the
+    /// number of records that once replayed to the TPM's PCR.
     pub fn new(banks: Banks, verdict: Verdict, consistent: u64) -> Comparison {
         Comparison {
             banks,
@@ -77,7 +78,7 @@ impl Comparison {
         self.is_resumed
     }
 
-    /// Says that all stored records were read, and are whole.
+    /// Reports that all stored records were read and are intact.
     pub fn verified(&mut self) {
         self.is_resumed = false;
     }
@@ -87,22 +88,22 @@ impl Comparison {
         &self.verdict
     }
 
-    /// How many records led to the TPM's PCR when it was last compared.
+    /// The number of records that replayed to the TPM's PCR at the last comparison.
     pub fn consistent(&self) -> u64 {
         self.consistent
     }
 
-    /// The PCRs as the TPM had them last.
+    /// The TPM's last known PCR values.
     pub fn tpm(&self) -> &[PcrTarget] {
         self.banks.targets()
     }
 
-    /// The PCRs as stored records replay.
+    /// The PCR values to which stored records replay.
     pub fn replay(&self) -> &ListReplay {
         self.banks.replay()
     }
 
-    /// The list's own PCR, once there is a record.
+    /// The list's own PCR; `None` without a record.
     pub fn own_pcr(&self) -> Option<u32> {
         self.banks.replay().pcr()
     }
@@ -112,7 +113,7 @@ impl Comparison {
         self.banks.compared()
     }
 
-    /// The ways in which the next records may extend banks, bank by bank, the most telling first.
+    /// The possible states of the banks after the stored records, the strongest bank first.
     pub fn candidates(&self) -> Vec<ListReplay> {
         self.banks.candidates()
     }
@@ -127,15 +128,15 @@ impl Comparison {
         matches!(self.verdict, Verdict::Damaged { .. })
     }
 
-    /// Whether a drain that ended now would find that store and TPM part.
+    /// Whether store and TPM would diverge if the drain ended now.
     pub fn diverges(&self) -> bool {
         let agrees = |records| self.banks.apart(records).is_empty();
         let diverges = self.is_asked && !self.banks.agreed().is_some_and(agrees);
         !self.has_diverged() && !self.is_damaged() && (self.gap.is_some() || diverges)
     }
 
-    /// Begins a drain. `pcrs` was read before the list was touched, so whatever the TPM was extended
-    /// with by then is stored or will be pushed; `None` if there is no TPM to ask.
+    /// Starts a drain. `pcrs` was read before the list, so everything that extended the TPM by then
+    /// is stored or will be pushed; `None` without a TPM.
     pub fn begin(&mut self, pcrs: Option<Vec<PcrTarget>>) {
         self.turn();
         self.rebooted = None;
@@ -145,17 +146,17 @@ impl Comparison {
         }
     }
 
-    /// Says that the list is turned to now, for the next records.
+    /// Reports that the next records are read from the list now.
     pub fn turn(&mut self) {
         self.boundary = self.banks.records();
     }
 
-    /// Says that others deleted `count` records that would have come next.
+    /// Reports that others deleted the next `count` records.
     pub fn gap(&mut self, count: u64) {
         self.gap = self.gap.or(Some((self.banks.records(), count)));
     }
 
-    /// Takes records that were stored.
+    /// Adds records that were stored.
     pub fn push(&mut self, records: &[Record<'_>]) {
         for (at, record) in (self.banks.records()..).zip(records) {
             if at > 0 && self.rebooted.is_none() && record.begins_kernel() {
@@ -165,23 +166,23 @@ impl Comparison {
         self.banks.push(records);
     }
 
-    /// Ends a drain that stored everything there was: decides. `now` reads the TPM again; `None` if
-    /// it does not answer.
+    /// Ends a drain that stored the whole list, and determines the verdict. `now` reads the TPM
+    /// again; `None` if it does not answer.
     pub fn judge(
         &mut self,
         circumstances: &Circumstances,
         now: impl FnOnce() -> Option<Vec<PcrTarget>>,
     ) -> Judgement {
         if self.is_damaged() {
-            // What is not there cannot be told from what others deleted.
+            // Unread records cannot be distinguished from deleted ones.
             return Judgement::Nothing;
         }
         if matches!(self.verdict, Verdict::Altered { .. } | Verdict::NotExtended { .. }) {
-            // This time it was read as it was measured, and the TPM was extended.
+            // The record is intact now, and extended the TPM.
             self.verdict = Verdict::Unchecked;
         }
         if self.gap.is_some() && !self.has_diverged() {
-            // Sooner or later the PCR will show it.
+            // The PCR will show it later.
             return Judgement::Diverged(self.part(Vec::new(), circumstances));
         }
         if !self.is_asked {
@@ -194,7 +195,7 @@ impl Comparison {
             // Once something is missing, no later PCR of this epoch can be reached.
             _ if self.has_diverged() => return Judgement::Nothing,
             _ => {
-                // Where no bank agrees it is no matter of banks.
+                // If no bank agrees, the cause is not a bank.
                 let is_all = self.banks.is_all_diverging(&apart);
                 let apart = if is_all { Vec::new() } else { apart };
                 return Judgement::Diverged(self.part(apart, circumstances));
@@ -211,7 +212,7 @@ impl Comparison {
         judgement
     }
 
-    /// When nothing is measured at the moment, the TPM's value is that of the last record.
+    /// If nothing is measured at the moment, the TPM's value is that after the last record.
     fn later(&mut self, records: u64, now: Option<Vec<PcrTarget>>) -> u64 {
         let Some(now) = now else { return records };
         self.banks.look_for(now);
@@ -233,7 +234,7 @@ impl Comparison {
         }
     }
 
-    /// Says that the list's own PCR is zero in every bank although there are records: nothing is
+    /// Reports that the list's own PCR is zero in every bank although there are records: nothing is
     /// proven.
     pub fn not_extended(&mut self, records: u64) {
         if self.is_damaged() || self.has_diverged() {
@@ -256,16 +257,15 @@ impl Comparison {
         self.verdict = Verdict::NotExtended { why };
     }
 
-    /// Says that the store is damaged: nothing is concluded from it any more.
+    /// Reports that the store is damaged: no conclusions are drawn from it.
     pub fn damaged(&mut self, why: String) {
         self.verdict = Verdict::Damaged { why };
     }
 
-    /// TPM and store have diverged, in `apart` alone if that is not empty.
+    /// The divergence of TPM and store, which is limited to `apart` if that is not empty.
     fn part(&mut self, apart: Vec<(Bank, u32)>, circumstances: &Circumstances) -> Divergence {
-        // A list loses records only at its beginning: what is missing is missing where records
-        // that were taken together follow what was stored, or where earlier ones did since the
-        // TPM last agreed.
+        // A list loses records only at its beginning. Missing records therefore lie before records
+        // that were read together, of this drain or of an earlier one since the TPM last agreed.
         let (boundary, end) = (self.boundary, self.banks.records());
         let Circumstances { nobody_deletes, gaps_are_seen, holders } = circumstances;
         let pcrs = names(self.banks.compared().iter());
@@ -276,9 +276,9 @@ impl Comparison {
         let missing = "records are missing here: someone else deleted them";
         let (cause, before, mut text) = match (self.gap, self.rebooted) {
             (Some((at, count)), _) => (Cause::Missing, at, format!("{missing} ({count} records)")),
-            // One bank alone has nothing to do with records.
+            // A divergence of one bank alone is not caused by records.
             _ if !apart.is_empty() => (Cause::UnloggedExtend, end, unlogged.to_owned()),
-            // A kernel that gets no list, or not all of it, begins its own after what it got.
+            // A kernel that receives no list, or a part of it, starts its own after that.
             (None, Some(boot)) => {
                 let text = "records are missing here: another kernel was started, by kexec, and it \
                             did not get them";

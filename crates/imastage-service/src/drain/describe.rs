@@ -1,15 +1,15 @@
-//! What a service's status says of the store and the comparison with the TPM.
+//! The part of a service's status about the store and the comparison with the TPM.
 
 use ima_log::{Bank, IMA_PCR, PcrTarget};
 use imastage_client::wire::{self, BankStatus, PcrStatus, Status, Verdict};
 
 use crate::drain::drainer::Drainer;
 
-/// Brings the part of the state that the drainer knows up to date.
+/// Updates the part of the status that the drainer knows.
 pub(crate) fn describe(status: &mut Status, drainer: &Drainer) {
     let (store, comparison) = (drainer.store(), drainer.comparison());
     status.verdict = match comparison.verdict() {
-        // What is stored has to be read before anything is said of it.
+        // Stored records have to be read before they are reported.
         Verdict::Consistent { .. } | Verdict::Lagging { .. } if comparison.is_resumed() => {
             Verdict::Unchecked
         }

@@ -1,4 +1,4 @@
-//! One drain after the other: read, check, store, delete, and compare with the TPM.
+//! Drains: read, check, store, delete, and compare with the TPM.
 
 use std::{num::NonZeroU64, time::Instant};
 
@@ -23,33 +23,32 @@ pub struct Drainer {
     store: Store,
     comparison: Comparison,
     tpm: Option<Box<dyn AskTpm>>,
-    /// Why the TPM did not answer, if it was asked and did not.
+    /// The reason that the TPM did not answer, if it was asked and did not.
     tpm_error: Option<String>,
-    /// When it was asked last and did, in seconds since 1970.
+    /// The time of its last answer, in seconds since 1970.
     compared: Option<u64>,
-    /// What was noted of a divergence of store and TPM.
+    /// The note of a divergence of store and TPM.
     diverged: Vec<Note>,
-    /// Whether nothing before the list's first record is missing, as far as can be told.
+    /// Whether no record before the list's first is known to be missing.
     is_ours: bool,
     /// Delete from any list.
     adopt: bool,
-    /// Why this epoch is over, once it is.
+    /// The reason that this epoch has ended, if it has.
     over: Option<(u32, u32)>,
-    /// How many of the list's first records are stored already; `None` until that is known.
+    /// The number of the list's first records that are already stored; `None` until that is known.
     stored_in_list: Option<u64>,
-    /// How many records the list's kernel had up to the last one that was taken, where it tells.
+    /// The kernel's count of records up to the last one that was read, if it has one.
     position: Option<u64>,
-    /// Whether that is known since store and TPM were last consistent: then nobody can have deleted
-    /// anything unnoticed.
+    /// Whether that is known since store and TPM were last consistent: then no deletion can have
+    /// gone unnoticed.
     counts_since_step: bool,
-    /// How many current records there were when everything in the list was copied, if that was the
-    /// last thing that was done.
+    /// The number of current records when the whole list was copied, if that was the last action.
     copied: Option<u64>,
 }
 
 impl Drainer {
     /// Drains `source` into `store`, which has an epoch. `comparison` has replayed what is stored;
-    /// `diverged` is what was noted of a divergence of store and TPM.
+    /// `diverged` is the note of a divergence of store and TPM.
     pub fn new(
         source: Box<dyn Source>,
         store: Store,
@@ -76,24 +75,24 @@ impl Drainer {
         }
     }
 
-    /// Deletes records of any list, also of one whose earlier records are not in this store.
+    /// Permits deletion from any list, including one whose earlier records are not in this store.
     #[must_use]
     pub fn adopting(self, adopt: bool) -> Drainer {
         Drainer { adopt, ..self }
     }
 
-    /// Drains once: everything that was in the list when this was called is stored when it
+    /// Drains once: all records that are in the list when this is called are stored when it
     /// returns.
     ///
     /// # Errors
-    /// [`DrainError`]; what was not stored is still in the list.
+    /// [`DrainError`]; records that were not stored are still in the list.
     pub fn drain(&mut self) -> Result<Round, DrainError> {
         self.measured(Drainer::try_drain)
     }
 
-    /// Stores what is in the list and leaves it there: what can be done for records that cannot be
-    /// deleted, because others read the list all the time, the machine is going down, or a
-    /// permission is missing. Reads the whole list if there is anything new in it.
+    /// Stores the records of the list and leaves them there. For records that cannot be deleted,
+    /// because other processes have the list open, the machine shuts down, or a permission is
+    /// missing. Reads the whole list if it has a new record.
     ///
     /// # Errors
     /// [`DrainError`].
@@ -106,29 +105,29 @@ impl Drainer {
         &self.comparison
     }
 
-    /// Why the TPM was not asked the last time it should have been.
+    /// The reason that the TPM was not read at the last drain.
     pub fn tpm_error(&self) -> Option<&str> {
         self.tpm_error.as_deref()
     }
 
-    /// When the TPM was asked last and answered, in seconds since 1970.
+    /// The time of the TPM's last answer, in seconds since 1970.
     pub fn compared(&self) -> Option<u64> {
         self.compared
     }
 
-    /// Replaces what is known of the store, which was damaged: `comparison` has replayed it again.
+    /// Replaces the comparison of a store that was damaged: `comparison` has replayed it again.
     pub fn compare_anew(&mut self, comparison: Comparison) {
         self.comparison = comparison;
         self.stored_in_list = None;
         self.copied = None;
     }
 
-    /// Says that all stored records were read, and are whole.
+    /// Reports that all stored records were read and are intact.
     pub fn verified(&mut self) {
         self.comparison.verified();
     }
 
-    /// Says that the store is damaged: nothing is concluded from it, and nothing deleted.
+    /// Reports that the store is damaged: no conclusions are drawn from it, and nothing is deleted.
     pub fn damaged(&mut self, why: String) {
         self.comparison.damaged(why);
     }
@@ -138,7 +137,7 @@ impl Drainer {
         &self.store
     }
 
-    /// How many records are in the list and wait to be drained.
+    /// The number of records in the list that are not yet drained.
     ///
     /// # Errors
     /// [`SourceError`].
@@ -146,7 +145,7 @@ impl Drainer {
         self.source.count()
     }
 
-    /// Says that drains keep failing: from now on store and TPM are not consistent.
+    /// Reports that drains keep failing: store and TPM are no longer consistent.
     pub fn fall_behind(&mut self) {
         // What cannot be counted cannot be drained, either.
         let waiting = self.source.count().unwrap_or(0);
@@ -198,21 +197,21 @@ impl Drainer {
             self.stored_in_list = Some(place.stored as u64);
         }
         for _ in 0..MOST_READS {
-            // Whatever the TPM was extended with by now is in the store or in the list. If it does
-            // not answer, records are kept anyway.
+            // Everything that extended the TPM by now is in the store or in the list. If it does
+            // not answer, records are stored anyway.
             let pcrs = ask(&mut self.tpm, asked_for, &mut self.tpm_error);
             if let Some(pcrs) = &pcrs
                 && is_reset(own, pcrs)
                 && self.waiting()? + self.store.len() > 0
             {
-                // Nobody may delete what no PCR tells of.
+                // Records that no PCR proves must not be deleted.
                 (self.stored_in_list, self.copied) = (None, None);
                 return self.try_copy(round);
             }
             self.copied = None;
             self.comparison.begin(pcrs);
-            // Records that were staged before are older than all others, whoever staged them. When
-            // they are gone, all that was in the list at the beginning is still to be taken.
+            // Records that are already staged are older than all others, whichever process staged
+            // them. After their deletion, the records of the current list are still to be read.
             while self.take(round)? {}
             if self.comparison.compared().without(asked_for).is_empty() {
                 break;
@@ -222,7 +221,7 @@ impl Drainer {
         self.judge()
     }
 
-    /// Looks where the list continues the store. Refuses a list whose beginning is somewhere else.
+    /// Determines where the list continues the store. Refuses a list whose beginning is in neither.
     fn find(&mut self) -> Result<Place, DrainError> {
         let Drainer { source, store, comparison, tpm, .. } = self;
         let place = place::find(source.as_mut(), store, comparison, tpm)?;
@@ -230,7 +229,7 @@ impl Drainer {
         match place.beginning {
             Beginning::Known => self.is_ours = true,
             Beginning::Foreign if is_freed && !self.is_ours && !self.adopt => {
-                // For who looks for the reason: the TPM may have been reset.
+                // The reason can be a TPM reset.
                 self.check_reset()?;
                 return Err(DrainError::Foreign { list: self.source.name() });
             }
@@ -258,7 +257,7 @@ impl Drainer {
         self.judge()
     }
 
-    /// Stores what is in a list whose TPM was never extended. Nothing is deleted.
+    /// Stores the records of a list whose TPM was never extended. Nothing is deleted.
     fn keep_unproven(&mut self, place: Place, round: &mut Round) -> Result<(), DrainError> {
         self.check_reset()?;
         let waiting = self.source.count()?;
@@ -284,7 +283,7 @@ impl Drainer {
         Ok(())
     }
 
-    /// Takes one batch, and tells whether there may be more from before it was taken.
+    /// Drains one batch; returns whether more records from before the batch may be left.
     fn take(&mut self, round: &mut Round) -> Result<bool, DrainError> {
         let list_name = self.source.name();
         let Drainer { source, store, comparison, tpm, over, .. } = self;
@@ -303,17 +302,17 @@ impl Drainer {
         let (old, new) = records.split_at(skip as usize);
         if !old.is_empty() {
             let tail = store.tail(stored as usize)?;
-            // Others may have deleted records since they were looked at.
+            // Other processes may have deleted records meanwhile.
             if !old.iter().zip(&tail).all(|(record, stored)| record.as_bytes() == stored) {
                 return Err(DrainError::Moved);
             }
         }
         same_boot(store, new, tpm, over)?;
-        // There was nothing in list and store that could have told.
+        // List and store were empty, so nothing was known.
         if !self.is_ours && !self.adopt && is_freed {
             match records.first() {
                 Some(first) if first.begins_kernel() => {}
-                // Now that there are records, the TPM can tell.
+                // With records, the TPM decides.
                 _ if tpm.is_some() => return Err(DrainError::Moved),
                 _ => return Err(DrainError::Foreign { list: list_name }),
             }
@@ -330,7 +329,7 @@ impl Drainer {
         self.position = position.map(|position| position + count.get());
         let deleted = batch.delete(count);
         round.holds.push(since.elapsed());
-        // Nobody waits for this, so it comes last.
+        // Last, because no caller waits for it.
         comparison.push(new);
         round.stored += new.len() as u64;
         round.already_stored += skip;
@@ -364,7 +363,7 @@ impl Drainer {
         if self.comparison.diverges() {
             self.check_reset()?;
             if self.comparison.is_resumed() {
-                // Records that were altered in the store would look like this: they are read first.
+                // Altered records in the store would have the same effect, so they are read first.
                 return Ok(());
             }
         }
@@ -410,7 +409,7 @@ impl Drainer {
         not_reset(was, tpm.reset_count().map_err(DrainError::Tpm)?, &mut self.over)
     }
 
-    /// Who else has the list's files open, in words.
+    /// The other processes that have the list's files open, as text.
     fn others(&self) -> String {
         if !self.comparison.diverges() {
             return String::new();
@@ -420,7 +419,8 @@ impl Drainer {
         if holders.found.is_empty() { String::new() } else { holders.to_string() }
     }
 
-    /// Whether the list was shortened may be unknown after a failure. Find out before continuing.
+    /// After a failure, it may be unknown whether the list was shortened; determine it before
+    /// continuing.
     fn give_up(&mut self, error: &DrainError) {
         self.store.rollback();
         self.stored_in_list = None;
@@ -435,7 +435,7 @@ impl Drainer {
     }
 }
 
-/// These PCRs now, if there is a TPM and it answers.
+/// The current values of these PCRs, if there is a TPM and it answers.
 fn ask(
     tpm: &mut Option<Box<dyn AskTpm>>,
     pcrs: PcrSet,

@@ -1,4 +1,4 @@
-//! Which epoch the records of this boot belong to.
+//! The epoch to which the records of this boot belong.
 
 use std::{
     thread,
@@ -17,16 +17,16 @@ use crate::{
     },
 };
 
-/// The kind of a note that tells of another boot in the epoch; its text is the boot's id.
+/// The kind of a note about another boot in the epoch; its text is the boot ID.
 const KEXEC: &str = "kexec";
 
 /// The banks whose PCR 10 the store keeps.
 const BANKS: [Bank; 2] = [Bank::Sha1, Bank::Sha256];
 
-/// Continues with the epoch that is stored, or begins a new one; gives its number.
+/// Continues the stored epoch or starts a new one; returns its number.
 ///
-/// A TPM says by its reset counter whether its PCRs are those of the epoch. Without one, a boot is
-/// an epoch, but for a boot by kexec whose kernel was handed the list: its records show that.
+/// The TPM's reset counter shows whether its PCRs are those of the epoch. Without a TPM, each boot
+/// is an epoch, except for a kexec that passed the list on, which its records show.
 pub fn enter(
     store: &mut Store,
     id: EpochId,
@@ -49,7 +49,7 @@ pub fn enter(
     Ok(store.epoch().map_or(0, |epoch| epoch.number))
 }
 
-/// Whether an earlier service saw that this boot belongs to the epoch.
+/// Whether an earlier service noted that this boot belongs to the epoch.
 fn is_known(epoch: &Epoch, id: &EpochId, notes: &[Note]) -> bool {
     let tells = |note: &Note| note.kind == KEXEC && note.text == id.boot_id;
     epoch.id.tpm.is_none() && id.tpm.is_none() && notes.iter().any(tells)
