@@ -1,4 +1,4 @@
-//! What whoever runs this may do: a service run by the same user may do no more.
+//! The permissions of the caller: a service of the same user has no others.
 
 use std::{fs, os::unix::fs::MetadataExt};
 
@@ -52,7 +52,7 @@ fn capability(is_root: bool, has_it: bool) -> Finding {
     }
 }
 
-/// Whose the list's files are.
+/// The owner of the list's files.
 fn files(machine: &Machine, findings: &mut Vec<Finding>) {
     let path = machine.source.join("binary_runtime_measurements");
     let Ok(meta) = fs::metadata(path) else { return };
@@ -72,7 +72,7 @@ fn files(machine: &Machine, findings: &mut Vec<Finding>) {
     }
 }
 
-/// The view is made through FUSE.
+/// The view requires FUSE.
 fn fuse(machine: &Machine, is_root: bool, findings: &mut Vec<Finding>) {
     let check = "access.fuse";
     let path = machine.path("/dev/fuse");

@@ -1,4 +1,4 @@
-//! Who reads the kernel's files: now, and by configuration.
+//! The programs that read the kernel's files: at the moment, and by configuration.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use crate::{
     state,
 };
 
-/// What every path of the kernel's lists has in it, by either of its names.
+/// The common parts of all paths of the kernel's lists, by both names of the directory.
 const KERNEL_DIRS: [&str; 2] = ["/sys/kernel/security/ima/", "/sys/kernel/security/integrity/ima/"];
 const LIST: &str = "_runtime_measurements";
 
@@ -34,7 +34,7 @@ pub(crate) fn examine(
 ) {
     let severity = if kernel.can_delete { Problem } else { Note };
     let mut holders = lasting_holders(&machine.source);
-    // It keeps the file of a list that it can only follow.
+    // The service keeps the file open if it can only follow the list.
     let service = state::service(state).and_then(|status| status.pid);
     let on_list = imastage_source::service_of(&machine.source);
     if let Some(other) = on_list.filter(|other| Some(other.pid) != service) {
@@ -81,7 +81,7 @@ fn other_service(ListService { pid, state: theirs }: &ListService, state: &Path)
         .fix(fix)
 }
 
-/// Whoever reads the list once has it open for a moment; who still has it at a second look keeps it.
+/// A process that reads the list once has it open for a moment; one found twice keeps it open.
 fn lasting_holders(dir: &Path) -> Holders {
     let first = Holders::find_thoroughly(dir);
     if first.found.is_empty() {
@@ -122,7 +122,7 @@ fn holding(holders: &Holders, severity: Severity) -> Finding {
         ))
 }
 
-/// Where a line sends its program: what it names, and the line that names the view instead.
+/// The list in a line of configuration, and the line with the view instead.
 fn redirect(line: &str, view: &Path) -> Option<String> {
     let begin = KERNEL_DIRS.iter().find_map(|dir| {
         let at = line.find(dir)?;
@@ -135,13 +135,13 @@ fn redirect(line: &str, view: &Path) -> Option<String> {
     Some(format!("{before}{}/{after}", view.display()))
 }
 
-/// Configuration that names the kernel's files, of tpm2-tss (FAPI), osquery, systemd units (IBM ACS,
-/// CHARRA and whatever else is started with a path) and cron.
+/// Configuration that names the kernel's files, of tpm2-tss (FAPI), osquery, systemd units (IBM
+/// ACS, CHARRA and whatever else is started with a path) and cron.
 fn mentions(machine: &Machine, severity: Severity, view: &Path, findings: &mut Vec<Finding>) {
     const MOST_IN_A_FILE: usize = 5;
     let mut seen = BTreeSet::new();
     for path in configuration(machine) {
-        // The same directory may have two names.
+        // A directory can have two names.
         let Ok(real) = fs::canonicalize(&path) else { continue };
         if !seen.insert(real) {
             continue;
@@ -184,7 +184,7 @@ fn configuration(machine: &Machine) -> Vec<PathBuf> {
     ];
     let mut paths: Vec<PathBuf> = FILES.iter().map(|file| machine.path(file)).collect();
     for path in DIRS.iter().flat_map(|dir| machine.files(dir)) {
-        // Drop-ins and packs stand one level below.
+        // Drop-ins and packs are one level below.
         if path.is_dir() {
             paths.extend(entries(&path));
         } else {
@@ -195,7 +195,7 @@ fn configuration(machine: &Machine) -> Vec<PathBuf> {
     paths
 }
 
-/// What a configuration file belongs to.
+/// The program of a configuration file.
 fn program(path: &Path, line: &str) -> String {
     let text = path.to_string_lossy();
     if text.contains("tpm2-tss") {
@@ -215,7 +215,7 @@ fn program(path: &Path, line: &str) -> String {
     }
 }
 
-/// Programs that run and were started with the path of one of the kernel's files.
+/// Running programs that were started with the path of one of the kernel's files.
 fn command_lines(
     machine: &Machine,
     holders: &Holders,

@@ -1,4 +1,4 @@
-//! What is examined and what is found: plain data.
+//! The subject and the findings of an examination: plain data.
 
 use std::path::PathBuf;
 
@@ -6,54 +6,54 @@ use bytesize::ByteSize;
 use imastage_tpm::Endpoint;
 use serde::Serialize;
 
-/// What is to be examined.
+/// The subject of an examination.
 #[derive(Clone, Debug)]
 pub struct Examination {
-    /// Where the machine's files begin; `/` but for tests and images of other machines.
+    /// The root of the machine's files: `/`, except in tests and for images of other machines.
     pub root: PathBuf,
     /// The directory with the list's files; `None` for the kernel's own.
     pub source: Option<PathBuf>,
-    /// The service's state directory, which need not be there yet.
+    /// The service's state directory, which need not exist yet.
     pub state: PathBuf,
-    /// Where the view is or will be mounted: what agents are to be pointed at.
+    /// The present or future mount point of the view, which agents should read.
     pub view: PathBuf,
-    /// The TPM to ask where sysfs does not show PCRs.
+    /// The TPM to use if sysfs does not show PCRs.
     pub tpm: Option<Endpoint>,
 }
 
-/// One thing that was found.
+/// A finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at, a name that does not change: `kernel.dialect`.
+    /// The stable name of the check: `kernel.dialect`.
     pub check: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
-    /// What was found.
+    /// The finding as text.
     pub found: String,
-    /// Why it matters; empty where nothing is to be done.
+    /// The reason that it matters; empty if nothing is to be done.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub why: String,
-    /// What to do; empty where nothing is to be done.
+    /// The remedy; empty if nothing is to be done.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub fix: String,
-    /// Lines to write or to run, exactly like this.
+    /// Exact lines to write to a file or to run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lines: Vec<String>,
 }
 
-/// How bad a finding is, the worst first.
+/// The severity of a finding, the most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The service cannot do its work, or evidence will be lost.
+    /// The service cannot work, or evidence will be lost.
     Problem,
-    /// It could not be looked at.
+    /// The check could not be made.
     Unknown,
-    /// It works, but not as well as it could.
+    /// The service works, with a disadvantage.
     Warning,
-    /// Good to know.
+    /// Information.
     Note,
-    /// As it should be.
+    /// No objection.
     Ok,
 }
 
@@ -86,7 +86,7 @@ impl Finding {
     }
 }
 
-/// An agent is pointed at the kernel's files.
+/// An agent is configured to read the kernel's files.
 pub(crate) fn pointing(check: &'static str, severity: Severity, found: String) -> Finding {
     let why = if severity == Severity::Problem {
         "while it reads nobody can stage, and what was drained is missing in what it reads: its \

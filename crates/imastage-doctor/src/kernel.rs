@@ -1,4 +1,4 @@
-//! The kernel: whether it has IMA, how its list can be shortened, what it was built with.
+//! The kernel: IMA, the way in which records leave its list, and its configuration.
 
 use imastage_source::{DeleteMode, Dialect, SourceError};
 
@@ -10,15 +10,16 @@ use crate::{
     machine::{Config, Machine, Options},
 };
 
-/// What the other checks need to know of it.
+/// The properties of the kernel that other checks need.
 pub(crate) struct Kernel {
-    /// How records leave its list.
+    /// The way in which records leave its list.
     pub(crate) dialect: Dialect,
-    /// Whether any do: in a dialect, or by N alone (Linux 7.2 without CONFIG_IMA_STAGING).
+    /// Whether records can be deleted: in a dialect, or only by N (Linux 7.2 without
+    /// CONFIG_IMA_STAGING).
     pub(crate) can_delete: bool,
     /// Its command line, if it is a kernel's list and can be read.
     pub(crate) options: Option<Options>,
-    /// How it was built, if it is a kernel's list and can be read.
+    /// Its configuration, if it is a kernel's list and can be read.
     pub(crate) config: Option<Config>,
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn examine(machine: &Machine, findings: &mut Vec<Finding>) -> Option<
             return None;
         }
     };
-    // Where the dialect does not tell.
+    // If the dialect does not show it.
     let takes_n = || imastage_source::open(dir, Some(DeleteMode::FirstN)).is_ok();
     let can_delete = dialect != Dialect::Follow || takes_n();
     let options = machine.is_kernel.then(|| machine.options().ok()).flatten();
@@ -141,7 +142,7 @@ fn shortening(kernel: &Kernel) -> Finding {
     }
 }
 
-/// Why there is no list where the kernel should show it.
+/// The reason that the kernel's list does not exist.
 fn without_ima(machine: &Machine, config: Option<&Config>) -> Finding {
     let finding = |found: &str| Finding::new("kernel.ima", Problem, found);
     let stand_in = "or use a list in user space: imastage run --source embedded";
@@ -219,7 +220,7 @@ fn securityfs_is_writable(machine: &Machine, kernel: &Kernel, findings: &mut Vec
     }
 }
 
-/// Security modules that may come between the service and the files.
+/// Security modules that can deny the service access to the files.
 fn guards(machine: &Machine, findings: &mut Vec<Finding>) {
     let mut guards = Vec::new();
     match machine.value("/sys/fs/selinux/enforce").as_deref() {
@@ -230,7 +231,7 @@ fn guards(machine: &Machine, findings: &mut Vec<Finding>) {
     if machine.value("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y") {
         guards.push("AppArmor is on".to_owned());
     }
-    // The mode in force stands in brackets.
+    // The current mode is in brackets.
     let lockdown = machine.text("/sys/kernel/security/lockdown").unwrap_or_default();
     if let Some(mode) = lockdown.split(['[', ']']).nth(1).filter(|mode| *mode != "none") {
         guards.push(format!("lockdown is {mode}"));

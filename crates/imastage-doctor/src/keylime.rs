@@ -1,7 +1,7 @@
-//! Where keylime's agent reads the list.
+//! The list that keylime's agent reads.
 //!
-//! Source: rust-keylime's configuration: files in the order below, of which later ones win, and an
-//! environment variable, which wins over all.
+//! Source: rust-keylime's configuration: files in the order below, the later ones with higher
+//! precedence, and an environment variable, which has the highest.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,13 @@ use crate::{
     machine::{Machine, entries, read_text},
 };
 
-/// The environment variable that wins over its files.
+/// The environment variable with precedence over the files.
 pub(crate) const VARIABLE: &str = "KEYLIME_AGENT_IMA_ML_PATH=";
 const KEY: &str = "ima_ml_path";
 const SECTION: &str = "[agent]";
 const DROP_IN: &str = "/etc/keylime/agent.conf.d/imastage.conf";
 
-/// A setting and the file it stands in.
+/// A setting and its file.
 struct Setting {
     value: String,
     path: PathBuf,
@@ -95,7 +95,7 @@ fn files(machine: &Machine) -> Vec<PathBuf> {
     files
 }
 
-/// The agent's units and their drop-ins; the later a directory the more it says.
+/// The agent's units and their drop-ins; later directories have precedence.
 fn units(machine: &Machine) -> Vec<PathBuf> {
     const DIRS: [&str; 4] = [
         "/lib/systemd/system",
@@ -111,7 +111,7 @@ fn units(machine: &Machine) -> Vec<PathBuf> {
     found.flat_map(|path| if path.is_dir() { entries(&path) } else { vec![path] }).collect()
 }
 
-/// The last value of the key, whatever section it stands in: no other has it.
+/// The last value of the key in any section; the key exists in one only.
 fn in_file(text: &str) -> Option<String> {
     let value = |line: &str| {
         let value = line.trim_start().strip_prefix(KEY)?.trim_start().strip_prefix('=')?.trim();

@@ -1,7 +1,7 @@
-//! Examines whether a machine is ready for the service: what was found, why it matters, how to fix it.
+//! Examines whether a machine is ready for the service: findings with reasons and remedies.
 //!
-//! [`examine`] changes nothing: it opens no file for writing and holds the list's files (for reading)
-//! only while it reads them. All input is parsed as hostile.
+//! [`examine`] changes nothing: it opens no file for writing, and has the list's files open (for
+//! reading) only while it reads them. All input is treated as hostile.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -21,8 +21,8 @@ pub use finding::{Examination, Finding, Severity};
 
 use machine::Machine;
 
-/// Examines a machine. Reads the whole list once, and the store if there is one. The worst findings
-/// come first.
+/// Examines a machine. Reads the whole list once, and the store if there is one. The most severe
+/// findings come first.
 pub fn examine(examination: &Examination) -> Vec<Finding> {
     let machine = Machine::new(examination);
     let mut findings = Vec::new();

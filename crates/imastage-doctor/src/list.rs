@@ -1,4 +1,4 @@
-//! The list: what is in it, and whether it leads to PCR 10 as it stands.
+//! The list: its content, and whether it replays to its PCR.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ use crate::{
     tpm::Pcrs,
 };
 
-/// What was in the list.
+/// The content of the list.
 #[derive(Default)]
 pub(crate) struct List {
     pub(crate) records: u64,
@@ -33,35 +33,35 @@ pub(crate) struct List {
     pub(crate) violations: u64,
     /// The names of the templates of its records.
     pub(crate) templates: Vec<String>,
-    /// The banks that have a file, as their files are called.
+    /// The banks with a file, by the names of the files.
     pub(crate) banks: Vec<String>,
     /// The PCR that its first record names, stored or not.
     pcr: u32,
     /// That PCR by bank, if it can be read.
     pub(crate) pcrs: Vec<Digest>,
     begins_with_aggregate: bool,
-    /// The first record says that its kernel found no TPM.
+    /// Whether the first record shows that its kernel found no TPM.
     began_without_tpm: bool,
-    /// The first record is a boot_aggregate_late.
+    /// Whether the first record is a boot_aggregate_late.
     began_late: bool,
     /// The first record that was altered.
     altered: Option<u64>,
-    /// Why it is not a list from some record on.
+    /// The reason that it cannot be parsed from some record on.
     broken: Option<String>,
 }
 
-/// A kernel has fewer; a list that names more is no reason to search long.
+/// More than a kernel has; limits the work for a list that names more.
 const MOST_TEMPLATES: usize = 16;
 
 /// Two ways to explain PCR 10.
 struct Chains {
     /// The list alone.
     alone: ListReplay,
-    /// What is stored, and then the list.
+    /// The stored records, followed by the list.
     stored: Option<Stored>,
 }
 
-/// Why a list could not be compared.
+/// The reason that a list could not be compared.
 #[derive(Debug, thiserror::Error)]
 enum Unreadable {
     #[error("{0}")]
@@ -79,8 +79,8 @@ pub(crate) fn examine(
 ) -> Option<List> {
     /// A drain takes milliseconds.
     const TRIES_IF_BUSY: u32 = 40;
-    /// PCRs of several banks are read one after the other, and a record is in the list a moment
-    /// before it is in the PCR.
+    /// PCRs of several banks are read one after another, and a record is in the list a moment
+    /// before it extends the PCR.
     const TRIES_IF_UNEXPLAINED: u32 = 3;
     let mut tries = 0;
     let (list, chains) = loop {
@@ -105,8 +105,9 @@ pub(crate) fn examine(
     Some(list)
 }
 
-/// Reads everything that is in the list at one moment: while its files are open nobody can stage or
-/// delete. What is stored was in the list before, and what is in PCR 10 by then is in one of them.
+/// Reads the whole list at one moment: while its files are open, no process can stage or delete.
+/// Stored records were read before, so everything that extended the PCR by then is in one of the
+/// two.
 fn read(
     machine: &Machine,
     pcrs: Option<&Pcrs>,
@@ -129,7 +130,7 @@ fn read(
     }
     let mut chains = Chains { alone, stored };
     list.read(&mut *look, &mut chains)?;
-    // What the list's kernel measures into, its first record tells.
+    // The first record names the PCR that the list's kernel extends.
     let of_stored = chains.stored.as_ref().map(Stored::pcr);
     list.pcr = of_stored.or(chains.alone.pcr()).unwrap_or(IMA_PCR);
     let own = targets.iter().filter(|target| target.pcr == list.pcr);
@@ -209,7 +210,7 @@ impl List {
 }
 
 impl Chains {
-    /// Whether the list leads to all of `pcrs`, by itself or after what is stored.
+    /// Whether the list replays to all of `pcrs`, alone or appended to the stored records.
     fn explains(&self, list: &List) -> bool {
         let is_found = |pcr: &Digest| self.alone.found(pcr.bank(), list.pcr).is_some();
         let alone = list.pcrs.iter().all(is_found);
@@ -356,7 +357,7 @@ fn replay(machine: &Machine, list: &List, chains: &Chains, findings: &mut Vec<Fi
     findings.push(diverged(machine, list, &names(&mut missed.iter().copied()), !met.is_empty()));
 }
 
-/// There are records, and the TPM knows of none.
+/// There are records, and the TPM was not extended with any.
 fn not_extended(list: &List, records: u64) -> Finding {
     let found = format!(
         "the kernel does not extend this TPM: PCR {} is zero in every bank, and there are {}",
@@ -376,7 +377,7 @@ fn not_extended(list: &List, records: u64) -> Finding {
     }
 }
 
-/// The list does not lead to its PCR: why that may be.
+/// The list does not replay to its PCR: possible reasons.
 fn diverged(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Finding {
     let finding = |found: &str| {
         let found = format!("{found} (PCR {}, {banks})", list.pcr);
@@ -424,7 +425,7 @@ fn diverged(machine: &Machine, list: &List, banks: &str, in_some: bool) -> Findi
         )
 }
 
-/// The banks that have a file of their own, as they are called there.
+/// The banks with a file of their own, by its name.
 fn bank_files(dir: &Path) -> Vec<String> {
     let name = |path: PathBuf| {
         let name = path.file_name()?.to_str()?;

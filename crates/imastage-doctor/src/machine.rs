@@ -1,4 +1,4 @@
-//! The machine as its files show it.
+//! The files of a machine.
 
 use std::{
     fs::{self, File},
@@ -12,13 +12,13 @@ use imastage_tpm::Endpoint;
 
 use crate::finding::Examination;
 
-/// The files that are looked at, below one root.
+/// The examined files, below one root.
 pub(crate) struct Machine {
     root: PathBuf,
     /// The directory with the list's files.
     pub(crate) source: PathBuf,
-    /// Whether that is the kernel's own directory, not a sandbox's, so that what the kernel was
-    /// built and booted with matters.
+    /// Whether that is the kernel's own directory and not a sandbox's, so that the kernel's
+    /// configuration and command line matter.
     pub(crate) is_kernel: bool,
     pub(crate) tpm: Option<Endpoint>,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Machine {
 /// The kernel's command line.
 pub(crate) struct Options(String);
 
-/// How the kernel was built (`/boot/config-RELEASE` or `/proc/config.gz`).
+/// The kernel's configuration (`/boot/config-RELEASE` or `/proc/config.gz`).
 pub(crate) struct Config {
     text: String,
     pub(crate) path: PathBuf,
@@ -40,7 +40,7 @@ pub(crate) struct Mount {
     pub(crate) is_read_only: bool,
 }
 
-/// No file that is read here is longer, except by malice.
+/// The maximum size of a file that is read here.
 const LONGEST: u64 = 4 << 20;
 
 const SECURITYFS_MAGIC: u64 = 0x7363_6673;
@@ -62,12 +62,12 @@ impl Machine {
         Machine { root, source, is_kernel, tpm: examination.tpm.clone() }
     }
 
-    /// Where an absolute path of the machine is.
+    /// The place of an absolute path of the machine.
     pub(crate) fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
-    /// What the machine itself calls this path.
+    /// The path on the machine itself.
     pub(crate) fn name(&self, path: &Path) -> PathBuf {
         match path.strip_prefix(&self.root) {
             Ok(rest) => Path::new("/").join(rest),
@@ -115,13 +115,13 @@ impl Machine {
         Some(Config { text, path: self.name(&path) })
     }
 
-    /// What is mounted, as far as can be read.
+    /// The mounts, as far as they can be read.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
         let text = self.text("/proc/self/mountinfo").unwrap_or_default();
         text.lines().filter_map(mount).collect()
     }
 
-    /// The processes there are, by number.
+    /// All process IDs.
     pub(crate) fn processes(&self) -> Vec<(u32, PathBuf)> {
         let number = |path: PathBuf| Some((path.file_name()?.to_str()?.parse().ok()?, path));
         self.files("/proc").into_iter().filter_map(number).collect()
@@ -135,12 +135,12 @@ impl Options {
         values.last().map(|value| value.trim_matches('"'))
     }
 
-    /// Whether there is the word `name`.
+    /// Whether the word `name` exists.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.words().any(|word| word == name)
     }
 
-    /// Blanks between quotes do not part words; words after `--` are for the first process.
+    /// Blanks between quotes do not separate words; words after `--` are for the first process.
     fn words(&self) -> impl Iterator<Item = &str> {
         let mut quoted = false;
         let words = self.0.split(move |c: char| {

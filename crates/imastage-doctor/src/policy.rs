@@ -1,4 +1,4 @@
-//! What the kernel was booted with, and what that means for the list.
+//! The kernel's boot parameters and policy, and their consequences for the list.
 
 use imastage_source::Dialect;
 
@@ -13,7 +13,7 @@ use crate::{
     machine::{Machine, Options},
 };
 
-/// Nothing of it matters for a list that is no kernel's.
+/// Irrelevant for a list that is not the kernel's.
 pub(crate) fn examine(
     machine: &Machine,
     kernel: &Kernel,
@@ -59,9 +59,9 @@ fn measuring(
     });
 }
 
-/// Rules by which reading the view, or the store on a disk, is measured itself (seen on 6.1 and 6.12).
+/// Rules that measure reads of the view, or of the store on a disk (seen on 6.1 and 6.12).
 fn own_reads(machine: &Machine, options: &Options, findings: &mut Vec<Finding>) {
-    // It replaces what the command line names.
+    // It replaces the policy of the command line.
     let loaded = machine.text("/etc/ima/ima-policy").ok();
     let built_in = options.value("ima_policy").unwrap_or_default();
     let is_measured = match &loaded {
@@ -96,15 +96,15 @@ fn own_reads(machine: &Machine, options: &Options, findings: &mut Vec<Finding>) 
 const FUSE: &str = "0x65735546";
 
 /// Whether the first of these rules (Documentation/ABI/testing/ima_policy) that is about any file
-/// that is read, or about those of FUSE, measures it. Where a rule measures for some readers only, root
-/// is taken to be one of them.
+/// that is read, or about those of FUSE, measures it. If a rule measures only for some readers,
+/// root is assumed to be one of them.
 fn measures_fuse(rules: &str) -> bool {
     for rule in rules.lines().map(str::trim).filter(|rule| !rule.starts_with('#')) {
         let value = |name: &str| {
             rule.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
         };
         let about_reading = matches!(value("func"), None | Some("FILE_CHECK" | "PATH_CHECK"));
-        // A rule about other file systems, by whatever they are told apart.
+        // A rule about other file systems, by any property.
         let elsewhere = value("fsmagic").is_some_and(|magic| !magic.eq_ignore_ascii_case(FUSE))
             || value("fsname").is_some_and(|name| name != "fuse")
             || rule.contains(" fsuuid=")
@@ -194,7 +194,7 @@ fn memory(kernel: &Kernel, options: &Options, list: &List, findings: &mut Vec<Fi
         findings.push(finding);
         return;
     }
-    // The trim patches free the records' data only, whatever is asked for.
+    // The trim patches free only the records' data, with every option.
     let flushes = flush && kernel.dialect != Dialect::Trim;
     if has_table && !flushes {
         let freed = list.records * FREED;

@@ -1,4 +1,4 @@
-//! The state directory: whether it can keep records, and for how long.
+//! The state directory: whether it can store records, and for how long.
 
 use std::{
     fs, io,
@@ -64,7 +64,7 @@ pub(crate) fn examine(state: &Path, findings: &mut Vec<Finding>) {
             findings.push(finding);
         }
     }
-    // A service that was given --group lets that group enter, and no more.
+    // With --group, that group can enter the directory, and nothing else.
     let is_for_group = meta.permissions().mode() & 0o077 == 0o010;
     if is_there && is_for_group {
         let found = format!("group {} may enter {shown} to use the service", meta.gid());
@@ -83,20 +83,20 @@ pub(crate) fn examine(state: &Path, findings: &mut Vec<Finding>) {
     }
 }
 
-/// How long the free space lasts, if the list continues growing as it did.
+/// The time until the free space is used up, at the present growth of the list.
 pub(crate) fn examine_growth(
     state: &Path,
     machine: &Machine,
     list: Option<&List>,
     findings: &mut Vec<Finding>,
 ) {
-    /// Before that, what was measured at boot says nothing about the time after it.
+    /// Before that, the rate is that of the boot.
     const SETTLED: u64 = 3600;
     const YEAR: u64 = 365;
     let check = "state.space";
     let (Some(list), Ok(space)) = (list, rustix::fs::statvfs(existing(state))) else { return };
     if space.f_blocks == 0 {
-        // It has no size: ramfs, of which is said enough already.
+        // ramfs, which has no size, and is reported elsewhere.
         return;
     }
     let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -181,7 +181,7 @@ const FORGETS: &str = "a reboot or kexec forgets what is in memory, also the rec
 const ELSEWHERE: &str = "records count as stored once fsync returns; over a network, or through \
                          another program, that may promise too much";
 
-/// What is stored, and whether it is whole.
+/// The stored records, and whether they are intact.
 fn store(state: &Path, findings: &mut Vec<Finding>) {
     const MOST: usize = 5;
     let check = "state.store";
@@ -207,7 +207,7 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
                     .fix(damage.remedy.to_string())
             }));
         }
-        // A new one is made there.
+        // A new one is created there.
         Err(StoreError::NotAStore { .. } | StoreError::Empty { .. }) => {}
         Err(error) => {
             let finding = Finding::new(check, Problem, error.to_string())
@@ -220,7 +220,7 @@ fn store(state: &Path, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What the service says of itself.
+/// The service's own status.
 fn says(condition: &Condition) -> Finding {
     let finding = |severity| {
         let found = format!("the service says: {}", condition.reason);
@@ -236,12 +236,12 @@ fn says(condition: &Condition) -> Finding {
     }
 }
 
-/// What the service says that runs with this directory; `None` if none does.
+/// The status of the service that uses this directory; `None` without one.
 pub(crate) fn service(state: &Path) -> Option<Status> {
     Client::of_state(state).ok()?.status().ok()
 }
 
-/// The directory, or the nearest one above it that is there.
+/// The directory, or its nearest existing ancestor.
 fn existing(state: &Path) -> &Path {
     let is_missing = |path: &&Path| {
         fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)

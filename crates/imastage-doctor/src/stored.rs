@@ -1,16 +1,16 @@
-//! A list after what is stored already: records that were drained are no longer in it.
+//! Replay of a list after stored records: drained records are no longer in the list.
 
 use std::path::Path;
 
 use ima_log::{Digest, IMA_PCR, PcrTarget, Record, Replay};
 use imastage_store::Reader;
 
-/// What is stored, and where its PCR goes from there.
+/// The stored records, and the running PCR values after them.
 pub(crate) struct Stored {
     records: u64,
     /// The PCR that its first record names.
     pcr: u32,
-    /// That PCR after the last record, by bank and by how banks may be extended.
+    /// The value of that PCR after the last record, by bank and way to extend it.
     end: Vec<Replay>,
     /// The last record.
     last: Vec<u8>,
@@ -18,19 +18,19 @@ pub(crate) struct Stored {
     chains: Vec<Chain>,
 }
 
-/// The list from some record on, after what is stored.
+/// A replay of the list, from some record on, after the stored records.
 struct Chain {
     replays: Vec<Replay>,
     /// For each target, whether it was met.
     met: Vec<bool>,
 }
 
-/// The list may begin with records that are stored; each that equals the last one may be it. More
-/// equal records than this are not expected at the beginning of a list.
+/// The list can start with stored records; each one that equals the last stored one can be it. This
+/// is the maximum number of such records at the beginning of a list.
 const MOST_CHAINS: usize = 16;
 
 impl Stored {
-    /// `None` if nothing is stored there, or nothing that can be read.
+    /// `None` without stored records, or if they cannot be read.
     pub(crate) fn open(state: &Path) -> Option<Stored> {
         let reader = Reader::open(state).ok()?;
         let records = reader.len();
@@ -58,7 +58,7 @@ impl Stored {
         self.begin();
     }
 
-    /// Takes the list's next record.
+    /// Adds the list's next record.
     pub(crate) fn push(&mut self, record: &Record<'_>) {
         if record.pcr() == self.pcr {
             for chain in &mut self.chains {
@@ -71,7 +71,7 @@ impl Stored {
         }
     }
 
-    /// Whether every value that was looked for was met, and there is one.
+    /// Whether all values looked for were reached, and there is at least one.
     pub(crate) fn leads_to_all(&self) -> bool {
         !self.targets.is_empty() && self.chains.iter().any(|chain| chain.met.iter().all(|met| *met))
     }

@@ -1,4 +1,4 @@
-//! The TPM: whether there is one, and what PCR 10 is in each of its banks.
+//! The TPM: whether there is one, and the values of the PCRs in each of its banks.
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +15,14 @@ use crate::{
 
 /// Where PCRs can be read.
 pub(crate) enum Pcrs {
-    /// Directories `pcr-BANK`, with a file a PCR (Linux 5.12 on).
+    /// Directories `pcr-BANK`, with one file per PCR (since Linux 5.12).
     Sysfs(Vec<PathBuf>),
     /// The TPM itself.
     Tpm(Endpoint),
 }
 
 impl Pcrs {
-    /// What kernels may measure into, in every bank that we know.
+    /// The PCRs that kernels can extend, in every known bank.
     pub(crate) fn read(&self) -> Result<Vec<PcrTarget>, String> {
         match self {
             Pcrs::Sysfs(dirs) => {
@@ -49,8 +49,8 @@ impl Pcrs {
     }
 }
 
-/// CONFIG_IMA_MEASURE_PCR_IDX can be 8 to 14; a policy rule's `pcr=` can be others, of which firmware
-/// and a dynamic launch leave 15, 16 and 23.
+/// CONFIG_IMA_MEASURE_PCR_IDX can be 8 to 14; a policy rule's `pcr=` can be others, of which
+/// firmware and a dynamic launch leave 15, 16 and 23.
 const PCRS: [u32; 10] = [8, 9, 10, 11, 12, 13, 14, 15, 16, 23];
 
 /// `None` if PCRs cannot be read.
@@ -136,7 +136,7 @@ fn devices(machine: &Machine, findings: &mut Vec<Finding>) {
     findings.push(finding);
 }
 
-/// The bank's name if it is a directory of PCRs; else nothing.
+/// The bank's name, if it is a directory of PCRs.
 fn bank_name(path: &Path) -> &str {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_prefix("pcr-").unwrap_or_default()

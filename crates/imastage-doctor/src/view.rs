@@ -1,4 +1,4 @@
-//! The view: whether agents that read it are answered.
+//! The view: whether it can be read.
 
 use std::{fs, path::Path};
 
@@ -27,7 +27,7 @@ pub(crate) fn examine(machine: &Machine, view: &Path, findings: &mut Vec<Finding
     }
     let mut entries = match fs::read_dir(&place) {
         Ok(entries) => entries,
-        // There is no view yet.
+        // The view does not exist yet.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let finding = Finding::new(check, Unknown, format!("{shown}: cannot look: {error}"))
