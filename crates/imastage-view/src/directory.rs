@@ -21,17 +21,17 @@ use crate::{
     reader,
 };
 
-/// What the view has and who may read it.
+/// The files of the view, and their readers.
 pub(crate) struct Tree {
     files: Vec<FileName>,
     group: u32,
     born: SystemTime,
-    /// What the files were last said to hold, and since when. The kernel may have everything before
-    /// that in its page cache, and has nothing of what follows.
+    /// The last reported content of the files, and its time. The kernel can have all of it, and
+    /// nothing after it, in its page cache.
     told: Mutex<(Mark, SystemTime)>,
 }
 
-/// Answers the kernel, at once where it can; what needs a drain first is put in a queue.
+/// Answers the kernel's requests; those that need a drain first are queued.
 pub(crate) struct Directory {
     tree: Arc<Tree>,
     listing: Arc<Listing>,
@@ -39,17 +39,17 @@ pub(crate) struct Directory {
     open: Arc<OpenFiles>,
 }
 
-/// A request that one thread answers, so that the kernel hears of sizes in their order.
+/// A request that one thread answers, so that sizes are reported in order.
 pub(crate) enum Waiting {
-    /// What is this file? That needs no drain; all others do.
+    /// A lookup. Needs no drain; all others do.
     Entry(INodeNo, ReplyEntry),
-    /// How large is it, and so on; which open file was asked, if one was.
+    /// The attributes; with the open file, if there is one.
     Attr(INodeNo, Option<u64>, ReplyAttr),
-    /// The number in it, at most so many bytes.
+    /// The number that the file shows, with a maximum size in bytes.
     Number(FileName, u64, u32, ReplyData),
 }
 
-/// What is remembered of open files, by their handles.
+/// The state of open files, by their handles.
 #[derive(Default)]
 pub(crate) struct OpenFiles(Mutex<Handles>);
 
@@ -60,34 +60,35 @@ struct Handles {
     chases: HashMap<u64, Chase>,
 }
 
-/// One who reads on to the end, and finds that there is more each time.
+/// A reader that reads to the end repeatedly and finds more each time.
 struct Chase {
-    /// The size that was told last, how much of it was new, when, and how many times in a row it had
-    /// grown.
+    /// The last reported size, the growth in it, its time, and the number of consecutive times that
+    /// it had grown.
     size: u64,
     new: u64,
     told: Instant,
     grown: u32,
-    /// Whether it was then told that the file ends.
+    /// Whether the end of the file was then reported.
     has_ended: bool,
 }
 
-/// While records come faster than drains go, a file would never end. Who saw it grow this often in a
-/// row, and asks again as soon as it can have read what was new, is still at the same reading: it has
-/// all that was there when it began, and is told so. A quote takes longer than this.
+/// If records are added faster than they are drained, a file would never end. A reader that saw
+/// this number of consecutive growths, and asks again as soon as it can have read the new part,
+/// still continues the same reading: it has all records from its start, and gets the end of the
+/// file. A quote takes longer than this.
 ///
-/// Reads are served from the kernel's page cache, so only time distinguishes a continued reading from
-/// the next one. But how long one takes depends on the machine: with each further round that the
-/// file has grown it may take twice as long, so that it ends after some rounds, however slow it is.
+/// Reads are served from the kernel's page cache, so only time distinguishes a continued reading
+/// from the next one. But how long one takes depends on the machine: with each further round that
+/// the file has grown it may take twice as long, so that it ends after some rounds, however slow it
+/// is.
 const MOST_CHASED: u32 = 4;
 const AT_ONCE: Duration = Duration::from_millis(5);
-/// How long an ordinary reader takes for a byte, at most.
+/// The maximum time that an ordinary reader needs per byte.
 const BYTE: Duration = Duration::from_nanos(20);
 
 /// The inode of the first file; the directory's is 1.
 const FIRST_INODE: u64 = 2;
-/// Sizes are never taken from a cache: who reads to the end asks how large the file is, and gets
-/// the answer after a drain.
+/// Sizes are not cached: a reader at the end requests the size, which is reported after a drain.
 const TTL: Duration = Duration::ZERO;
 /// The kernel's own unit of caching, and ours.
 const BLOCK: u32 = 4096;
@@ -96,7 +97,7 @@ impl Tree {
     pub(crate) fn new(banks: &[Bank], group: u32) -> Tree {
         let banks: Vec<ima_securityfs::Bank> =
             banks.iter().map(|bank| ima_securityfs::Bank(bank.tpm_alg())).collect();
-        // Nothing was ever staged here, and there is nothing to ask for.
+        // The view has no staged records and takes no requests.
         let read_only = |file: &FileName| file.mode(Dialect::V4) == 0o440;
         let files = directory(Dialect::V4, &banks).filter(read_only).collect();
         let born = SystemTime::now();
@@ -111,12 +112,12 @@ impl Tree {
         })
     }
 
-    /// What the files were last said to hold.
+    /// The last reported content of the files.
     pub(crate) fn told(&self) -> Mark {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// From now on the files are said to hold this.
+    /// Sets the reported content of the files.
     pub(crate) fn tell(&self, end: Mark) {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = (end, SystemTime::now());
     }
@@ -132,7 +133,7 @@ impl Tree {
     pub(crate) fn attr(&self, inode: INodeNo) -> Option<FileAttr> {
         let (end, since) = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let (kind, size, perm) = match self.file(inode) {
-            // Others cannot even ask about its files, which would have the list drained.
+            // Others cannot request attributes of its files, which would drain the list.
             None if inode == INodeNo::ROOT => (FileType::Directory, 0, 0o750),
             None => return None,
             Some(file) => match (file.kind(), Shown::of(file)) {
@@ -140,7 +141,7 @@ impl Tree {
                     (FileType::Symlink, target.to_string().len() as u64, 0o777)
                 }
                 (Kind::File, Some(shown)) => (FileType::RegularFile, end.offset(shown), 0o440),
-                // As securityfs's.
+                // As in securityfs.
                 (Kind::File, None) => (FileType::RegularFile, 0, 0o440),
             },
         };
@@ -178,13 +179,13 @@ impl Directory {
         Directory { tree, listing, waiting, open: Arc::default() }
     }
 
-    /// What is remembered of open files.
+    /// The state of open files.
     pub(crate) fn open_files(&self) -> Arc<OpenFiles> {
         Arc::clone(&self.open)
     }
 
     fn queue(&self, request: Waiting) {
-        // Nobody takes it when the view ends: then it is dropped, which answers EIO.
+        // If the view ends, the request is dropped, which answers EIO.
         let _ = self.waiting.send(request);
     }
 }
@@ -194,12 +195,12 @@ impl OpenFiles {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A file's size was told after a drain.
+    /// A file's size was reported after a drain.
     pub(crate) fn told_size(&self, handle: u64, size: u64) {
         self.handles().chases.entry(handle).or_insert_with(|| Chase::new(size)).told_size(size);
     }
 
-    /// Whether a file is at its end by now, as far as the one who reads it can tell.
+    /// Whether the end of the file can be reported to its reader now.
     fn has_caught_up(&self, handle: u64) -> bool {
         self.handles().chases.get_mut(&handle).is_some_and(Chase::has_caught_up)
     }
@@ -222,7 +223,7 @@ impl Chase {
     }
 
     fn has_caught_up(&mut self) -> bool {
-        /// Who comes back this much later than the end was told for begins anew.
+        /// A reader that returns this long after the end was reported starts a new reading.
         const LATER: u32 = 4;
         const MOST_DOUBLED: u32 = 16;
         let Some(further) = self.grown.checked_sub(MOST_CHASED) else { return false };
@@ -243,8 +244,8 @@ impl Chase {
 
 impl Filesystem for Directory {
     fn init(&mut self, _: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        // What is cached stays right when a file grows, but for the last page, of which we say that
-        // ourselves. A kernel that does not know this (before 5.2) drops the whole file's cache.
+        // When a file grows, cached pages stay valid except for the last one, which is invalidated
+        // separately. A kernel without this flag (before 5.2) drops the whole file's cache.
         if config.add_capabilities(InitFlags::FUSE_EXPLICIT_INVAL_DATA).is_err() {
             tracing::info!("this kernel drops its cache of a view file whenever the file grows");
         }
@@ -264,9 +265,10 @@ impl Filesystem for Directory {
         }
     }
 
-    /// The kernel asks before it says that a file ends, before a seek to the end, for `stat` and at
-    /// `open`: in short, whenever someone is about to know how far the list goes. Who may not read it
-    /// is told what is known, as of a file that was handed to him.
+    /// The kernel requests the size before it reports the end of a file, before a seek to the end,
+    /// for `stat` and at `open`: whenever a process is about to learn the length of the list. A
+    /// process that may not read the file, for example with a descriptor from another, gets the
+    /// known size.
     fn getattr(
         &self,
         request: &fuser::Request,
@@ -279,7 +281,7 @@ impl Filesystem for Directory {
             Some(file)
                 if matches!(file.kind(), Kind::File)
                     && match handle {
-                        // Opened by one who might read it.
+                        // Opened by a process that may read it.
                         Some(handle) => !self.open.has_caught_up(handle),
                         None => reader::may_read(request, self.tree.group),
                     } =>
@@ -328,7 +330,7 @@ impl Filesystem for Directory {
             let give = |bytes: &[u8]| reply.take().map(|reply| reply.data(bytes));
             if let Err(error) = self.listing.read(shown, offset, size as usize, give) {
                 tracing::error!("view: cannot read {file} at byte {offset}: {error}");
-                // Dropped without an answer, it says EIO.
+                // Dropped without an answer, the request returns EIO.
             }
             return;
         }
@@ -386,7 +388,7 @@ mod tests {
                 chase.told -= slow;
             }
             assert!(chase.grown >= MOST_CHASED);
-            // What was read last may not have reached the end: it is told once more.
+            // The last read may not have reached the end: the size is reported once more.
             assert!(chase.has_caught_up());
         }
     }

@@ -1,4 +1,4 @@
-//! How the view's files come to be longer: drain, look, tell the kernel, answer who waited.
+//! Growth of the view's files: drain, read the store, notify the kernel, answer waiting requests.
 
 use std::{
     path::PathBuf,
@@ -18,7 +18,7 @@ use crate::{
     listing::Listing,
 };
 
-/// Works off what waits for a drain: one drain for all who asked before it began.
+/// Processes requests that wait for a drain: one drain for all requests before its start.
 pub(crate) struct Growth {
     pub(crate) tree: Arc<Tree>,
     pub(crate) listing: Arc<Listing>,
@@ -26,16 +26,15 @@ pub(crate) struct Growth {
     pub(crate) origin: Arc<dyn Origin>,
     pub(crate) mount: PathBuf,
     pub(crate) notifier: Notifier,
-    /// Whether the view is being ended by us.
+    /// Whether this process ends the view.
     pub(crate) is_ending: Arc<AtomicBool>,
-    /// Why the list could not be drained or looked at, as it was last logged.
+    /// The last logged reason that the list could not be drained or read.
     pub(crate) said: Option<String>,
 }
 
-/// As long as readers wait for a drain at most: longer than one takes, and than others are waited
-/// for. It is there for what cannot be foreseen.
+/// The maximum time that readers wait for a drain: longer than any expected drain.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// As long as they wait when the last drain failed: what is stored is better than nothing.
+/// The same after a failed drain: stored records are better than none.
 const BRIEF: Duration = Duration::from_millis(250);
 /// Answers need not be cached.
 const TTL: Duration = Duration::ZERO;
@@ -80,11 +79,10 @@ impl Growth {
         }
     }
 
-    /// Of what it has cached of a file, the last page is wrong now: there is nothing after the old
-    /// end. So it is told to read that anew, and what it reads has the new records already. Then it
-    /// is told the new size, by storing the file's last byte: after being told to forget something,
-    /// it does not believe the answer to a question that it asked before. Reads that are under way
-    /// are waited for; another thread answers them.
+    /// The last cached page of a file is incomplete now. The kernel is notified to invalidate it,
+    /// and reads it again with the new records. Then the file's last byte is stored in the kernel's
+    /// cache, which sets the new size: after an invalidation, the kernel ignores the answer to an
+    /// earlier request. Both wait for reads in progress, which another thread answers.
     fn tell_kernel(&self, new_epoch: bool) {
         let (told, end) = (self.tree.told(), self.listing.end());
         if told == end && !new_epoch {
@@ -124,7 +122,7 @@ impl Growth {
             },
             Waiting::Number(file, handle, size, reply) => {
                 let text = self.tree.number(file);
-                // Kept first: whoever has the answer may read on at once.
+                // Set first: a reader with the answer can continue immediately.
                 self.open.told_number(handle, text.clone());
                 reply.data(&text.as_bytes()[..text.len().min(size as usize)]);
             }

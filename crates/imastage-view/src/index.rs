@@ -1,44 +1,44 @@
-//! Where records begin in the files of the view.
+//! The offsets of records in the files of the view.
 
 use ima_log::{Bank, Record};
 use ima_securityfs::{FileName, Form, Kind};
 
-/// How a file shows records.
+/// The form of records in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shown {
     pub(crate) form: Form,
     pub(crate) bank: Bank,
 }
 
-/// A place between two records: the same one in every file.
+/// A place between two records, in every file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// Records before it: the index of the one after it.
+    /// The number of records before it: the index of the one after it.
     pub(crate) records: u64,
-    /// Violations among them.
+    /// The number of violations among them.
     pub(crate) violations: u64,
-    /// Their bytes in the binary file of the sha1 bank.
+    /// Their size in the binary file of the sha1 bank.
     binary: u64,
-    /// Their bytes in the ASCII file of the sha1 bank.
+    /// Their size in the ASCII file of the sha1 bank.
     ascii: u64,
     /// The byte before it in binary files.
     last: u8,
 }
 
-/// Marks at regular distances, from the first record to the last, for all files at once: files of
-/// one form differ only in the digests' lengths.
+/// Marks at regular distances, from the first record to the last, for all files: files of one form
+/// differ only in the length of the digests.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     marks: Vec<Mark>,
     end: Mark,
 }
 
-/// The distance of two marks, in bytes of the ASCII file, unless a record is longer. A read has at
-/// most this much to skip.
+/// The distance of two marks, in bytes of the ASCII file, unless a record is longer. A read skips
+/// at most this much.
 const DISTANCE: u64 = 64 << 10;
 
 impl Shown {
-    /// How a file of the view shows records; `None` if it shows none.
+    /// The form of records in a file of the view; `None` if it contains none.
     pub(crate) fn of(file: FileName) -> Option<Shown> {
         let file = match file.kind() {
             Kind::Symlink(target) => target,
@@ -48,7 +48,7 @@ impl Shown {
         Some(Shown { form, bank: Bank::from_tpm_alg(bank.0)? })
     }
 
-    /// Appends what the file shows of a record.
+    /// Appends a record in the form of the file.
     pub(crate) fn write(self, record: &Record<'_>, out: &mut Vec<u8>) {
         match self.form {
             Form::Ascii => record.write_ascii(self.bank, out),
@@ -58,7 +58,7 @@ impl Shown {
 }
 
 impl Mark {
-    /// Where it is in a file, in bytes.
+    /// Its offset in a file, in bytes.
     pub(crate) fn offset(&self, shown: Shown) -> u64 {
         let longer = (shown.bank.size() - Bank::Sha1.size()) as u64;
         match shown.form {
@@ -75,7 +75,7 @@ impl Mark {
         }
     }
 
-    /// Moves past `record`. `line` is for use meanwhile.
+    /// Moves past `record`. `line` is a buffer.
     pub(crate) fn pass(&mut self, record: &Record<'_>, line: &mut Vec<u8>) {
         line.clear();
         record.write_ascii(Bank::Sha1, line);

@@ -1,13 +1,16 @@
-//! The view: stored records as files, in a directory like the kernel's in which nothing was deleted.
+//! The view: stored records as files, in a directory like the kernel's in which nothing was
+//! deleted.
 //!
-//! The files have the kernel's names and contents, for programs that do not know of staging. They only
-//! grow, an offset means the same bytes for the whole epoch, and an open file shows later records.
+//! The files have the kernel's names and contents, for programs that do not know of staging. They
+//! only grow, an offset means the same bytes for the whole epoch, and an open file shows later
+//! records.
 //!
-//! An attestation agent requests a quote first and reads the list second, so a read must return every
-//! record that was in the list when the read began. The files have their true size, and the kernel asks
-//! for the size before it reports the end of a file. That question is answered after a drain, and only
-//! there does a reader wait (`growth`). Everything else comes from the kernel's page cache or is rendered
-//! from the stored records (`listing`) with an index that finds any offset of any file (`index`).
+//! An attestation agent requests a quote first and reads the list second, so a read must return
+//! every record that was in the list when the read began. The files have their true size, and the
+//! kernel asks for the size before it reports the end of a file. That question is answered after a
+//! drain, and only there does a reader wait (`growth`). Everything else comes from the kernel's
+//! page cache or is rendered from the stored records (`listing`) with an index that finds any
+//! offset of any file (`index`).
 #![forbid(unsafe_code)]
 
 mod directory;
@@ -41,38 +44,38 @@ pub struct View {
     session: Option<BackgroundSession>,
     growth: Option<JoinHandle<()>>,
     is_ending: Arc<AtomicBool>,
-    /// Where it is to be unmounted, unless somebody else does that.
+    /// The mount point, unless another process unmounts it.
     mount: Option<PathBuf>,
 }
 
-/// Why there is no view.
+/// Why a view cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
     /// The directory cannot be used.
     #[error("{}: {error}", path.display())]
     Path {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// FUSE cannot be had.
+    /// FUSE cannot be used.
     #[error(
         "{}: cannot mount through FUSE: {error}; it needs /dev/fuse, and without root fusermount3 \
          (apt-get install fuse3)",
         path.display()
     )]
     Fuse {
-        /// Where it was to be mounted.
+        /// The mount point.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
 }
 
 impl View {
-    /// Mounts the view of a service's records over `mount`, which is made if it is not there, for
-    /// root and `group` to read. A view that a killed service left there is replaced.
+    /// Mounts the view of a service's records over `mount`, which is created if it does not exist,
+    /// readable for root and `group`. A view of a killed service is replaced.
     pub fn mount(
         origin: Arc<dyn Origin>,
         mount: &Path,
@@ -86,7 +89,7 @@ impl View {
         Ok(view)
     }
 
-    /// The same through a device that somebody else has mounted over `mount`, and will unmount.
+    /// The same through a device that another process has mounted over `mount`, and will unmount.
     pub fn serve(
         origin: Arc<dyn Origin>,
         device: OwnedFd,
@@ -143,7 +146,7 @@ impl Drop for View {
         self.is_ending.store(true, Ordering::SeqCst);
         let (Some(session), Some(mount)) = (self.session.take(), &self.mount) else { return };
         if self.growth.as_ref().is_some_and(JoinHandle::is_finished) {
-            // Somebody else unmounted it: what may be mounted there now is not ours.
+            // Another process unmounted it: a present mount there belongs to others.
             return;
         }
         match session.umount_and_join() {
@@ -154,7 +157,7 @@ impl Drop for View {
                 }
             }
             Err(error) => {
-                // Agents keep files open for life: these are served as long as this process is.
+                // Agents keep files open until they end: these are served while this process runs.
                 tracing::info!(%error, "the view is in use: detached instead of unmounted");
                 imastage_mount::detach(mount);
             }

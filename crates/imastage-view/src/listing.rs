@@ -1,4 +1,4 @@
-//! The stored records as files show them: any bytes of any file, without reading from the start.
+//! The stored records in the form of files: any bytes of any file, without reading from the start.
 
 use std::{
     path::PathBuf,
@@ -13,38 +13,38 @@ use super::index::{Index, Mark, Shown};
 pub(crate) struct Listing {
     state: PathBuf,
     known: RwLock<Known>,
-    /// Where others read on, the one used last at the end.
+    /// Recent readings, the last used one at the end.
     readings: Mutex<Vec<Reading>>,
 }
 
 #[derive(Default)]
 struct Known {
-    /// `None` before the first look.
+    /// `None` before the first [`Listing::grow`].
     reader: Option<Arc<Reader>>,
     index: Index,
 }
 
-/// Renders one file from somewhere on.
+/// Renders one file from an offset on.
 struct Reading {
     shown: Shown,
     epoch: u64,
     cursor: Cursor,
-    /// The index of the record to be rendered next.
+    /// The index of the next record to render.
     next: u64,
-    /// Rendered, from this offset of the file on.
+    /// The rendered bytes, from this offset of the file on.
     offset: u64,
     rendered: Vec<u8>,
 }
 
-/// More clients than these who read at once, from different places, what no page cache holds, have
-/// their places found anew. Each takes about 1 MiB.
+/// The maximum number of concurrent readings at different places outside the page cache; others
+/// search their place again. Each takes about 1 MiB.
 const MOST_READINGS: usize = 8;
 
-/// What is skipped rather than begun anew, in bytes.
+/// The maximum distance in bytes that a reading skips instead of searching its place again.
 const NEAR: u64 = 16 << 10;
 
 impl Listing {
-    /// Of a state directory. Shows nothing before the first [`Listing::grow`].
+    /// The listing of a state directory; empty before the first [`Listing::grow`].
     pub(crate) fn new(state: PathBuf) -> Listing {
         Listing { state, known: RwLock::default(), readings: Mutex::default() }
     }
@@ -54,8 +54,8 @@ impl Listing {
         self.known.read().unwrap_or_else(PoisonError::into_inner).index.end()
     }
 
-    /// Takes in what was stored meanwhile. Linear in that. `true` if it belongs to another epoch,
-    /// so that all that was shown before is gone.
+    /// Adds records that were stored meanwhile; linear in their number. `true` if they belong to
+    /// another epoch, so that earlier records are no longer shown.
     pub(crate) fn grow(&self) -> Result<bool, StoreError> {
         let reader = Reader::open(&self.state)?;
         let (is_new, mut end, mut last) = {
@@ -87,7 +87,7 @@ impl Listing {
         Ok(is_new)
     }
 
-    /// Gives the bytes of a file from `offset` on, `size` of them, or fewer at the end.
+    /// The `size` bytes of a file from `offset` on, or fewer at the end.
     pub(crate) fn read<T>(
         &self,
         shown: Shown,
@@ -118,7 +118,7 @@ impl Listing {
         Ok(given)
     }
 
-    /// A reading that has `offset`, or is near before it.
+    /// A reading at `offset`, or shortly before it.
     fn take(&self, shown: Shown, epoch: u64, offset: u64) -> Option<Reading> {
         let mut readings = self.readings();
         let (at, _) = readings
@@ -156,16 +156,16 @@ impl Reading {
         self.offset + self.rendered.len() as u64
     }
 
-    /// The bytes from `offset` on, which is not before its own.
+    /// The bytes from `offset` on, which is not before the reading's offset.
     fn bytes(&mut self, reader: &Reader, offset: u64, size: usize) -> Result<&[u8], StoreError> {
         self.forget_before(offset);
         let wanted = offset + size as u64;
         while self.end() < wanted {
-            // What it passes over need not be kept.
+            // Skipped bytes need not be kept.
             self.forget_before(offset);
             match self.cursor.next_record()? {
                 Some(record) => self.shown.write(&record, &mut self.rendered),
-                // It was begun when there were fewer records.
+                // It was started with fewer records.
                 None if self.next < reader.len() => {
                     self.cursor = reader.records(self.next)?;
                     continue;

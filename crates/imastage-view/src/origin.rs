@@ -1,4 +1,4 @@
-//! What a view asks of the service whose records it shows.
+//! The interface of a view to its service.
 
 use std::{path::Path, time::Duration};
 
@@ -12,12 +12,12 @@ pub trait Origin: Send + Sync {
     /// The banks that have files of their own.
     fn banks(&self) -> Vec<Bank>;
 
-    /// Stores what is in the kernel's list now; waits at most `patience`.
+    /// Stores the records of the kernel's list; waits at most `patience`.
     ///
     /// # Errors
-    /// Why the list was not drained, in words.
+    /// The reason that the list was not drained, as text.
     fn drain_within(&self, patience: Duration) -> Result<(), String>;
 
-    /// The view ended without being told to (`true`), or was mounted (`false`).
+    /// Reports that the view ended unexpectedly (`true`), or was mounted (`false`).
     fn set_view_failed(&self, failed: bool);
 }

@@ -1,17 +1,17 @@
-//! Who asks, and whether he may read what the view shows.
+//! The sender of a request, and its permission to read the view.
 
 use std::{fs::File, io::Read};
 
-/// Whether the sender of a request may read files that are root's, the service's and a group's.
-/// What cannot be found out is a no: the kernel lets nobody read because of what is said here.
+/// Whether the sender of a request may read files of root, the service and a group. If that cannot
+/// be determined, the answer is no. The kernel grants no access because of this answer.
 pub(crate) fn may_read(request: &fuser::Request, group: u32) -> bool {
     let own = rustix::process::geteuid().as_raw();
     [0, own].contains(&request.uid()) || request.gid() == group || is_in_group(request.pid(), group)
 }
 
-/// Whether a process has a supplementary group. A request does not tell these.
+/// Whether a process has a supplementary group, which a request does not contain.
 fn is_in_group(pid: u32, group: u32) -> bool {
-    /// Room for the 65,536 groups that a process may have (NGROUPS_MAX).
+    /// Space for the maximum of 65,536 groups of a process (NGROUPS_MAX).
     const LONGEST: u64 = 1 << 20;
     let mut status = Vec::new();
     let read = File::open(format!("/proc/{pid}/status"))
@@ -19,8 +19,8 @@ fn is_in_group(pid: u32, group: u32) -> bool {
     read.is_ok() && has_group(&status, group)
 }
 
-/// Whether `/proc/PID/status` names a group (proc_pid_status(5): `Groups:`). A name of a process
-/// cannot make another line: the kernel escapes line breaks in it.
+/// Whether `/proc/PID/status` names a group (proc_pid_status(5): `Groups:`). The name of a
+/// process cannot add a line: the kernel escapes line breaks in it.
 fn has_group(status: &[u8], group: u32) -> bool {
     let group = group.to_string();
     status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Groups:")).is_some_and(
