@@ -1,42 +1,42 @@
-//! What is wrong with a store, and what can be done about it.
+//! Damage of a store, and its remedies.
 
 use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
 
-/// Something that is not as it was stored.
+/// Damage of a store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {what}", place(.path, .offset, .records, .remedy))]
 pub struct Damage {
     /// The file.
     pub path: PathBuf,
-    /// Where in it, in bytes.
+    /// The offset in bytes.
     pub offset: u64,
-    /// The records it is in: one, or those of a commit; none if it is in no record.
+    /// The affected records: one, or those of a commit; empty if no record is affected.
     pub records: Range<u64>,
-    /// What is wrong: what was expected, what was found.
+    /// The damage as text: expected and found.
     pub what: String,
-    /// What can be done.
+    /// The remedy.
     pub remedy: Remedy,
 }
 
-/// What can be done about damage.
+/// A remedy for damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Remedy {
-    /// No stored record is in it: [`crate::repair`] puts it aside.
+    /// It contains no stored record: [`crate::repair`] sets it aside.
     #[error("`imastage store repair` puts it aside; no stored record is in it")]
     PutAside,
-    /// The store did not make it: [`crate::repair`] leaves it alone.
+    /// It does not belong to the store: [`crate::repair`] leaves it unchanged.
     #[error(
         "it is not the store's: move it out of the state directory, and find out who put it there"
     )]
     MoveAway,
-    /// All else proves what it was: [`crate::repair`] makes it again.
+    /// Other data proves its content: [`crate::repair`] rebuilds it.
     #[error("`imastage store repair` makes it again from what is whole")]
     Rebuild,
-    /// It is nowhere else in the store.
+    /// The store has no other copy.
     #[error(
         "restore the file from a backup; without one, what follows the last whole record cannot be \
          verified before the next TPM reset"

@@ -1,4 +1,4 @@
-//! What stands in a state directory outside of its epochs.
+//! The entries of a state directory outside its epochs.
 
 use std::{
     ffi::OsStr,
@@ -14,25 +14,25 @@ use crate::{
     files::{self, At, FORMAT, LOCK},
 };
 
-/// What is to be said about a state directory besides its epochs' records.
+/// The result of a check of a state directory, without the records of its epochs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DirectoryReport {
-    /// What is not the store's, or is something else than the store made.
+    /// Entries that do not belong to the store, or are of another kind than the store's.
     pub damage: Vec<Damage>,
-    /// What is worth knowing and need not be wrong.
+    /// Information that need not indicate damage.
     pub remarks: Vec<String>,
 }
 
-/// A small file that those who use a store keep beside it. It is read and replaced as the store's own
-/// files are: a link in its place is not followed.
+/// A small file of the store's user in the state directory. It is read and replaced like the
+/// store's own files: a link in its place is not followed.
 #[derive(Debug)]
 pub struct SideFile {
     disk: SystemDisk,
     path: PathBuf,
 }
 
-/// What the service remembers of its last comparison with the TPM.
+/// The name of the file with the service's last comparison with the TPM.
 pub const COMPARED: &str = "compared.json";
 
 impl SideFile {
@@ -41,16 +41,17 @@ impl SideFile {
         SideFile { disk: SystemDisk::new(state), path: state.join(name) }
     }
 
-    /// What it holds; `None` if it is not there.
+    /// Its content; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if it is no file or has more than `most` bytes; [`StoreError::Io`].
+    /// [`StoreError::Damaged`] if it is not a file or has more than `most` bytes;
+    /// [`StoreError::Io`].
     pub fn read(&self, most: usize) -> Result<Option<Vec<u8>>, StoreError> {
         files::read_small(&self.disk, &self.path, most)
     }
 
-    /// Replaces it whole, for the owner only (mode 0600). It is not synced: after a crash it may hold
-    /// what it held before, or nothing.
+    /// Replaces it atomically (mode 0600). It is not synced: after a crash it can have the earlier
+    /// content, or none.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] if a directory is in its place, [`StoreError::Io`].
@@ -61,9 +62,9 @@ impl SideFile {
     }
 }
 
-/// Looks at what a state directory holds besides its epochs' files: whether each name is one that the
-/// store gives, stands for what it should, and whether the epochs are of one machine. Linear in the
-/// number of epochs; reads no records.
+/// Checks the entries of a state directory, without the content of its epochs: whether each name
+/// belongs to the store and is of the right kind, and whether the epochs are of one machine. Linear
+/// in the number of epochs; reads no records.
 ///
 /// # Errors
 /// [`StoreError::NotAStore`], [`StoreError::Io`].
@@ -101,7 +102,7 @@ pub(crate) fn check_directory_on(
     Ok(report)
 }
 
-/// Whether a name is one of an epoch that is being made.
+/// Whether a name is that of an epoch that is being created.
 fn is_begun(name: &OsStr) -> bool {
     let epoch = name.to_str().and_then(|name| name.strip_suffix(".new"));
     epoch.is_some_and(|epoch| files::epoch_number(epoch.as_ref()).is_some())
@@ -126,8 +127,8 @@ impl DirectoryReport {
         Ok(())
     }
 
-    /// A TPM that was cleared or exchanged does not come back: an epoch of another one between two of
-    /// the same was copied here.
+    /// A TPM that was cleared or replaced does not return: an epoch of another TPM between two of
+    /// the same one was copied here.
     fn compare_tpms(&mut self, disk: &dyn Disk, state: &Path) -> Result<(), StoreError> {
         let mut tpms: Vec<(u64, String)> = Vec::new();
         for number in files::epochs(disk, state)? {

@@ -18,35 +18,35 @@ pub struct Note {
     pub index: u64,
     /// The last record before it; `None` if it is before the first.
     pub after: Option<u64>,
-    /// When it was found, in seconds since 1970.
+    /// The time of detection, in seconds since 1970.
     pub time: u64,
-    /// A word for what it is about, of those who write notes; may be empty.
+    /// The kind of remark, defined by the caller; can be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kind: String,
-    /// What is to be said.
+    /// The text.
     pub text: String,
 }
 
-/// A remark, and what became of it.
+/// A remark, and its withdrawal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeptNote {
     /// The remark.
     pub note: Note,
-    /// That it was withdrawn; `None` if it is in force.
+    /// The withdrawal; `None` if the remark is in force.
     pub withdrawn: Option<Withdrawal>,
 }
 
-/// That a remark turned out to be wrong. The remark stays in the file: that it was made is evidence, too.
+/// The withdrawal of a wrong remark. The remark stays in the file: its existence is evidence, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Withdrawal {
-    /// When it was withdrawn, in seconds since 1970.
+    /// The time of withdrawal, in seconds since 1970.
     pub time: u64,
-    /// Why.
+    /// The reason.
     pub text: String,
 }
 
-/// What a line says: a remark, or that earlier ones are withdrawn.
+/// The content of a line: a remark, or the withdrawal of earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     #[serde(flatten)]
@@ -69,22 +69,22 @@ struct Line {
 #[derive(Default)]
 pub(crate) struct Notes {
     pub(crate) entries: Vec<Entry>,
-    /// Where lines stand that are not as they were written.
+    /// The offsets of damaged lines.
     pub(crate) damaged: Vec<u64>,
-    /// Where the last line stands, if it is not whole.
+    /// The offset of the last line, if it is incomplete.
     pub(crate) torn: Option<u64>,
-    /// Where the next note goes: a crash may have left part of one there.
+    /// The offset of the next remark; a crash may have left a part of one there.
     end: u64,
 }
 
-/// The largest file, in bytes.
+/// The maximum size of the file, in bytes.
 const MOST_BYTES: usize = 16 << 20;
 
 /// The kind of a line that withdraws another.
 const WITHDRAWN: &str = "withdrawn";
 
-/// The remarks about the latest epoch of a state directory that are in force, in the order in which they
-/// were made. Lines that were damaged are left out; [`crate::check`] reports them.
+/// The remarks in force about the latest epoch of a state directory, in the order in which they
+/// were added. Damaged lines are omitted; [`crate::check`] reports them.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -92,7 +92,7 @@ pub fn notes(state: &Path) -> Result<Vec<Note>, StoreError> {
     Ok(of_latest(state)?.in_force())
 }
 
-/// As [`notes`], those included that were withdrawn.
+/// As [`notes`], including withdrawn ones.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -119,8 +119,8 @@ pub(crate) fn append(disk: &dyn Disk, epoch: &Path, note: &Note) -> Result<(), S
     append_entry(disk, epoch, &Entry { note: note.clone(), withdraws: None })
 }
 
-/// Withdraws a note, durably. A note that is withdrawn already is no error, so that a caller that
-/// failed can try again.
+/// Withdraws a note, durably. A note that is already withdrawn is not an error, so that a caller
+/// can retry after a failure.
 pub(crate) fn withdraw(
     disk: &dyn Disk,
     epoch: &Path,
@@ -145,8 +145,8 @@ pub(crate) fn withdraw(
     }
 }
 
-/// Adds a line. If it is the last one already it takes its own place: what a line that failed left
-/// cannot always be undone, and the caller that failed tries again.
+/// Adds a line. If it is already the last one, it is replaced: the remains of a failed write cannot
+/// always be removed, and the caller retries.
 fn append_entry(disk: &dyn Disk, epoch: &Path, entry: &Entry) -> Result<(), StoreError> {
     let path = epoch.join(NOTES);
     let line = entry.encode().map_err(io::Error::from).at(&path, "write")?;
@@ -171,7 +171,7 @@ fn append_entry(disk: &dyn Disk, epoch: &Path, entry: &Entry) -> Result<(), Stor
 }
 
 impl Notes {
-    /// The lines that are whole, as in the file.
+    /// The complete lines, as in the file.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut lines = Vec::new();
         for entry in &self.entries {
@@ -180,7 +180,7 @@ impl Notes {
         Ok(lines)
     }
 
-    /// All remarks in order. A line that withdraws counts for those before it.
+    /// All remarks in order. A withdrawal applies to earlier lines.
     pub(crate) fn kept(&self) -> Vec<KeptNote> {
         let mut withdrawals: HashMap<u32, Withdrawal> = HashMap::new();
         let mut kept = Vec::new();

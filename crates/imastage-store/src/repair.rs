@@ -20,25 +20,25 @@ use crate::{
     writing::{Keep, Writing},
 };
 
-/// What repairing an epoch did, or would do.
+/// The repairs of an epoch, made or planned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RepairReport {
     /// The epoch's number.
     pub number: u64,
-    /// What was done, in order.
+    /// The repairs, in order.
     pub done: Vec<Repair>,
-    /// What is still wrong.
+    /// The remaining damage.
     pub left: Vec<Damage>,
 }
 
-/// Something that was repaired.
+/// A repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
     /// The file.
     pub path: PathBuf,
-    /// What was done to it.
+    /// The repair as text.
     pub what: String,
-    /// Where a copy of what was there before is.
+    /// The copy of the previous bytes.
     pub kept: Option<PathBuf>,
 }
 
@@ -47,13 +47,13 @@ pub struct Repair {
 const MOST_ROUNDS: usize = 8;
 
 /// Repairs every epoch as far as possible: cuts off what an interrupted commit left and what no
-/// commit stored, removes incomplete remarks, and rebuilds checkpoints, a single damaged commit or the
-/// header of `commits`. With `dry_run` nothing is changed, and the result contains the repairs that
-/// are known to be needed before the first one is made. Linear in the store's bytes.
+/// commit stored, removes incomplete remarks, and rebuilds checkpoints, a single damaged commit or
+/// the header of `commits`. With `dry_run` nothing is changed, and the result contains the repairs
+/// that are known to be needed before the first one is made. Linear in the store's bytes.
 ///
 /// # Errors
-/// [`StoreError::Locked`] while a service runs, [`StoreError::Busy`] if another process packs, prunes
-/// or repairs, [`StoreError::NotAStore`], [`StoreError::Io`].
+/// [`StoreError::Locked`] while a service runs, [`StoreError::Busy`] if another process packs,
+/// prunes or repairs, [`StoreError::NotAStore`], [`StoreError::Io`].
 pub fn repair(state: &Path, dry_run: bool) -> Result<Vec<RepairReport>, StoreError> {
     let disk = SystemDisk::new(state);
     files::require(&disk, state)?;
@@ -145,7 +145,7 @@ impl Epoch<'_> {
         Ok(())
     }
 
-    /// Writes bytes in the middle of a file, whose own ones are copied first.
+    /// Overwrites bytes within a file; copies the previous ones first.
     fn write_over(
         &self,
         path: &Path,
@@ -162,7 +162,7 @@ impl Epoch<'_> {
         Ok(Some(kept))
     }
 
-    /// Drops the remarks that are not as they were written.
+    /// Removes damaged remarks.
     fn drop_notes(&mut self, path: &Path) -> Result<(), StoreError> {
         if self.done.iter().any(|done| done.path == path) {
             // All of them were dropped with the first.
@@ -179,7 +179,7 @@ impl Epoch<'_> {
         Ok(())
     }
 
-    /// Cuts off what no commit stored; a segment of which nothing is left goes.
+    /// Cuts off what no commit stored; removes a segment of which nothing is left.
     fn cut(&mut self, path: &Path, offset: u64) -> Result<(), StoreError> {
         let file = self.disk.open(path, Mode::Write).at(path, "open")?;
         let bytes = file.size().at(path, "look at")?.saturating_sub(offset);
@@ -259,7 +259,7 @@ impl Epoch<'_> {
         Ok(())
     }
 
-    /// Copies part of a file, durably; gives the copy's name.
+    /// Copies a part of a file, durably; returns the copy's name.
     fn keep(&self, path: &Path, from: u64, to: u64) -> Result<PathBuf, StoreError> {
         let disk = self.disk.as_ref();
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -14,16 +14,16 @@ use tpm2_protocol::basic::TpmHandle;
 
 use crate::{ResponseCode, Tpm, transport::Frames};
 
-/// A TPM connection that others use too, over a Unix socket, as they use the kernel's
+/// A TPM connection that other processes use, too, over a Unix socket, like the kernel's
 /// `/dev/tpmrm0`:
-/// - commands come one after the other, those of the process itself among them;
-/// - a client sees, uses and flushes what it loaded itself, and nothing of others;
-/// - what a client left loaded when it went, or was killed, is flushed, so that nobody can fill
-///   the TPM's few slots for ever.
+/// - commands are executed one at a time, including those of the process itself;
+/// - a client sees, uses and flushes only objects that it loaded itself;
+/// - objects of a client are flushed when it disconnects or is killed, so that clients cannot occupy the
+///   TPM's few slots permanently.
 ///
-/// Unlike the kernel's resource manager it does not swap, so all clients together have as many
-/// objects loaded as the TPM has slots, mostly three. Commands that `tpm2-protocol` does not know
-/// are refused.
+/// Unlike the kernel's resource manager, it does not swap objects, so all clients together can load
+/// as many as the TPM has slots, usually three. Commands that `tpm2-protocol` does not know are
+/// refused.
 ///
 /// Cheap to clone; all clones share the connection.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub struct Serving {
 }
 
 impl SharedTpm {
-    /// How many clients a socket serves at once. Whoever comes then is disconnected.
+    /// The maximum number of concurrent clients of a socket; further ones are disconnected.
     pub const MAX_CLIENTS: usize = 64;
 
     /// Shares a connection.
@@ -48,15 +48,15 @@ impl SharedTpm {
         SharedTpm { tpm: Arc::new(Mutex::new(tpm)) }
     }
 
-    /// The TPM, for as long as the guard lives. Everybody else waits.
+    /// The TPM, while the guard lives; all others wait.
     pub fn lock(&self) -> MutexGuard<'_, Tpm> {
-        // What a panic may leave behind is a command without its response, and the connection
-        // refuses to be used after that.
+        // A panic can leave a command without its response; the connection refuses further use
+        // then.
         ignore_poison(self.tpm.lock())
     }
 
-    /// Replaces the connection to the TPM, for example after a reset. Clients stay connected; objects
-    /// that they had loaded are gone.
+    /// Replaces the connection to the TPM, for example after a reset. Clients stay connected;
+    /// objects that they had loaded are gone.
     pub fn replace(&self, tpm: Tpm) {
         let mut guard = self.lock();
         let claims = guard.claims.after_reset();
@@ -64,10 +64,10 @@ impl SharedTpm {
         guard.claims = claims;
     }
 
-    /// Serves whoever connects, in threads of its own, one a client.
+    /// Serves clients in threads of its own, one per client.
     ///
     /// # Errors
-    /// [`io::Error`] if no thread can be made.
+    /// [`io::Error`] if the thread cannot be started.
     pub fn serve(&self, listener: UnixListener) -> io::Result<Serving> {
         let listener = Arc::new(listener);
         let clients = Arc::new(Clients::default());
@@ -93,8 +93,8 @@ impl SharedTpm {
 }
 
 impl Serving {
-    /// Disconnects all clients, flushes what they have loaded, and serves nobody any more. Waits
-    /// for commands the TPM is working on.
+    /// Disconnects all clients, flushes their objects, and accepts no more. Waits for commands that
+    /// the TPM is executing.
     pub fn stop(self) {
         let clients = self.clients.stop();
         // Wakes the thread that accepts: accept(2) fails with EINVAL.
@@ -103,23 +103,23 @@ impl Serving {
             return;
         }
         for (stream, thread) in clients {
-            // Gone already if the client was faster.
+            // The client may have disconnected already.
             let _ = stream.shutdown(Shutdown::Both);
-            // It says itself what went wrong.
+            // The response contains the error.
             let _ = thread.join();
         }
         let _ = self.accepting.join();
     }
 }
 
-/// A client's way to the TPM. What it has loaded is flushed when this is dropped.
+/// A client's access to the TPM. Its objects are flushed when this is dropped.
 struct Client<'a> {
     tpm: &'a SharedTpm,
     id: u64,
 }
 
 impl Client<'_> {
-    /// Has the TPM answer a command.
+    /// Passes a command to the TPM; returns the response.
     fn pass(&self, command: &[u8], response: &mut Vec<u8>) -> io::Result<()> {
         let mut guard = self.tpm.lock();
         let Tpm { transport, claims, .. } = &mut *guard;
@@ -171,7 +171,7 @@ impl Clients {
             let started = accepted.and_then(|(stream, _)| self.start(shared, stream));
             if let Err(error) = started {
                 tracing::warn!(%error, "a TPM client cannot be served");
-                // Out of descriptors or threads, which does not pass at once.
+                // No descriptors or threads are left; retry later.
                 thread::sleep(Duration::from_millis(10));
             }
         }
@@ -212,7 +212,7 @@ impl Clients {
     }
 }
 
-/// A response that says nothing but a code. It has no sessions, whatever the command had.
+/// A response with only a code. It has no sessions, even if the command has.
 fn refusal(ResponseCode(code): ResponseCode) -> impl Iterator<Item = u8> {
     let header = [0x80, 0x01, 0, 0, 0, 10];
     header.into_iter().chain(code.to_be_bytes())

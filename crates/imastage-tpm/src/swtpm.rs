@@ -20,15 +20,15 @@ use std::{
 
 use crate::{Tpm, TpmError, transport::Transport};
 
-/// A software TPM of our own (swtpm), with its state in a directory.
+/// A software TPM (swtpm), with its state in a directory.
 ///
-/// It serves one connection and ends with it: when this is dropped, and also when this process is
-/// killed, at whatever moment. Starting it again with the same state is a TPM reset: PCRs begin
-/// anew, [`ClockInfo::reset_count`](crate::ClockInfo::reset_count) has grown, keys made from a
+/// It serves one connection and exits with it: when this is dropped, and also when this process is
+/// killed. A new start with the same state is a TPM reset: PCRs are reset,
+/// [`ClockInfo::reset_count`](crate::ClockInfo::reset_count) is higher, and keys created from a
 /// template are the same.
 ///
 /// A new state has PCR banks of sha1, sha256, sha384 and sha512, all zero (seen with swtpm 0.7.1
-/// on libtpms 0.9.2: no firmware measures anything before us).
+/// on libtpms 0.9.2: no firmware extends them).
 #[derive(Debug)]
 pub struct Swtpm {
     child: Child,
@@ -37,9 +37,8 @@ pub struct Swtpm {
 }
 
 impl Swtpm {
-    /// Starts swtpm and connects. `state` is created if it is not there, for its owner only: in
-    /// it are the secrets the TPM's keys are made from. What swtpm has to say is in its
-    /// `swtpm.log`.
+    /// Starts swtpm and connects. `state` is created if it does not exist, for its owner only: it
+    /// contains the secrets of the TPM's keys. The output of swtpm is in its `swtpm.log`.
     ///
     /// # Errors
     /// [`TpmError::SwtpmMissing`]; [`TpmError::SwtpmFailed`], also if another swtpm runs with this
@@ -81,9 +80,9 @@ impl Swtpm {
         }
     }
 
-    /// Closes the connection, upon which swtpm ends; kills it if it does not.
+    /// Closes the connection, upon which swtpm exits; kills it if it does not.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        // Killed, it would lose what it has not written yet: only one that hangs takes so long.
+        // A kill loses unwritten state, so only a hanging swtpm is killed.
         const PATIENCE: Duration = Duration::from_secs(60);
         // Not connected any more if swtpm ended by itself.
         let _ = self.connection.shutdown(Shutdown::Both);
@@ -109,10 +108,10 @@ impl Drop for Swtpm {
 
 /// A listening socket with a connection waiting.
 ///
-/// swtpm is given the listening socket, so there is no moment at which it runs without a
-/// connection: if it is ours that ends first, it finds the connection closed and ends too.
+/// swtpm gets the listening socket, so it never runs without a connection: if this process ends
+/// first, swtpm finds the connection closed and exits, too.
 fn connected(dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
-    // A socket's path has at most 107 bytes, the directory's may have more.
+    // A socket's path has at most 107 bytes; the directory's can be longer.
     let dir = File::open(dir)?;
     let path = &PathBuf::from(format!("/proc/self/fd/{}/sock", dir.as_raw_fd()));
     match fs::remove_file(path) {
@@ -121,12 +120,12 @@ fn connected(dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
     }
     let listener = UnixListener::bind(path)?;
     let connection = UnixStream::connect(path);
-    // Nobody else is meant to connect.
+    // No other process should connect.
     fs::remove_file(path)?;
     Ok((listener, connection?))
 }
 
-/// The end of what swtpm said.
+/// The end of swtpm's output.
 fn tail(log: &Path) -> String {
     let mut said = Vec::new();
     // What it said is all there is to tell; it is a few lines.

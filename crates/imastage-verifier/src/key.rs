@@ -1,4 +1,4 @@
-//! Public halves of attestation keys, and verification of signatures with them.
+//! Public parts of attestation keys, and verification of signatures with them.
 
 mod formats;
 
@@ -14,19 +14,19 @@ use rsa::{
 use sha2::{Sha256, Sha384, Sha512};
 use tpm2_protocol::data::{TpmAlgId, TpmsSignatureEcc, TpmsSignatureRsa, TpmuSignature};
 
-/// The public half of the attestation key a verifier trusts: RSA of 2048 to 8192 bits, or ECC on
-/// the curves P-256 and P-384.
+/// The public part of an attestation key that a verifier trusts: RSA of 2048 to 8192 bits, or ECC
+/// on the curves P-256 and P-384.
 #[derive(Clone)]
 pub struct PublicKey {
     kind: Kind,
     fingerprint: Digest,
 }
 
-/// Why a file is no attestation key.
+/// Why a file is not an attestation key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// A file of something else; holds what it is.
+    /// A file of another kind, which is named.
     #[error("expected {EXPECTED}: found {0}")]
     Other(&'static str),
     /// The private half of a key.
@@ -39,7 +39,7 @@ pub enum KeyError {
     /// More than one key or certificate.
     #[error("expected {EXPECTED}: found {0} PEM blocks; give the attestation key's alone")]
     Several(usize),
-    /// A PEM file that is damaged, or of something else.
+    /// A PEM file that is damaged, or of another kind.
     #[error("expected {EXPECTED}: {0}")]
     Pem(String),
     /// Neither RSA, P-256 nor P-384, or damaged.
@@ -54,14 +54,14 @@ pub enum KeyError {
          (tpm2_createak)"
     )]
     Attribute {
-        /// The attribute as TPM 2.0 Library Part 2, TPMA_OBJECT, names it.
+        /// The name of the attribute in TPM 2.0 Library Part 2, TPMA_OBJECT.
         attribute: &'static str,
         /// `set` or `not set`.
         state: &'static str,
-        /// What follows from that.
+        /// The consequence.
         why: &'static str,
     },
-    /// Larger than any key is.
+    /// Larger than any key.
     #[error("{0} bytes: no key or certificate is as large as that")]
     Size(usize),
 }
@@ -72,9 +72,9 @@ const EXPECTED: &str = "a public key in PEM or DER (tpm2_readpublic -f pem), an 
 /// Why a signature was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignatureProblem {
-    /// The scheme belongs to another type of key, or to none this crate knows.
+    /// The scheme is of another type of key, or unknown.
     Scheme,
-    /// The signature is not this key's over this digest.
+    /// The signature is not of this key over this digest.
     Wrong,
 }
 
@@ -86,7 +86,7 @@ enum Kind {
 }
 
 impl PublicKey {
-    /// Reads a key in any of the forms in which attestation keys are kept:
+    /// Reads a key in any of these forms:
     ///
     /// | form | written by |
     /// |---|---|
@@ -95,12 +95,12 @@ impl PublicKey {
     /// | X.509 certificate, PEM or DER | a cloud provider, in an NV index of the TPM |
     /// | `TPM2B_PUBLIC`, `TPMT_PUBLIC` | `tpm2_createak -u`, `tpm2_readpublic -f tss` or `-f tpmt` |
     ///
-    /// A certificate is taken as the key in it: nobody's signature on it is checked, nor when it was
-    /// valid. Where the form has the key's attributes, they must be an attestation key's; the others
-    /// do not tell whether the key would sign what no TPM made.
+    /// Of a certificate, only the key is used: signature and validity are not checked. If the form
+    /// contains the key's attributes, they must be those of an attestation key; other forms do not
+    /// show whether the key is restricted to structures of its TPM.
     ///
     /// # Errors
-    /// [`KeyError`] when it is none of these, or not of a type or size that is taken.
+    /// [`KeyError`] if it has none of these forms, or its type or size is not supported.
     pub fn from_bytes(file: &[u8]) -> Result<PublicKey, KeyError> {
         formats::read(file)
     }
@@ -113,8 +113,8 @@ impl PublicKey {
         PublicKey::from_bytes(pem.as_bytes())
     }
 
-    /// The SHA-256 of the key's SubjectPublicKeyInfo in DER, the same whatever form it was read
-    /// from; its `Display` is hex.
+    /// The SHA-256 of the key's SubjectPublicKeyInfo in DER, independent of the form from which it
+    /// was read; its `Display` is hex.
     pub fn fingerprint(&self) -> Digest {
         self.fingerprint
     }
@@ -142,7 +142,7 @@ impl PublicKey {
             }
             Kind::Rsa(key)
         };
-        // Made anew, since points may be compressed and parameters left out: one key has one
+        // Encoded again, because points can be compressed and parameters omitted: one key has one
         // fingerprint.
         let der = match &kind {
             Kind::Rsa(key) => key.to_public_key_der(),
@@ -153,8 +153,8 @@ impl PublicKey {
         Ok(PublicKey { kind, fingerprint })
     }
 
-    /// What a signature alone, without scheme and hash, can stand for if this key made it: as
-    /// openssl and `tpm2_quote -f plain` write it. Empty if it has another form.
+    /// The possible meanings of a bare signature of this key, without scheme and hash, as written
+    /// by openssl and `tpm2_quote -f plain`. Empty if it has another form.
     pub(crate) fn plain_signatures(&self, bytes: &[u8]) -> Vec<TpmuSignature> {
         const HASHES: [TpmAlgId; 3] = [TpmAlgId::Sha256, TpmAlgId::Sha384, TpmAlgId::Sha512];
         let scalars: Option<(Vec<u8>, Vec<u8>)> = match &self.kind {
@@ -190,7 +190,7 @@ impl PublicKey {
             .collect()
     }
 
-    /// The type of the key as errors name it.
+    /// The type of the key in errors.
     pub(crate) fn type_name(&self) -> &'static str {
         match self.kind {
             Kind::Rsa(_) => "RSA",
@@ -236,8 +236,8 @@ fn rsassa(key: &rsa::PublicKey, digest: &Digest, signature: &TpmsSignatureRsa) -
     }
 }
 
-/// A TPM salts with as many bytes as fit, or in FIPS mode with as many as the hash has (TPM 2.0
-/// Library Part 1, RSASSA_PSS): the length is found, as RFC 8017 9.1.2 leaves open.
+/// The salt of a TPM has the maximum length, or in FIPS mode that of the hash (TPM 2.0 Library Part
+/// 1, RSASSA_PSS). The length is determined from the signature, which RFC 8017 9.1.2 permits.
 fn rsapss(key: &rsa::PublicKey, digest: &Digest, signature: &TpmsSignatureRsa) -> bool {
     let (hash, sig) = (digest.as_bytes(), &*signature.sig);
     match digest.bank() {
@@ -254,7 +254,7 @@ fn rsapss(key: &rsa::PublicKey, digest: &Digest, signature: &TpmsSignatureRsa) -
     }
 }
 
-/// r and s, padded to the curve's size: a TPM may leave their leading zeros out.
+/// r and s, padded to the curve's size: a TPM can omit their leading zeros.
 fn scalars<const SIZE: usize>(signature: &TpmsSignatureEcc) -> Option<([u8; SIZE], [u8; SIZE])> {
     let pad = |bytes: &[u8]| {
         let mut scalar = [0; SIZE];

@@ -1,14 +1,14 @@
 //! Appraisal of evidence: quote and records to a verdict and a resume token.
 //!
-//! The verifier's side of remote attestation (RFC 9334). It shares no state with the attested machine
-//! and takes every byte from there as hostile:
+//! The verifier's side of remote attestation (RFC 9334). It shares no state with the attested
+//! machine and treats every byte from there as hostile:
 //!
-//! - [`UnverifiedQuote::verify`] makes of bytes, a trusted [`PublicKey`] and the nonce one gave a
-//!   [`VerifiedQuote`];
-//! - [`Appraiser`] finds the records of the measurement list that the quote covers, and says why there
-//!   are none; [`Requirements`] say what the quote must cover;
-//! - [`Token`] is what the verifier keeps, so that the next round needs only the records since;
-//! - [`PcrValues`] are the values of other quoted PCRs, from the files tools write.
+//! - [`UnverifiedQuote::verify`] verifies bytes with a trusted [`PublicKey`] and the verifier's nonce,
+//!   and returns a [`VerifiedQuote`];
+//! - [`Appraiser`] finds the records of the measurement list that the quote covers, or the reason that
+//!   there are none; [`Requirements`] are the PCRs and banks that the quote must cover;
+//! - [`Token`] is the verifier's state, with which the next round needs only newer records;
+//! - [`PcrValues`] are the values of other quoted PCRs, from files of common tools.
 //!
 //! ```no_run
 //! use ima_log::{Bank, Format, Records};

@@ -1,4 +1,4 @@
-//! PCR values from the files that tools write.
+//! PCR values from files of common tools.
 
 mod binary;
 mod json;
@@ -10,20 +10,19 @@ use ima_log::{Bank, Digest, IMA_PCR};
 
 use binary::{LIST_BYTES, SELECTION_BYTES};
 
-/// Values of PCRs as a file tells them. Not authenticated: a quote's digest says whether they are
-/// the TPM's.
+/// Values of PCRs from a file. Not authenticated: a quote's digest shows whether they are the
+/// TPM's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PcrValues {
     values: BTreeMap<(Bank, u32), Digest>,
 }
 
-/// What a file of PCR values may leave out.
+/// Defaults for a file of PCR values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PcrHint {
-    /// The bank of values that name none.
+    /// The bank of values without one.
     pub bank: Option<Bank>,
-    /// The PCR of values that name none; `None`: PCR 10, where IMA measures unless it was
-    /// configured otherwise.
+    /// The PCR of values without one; `None`: PCR 10, the default of IMA.
     pub pcr: Option<u32>,
 }
 
@@ -34,30 +33,30 @@ pub enum PcrFileError {
     /// A line of a text file is wrong.
     #[error("line {line}: {problem}")]
     Line {
-        /// The line, first 1.
+        /// The line, from 1 on.
         line: usize,
-        /// What is wrong with it.
+        /// The error.
         problem: LineProblem,
     },
-    /// A file that begins as JSON and is none, or has a value that is wrong.
+    /// A file that starts like JSON and is malformed, or contains a wrong value.
     #[error("JSON: {0}")]
     Json(String),
-    /// There is no value in it.
+    /// The file contains no value.
     #[error("no PCR value in it")]
     Empty,
-    /// There are only values of banks that are not known.
+    /// The file contains only values of unknown banks.
     #[error("only values of bank {bank}, which is not known (known: {})", Bank::known())]
     UnknownBanks {
         /// The first of them.
         bank: String,
     },
-    /// Bytes of a size that no format has.
+    /// The file has a size of no known format.
     #[error(
         "{0} bytes: neither text, nor the value of one PCR, nor a PCR file of tpm2-tools, which has \
          {SELECTION_BYTES} + 4 bytes and {LIST_BYTES} for every 8 PCRs: {SERIALIZED}"
     )]
     Size(usize),
-    /// As long as a value or several, and nothing says of which PCRs.
+    /// The file has the size of one or more values, and their PCRs are unknown.
     #[error(
         "{0} bytes: PCR values alone (tpm2_pcrread -o), which do not say of which PCRs and banks \
          they are: {SERIALIZED}; the value of a single PCR is read if its bank is given (--bank)"
@@ -66,30 +65,30 @@ pub enum PcrFileError {
     /// A field of a binary file is wrong.
     #[error("byte {offset}: {field} is {found}, expected {expected}")]
     Field {
-        /// Where it begins.
+        /// Its offset in bytes.
         offset: usize,
-        /// What it is.
+        /// The field.
         field: &'static str,
-        /// What it holds.
+        /// The value found.
         found: u64,
-        /// What it should hold.
+        /// The value expected.
         expected: &'static str,
     },
-    /// A binary file holds more or fewer values than it selects PCRs.
+    /// The numbers of values and of selected PCRs in a binary file differ.
     #[error("the file selects {selected} PCRs and holds {found} values")]
     Count {
-        /// PCRs selected.
+        /// The number of selected PCRs.
         selected: usize,
-        /// Values.
+        /// The number of values.
         found: usize,
     },
 }
 
-/// How to make a file that says what its values are of.
+/// The way to create a file that names the PCRs of its values.
 const SERIALIZED: &str =
     "make one with tpm2_pcrread -F serialized -o FILE (--pcrs_format=serialized)";
 
-/// What is wrong with a line of PCR values.
+/// The error of a line of PCR values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LineProblem {
@@ -99,7 +98,7 @@ pub enum LineProblem {
          alone"
     )]
     Form,
-    /// The line names no bank, and none was given.
+    /// The line names no bank, and there is no default.
     #[error("the value does not say of which bank it is: give the bank (--bank)")]
     NoBank,
     /// No such PCR.
@@ -113,10 +112,10 @@ pub enum LineProblem {
     Value {
         /// The bank.
         bank: Bank,
-        /// How many characters there are instead.
+        /// The number of characters found.
         found: usize,
     },
-    /// An earlier line has another value for it.
+    /// An earlier line has another value of the same PCR.
     #[error("another value for PCR {pcr} of bank {bank} than line {first} has")]
     Contradiction {
         /// The bank.
@@ -128,7 +127,7 @@ pub enum LineProblem {
     },
 }
 
-/// PCRs of a TPM are fewer; a selection has room for these.
+/// The maximum number of PCRs in a selection; a TPM has fewer.
 const MAX_INDEX: u32 = 31;
 
 impl From<Option<Bank>> for PcrHint {
@@ -150,11 +149,11 @@ impl PcrHint {
 }
 
 impl PcrValues {
-    /// Reads whichever form `file` has: text or JSON ([`PcrValues::parse_text`]), tpm2-tools' binary
-    /// ([`PcrValues::parse_tpm2_tools`]), or the bytes of one PCR of the hint's bank.
+    /// Reads whichever form `file` has: text or JSON ([`PcrValues::parse_text`]), tpm2-tools'
+    /// binary ([`PcrValues::parse_tpm2_tools`]), or the bytes of one PCR of the hint's bank.
     ///
     /// # Errors
-    /// [`PcrFileError`]: what is wrong and where, or that there is no value in the file.
+    /// [`PcrFileError`]: the error and its place, or a file without values.
     pub fn parse(file: &[u8], hint: impl Into<PcrHint>) -> Result<PcrValues, PcrFileError> {
         let hint = hint.into();
         let values = match std::str::from_utf8(file) {
@@ -167,8 +166,8 @@ impl PcrValues {
         Ok(values)
     }
 
-    /// Reads PCR values as text. One value a line, in any of these forms; upper and lower case, `0x`
-    /// before a value and blanks between its digits make no difference:
+    /// Reads PCR values as text. One value a line, in any of these forms; upper and lower case,
+    /// `0x` before a value and blanks between its digits make no difference:
     ///
     /// | line | written by |
     /// |---|---|
@@ -202,8 +201,8 @@ impl PcrValues {
     /// | 4 | number of lists |
     /// | 532 each | number of values, at most 8 (4); 8 × size (2), value (64) |
     ///
-    /// The values stand in the order of the selection: bank by bank, ascending. Values of banks that
-    /// are not known are skipped.
+    /// The values stand in the order of the selection: bank by bank, ascending. Values of banks
+    /// that are not known are skipped.
     ///
     /// # Errors
     /// [`PcrFileError`] when the file is not exactly that.

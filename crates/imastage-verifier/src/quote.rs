@@ -11,20 +11,20 @@ use tpm2_protocol::{
 
 use crate::{PublicKey, key::SignatureProblem, kind};
 
-/// A quote as it came, of which nothing is known yet.
+/// A quote as received, not verified.
 #[derive(Clone, Copy, Debug)]
 pub struct UnverifiedQuote<'a> {
-    /// `TPMS_ATTEST` as marshalled by the TPM (`tpm2_quote -m`), or `TPM2B_ATTEST`, which has its
-    /// size in front.
+    /// `TPMS_ATTEST` as marshalled by the TPM (`tpm2_quote -m`), or `TPM2B_ATTEST`, which starts with its
+    /// size.
     pub message: &'a [u8],
-    /// `TPMT_SIGNATURE` over it (`tpm2_quote -s`), with or without a size in front; or the signature
-    /// alone (`tpm2_quote -f plain`): of an RSA key as long as its modulus, of an ECC key in DER or
-    /// both numbers one after another.
+    /// `TPMT_SIGNATURE` over it (`tpm2_quote -s`), with or without a preceding size; or the bare signature
+    /// (`tpm2_quote -f plain`): of an RSA key, with the size of its modulus; of an ECC key, in DER
+    /// or as the concatenation of both numbers.
     pub signature: &'a [u8],
 }
 
-/// A quote that the holder of the attestation key made for this verifier's nonce. Nothing but
-/// [`UnverifiedQuote::verify`] makes one.
+/// A quote by the attestation key over the verifier's nonce. Only [`UnverifiedQuote::verify`]
+/// creates one.
 #[derive(Clone, Debug)]
 pub struct VerifiedQuote {
     selection: Vec<PcrSelection>,
@@ -39,49 +39,50 @@ pub struct VerifiedQuote {
 pub struct PcrSelection {
     /// The bank.
     pub bank: Bank,
-    /// Bit n stands for PCR n.
+    /// Bit n is PCR n.
     pub mask: u32,
 }
 
 /// The TPM's clock and counters (`TPMS_CLOCK_INFO`). For keys outside the endorsement and platform
-/// hierarchies the TPM adds a secret of the key's to both counters: they can be compared, modulo
-/// 2^32, with each other but mean nothing alone.
+/// hierarchies the TPM adds a secret of the key to both counters: they can be compared with each
+/// other, modulo 2^32, but have no meaning alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockInfo {
-    /// Milliseconds that the TPM was powered on; it never goes back until it is cleared.
+    /// The time for which the TPM was powered on, in milliseconds; it never decreases until a
+    /// clear.
     pub clock: u64,
-    /// TPM Resets: each one begins an epoch.
+    /// The number of TPM Resets; each one starts an epoch.
     pub reset_count: u32,
-    /// TPM Restarts and Resumes since.
+    /// The number of TPM Restarts and Resumes since the last Reset.
     pub restart_count: u32,
-    /// Whether no greater clock value was given out before.
+    /// Whether no greater clock value was returned before.
     pub safe: bool,
 }
 
-/// Why a quote is not accepted.
+/// Why a quote is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuoteError {
-    /// The signature was given as the message, and the message as the signature.
+    /// Message and signature are swapped.
     #[error("message and signature are swapped: each was given as the other")]
     Swapped,
-    /// The message is something else; holds what it is.
+    /// The message is of another kind, which is named.
     #[error("expected a quote (TPMS_ATTEST, tpm2_quote -m) as the message: found {0}")]
     OtherMessage(&'static str),
-    /// The signature is something else; holds what it is.
+    /// The signature is of another kind, which is named.
     #[error(
         "expected a signature by a key of type {key} (TPMT_SIGNATURE, tpm2_quote -s): found {found}"
     )]
     OtherSignature {
         /// The type of the key.
         key: &'static str,
-        /// What it is.
+        /// Its kind.
         found: &'static str,
     },
-    /// The signature begins as a `TPMT_SIGNATURE` and is none.
+    /// The signature starts like a `TPMT_SIGNATURE` and is malformed.
     #[error("the signature is a TPMT_SIGNATURE that is cut short or damaged: {0}")]
     SignatureFormat(String),
-    /// The message begins as a quote and is none.
+    /// The message starts like a quote and is malformed.
     #[error("the message is a TPMS_ATTEST that is cut short or damaged: {0}")]
     MessageFormat(String),
     /// Bytes after the structure.
@@ -89,10 +90,10 @@ pub enum QuoteError {
     Trailing {
         /// `message` or `signature`.
         what: &'static str,
-        /// How many.
+        /// Their number.
         count: usize,
     },
-    /// The signature uses a hash that is not taken; holds its name.
+    /// The signature uses an unsupported hash, which is named.
     #[error("the signature's hash is {0}: make the quote with sha256, sha384 or sha512")]
     Hash(String),
     /// The signature's scheme is not one for this key.
@@ -118,10 +119,10 @@ pub enum QuoteError {
     /// The message was not made by a TPM.
     #[error("the message does not begin with TPM_GENERATED: found {0:#010x}")]
     NotGenerated(u32),
-    /// The TPM attests something else.
+    /// The attestation is not a quote.
     #[error("the message is an attestation of type {0:#06x}, not a quote (0x8018)")]
     NotAQuote(u16),
-    /// The quote was made for another nonce.
+    /// The quote is over another nonce.
     #[error(
         "the quote is for nonce {found}, not for {expected}: an old quote, or another \
          verifier's",
@@ -129,12 +130,12 @@ pub enum QuoteError {
         expected = hex::encode(expected)
     )]
     Nonce {
-        /// The nonce it should hold.
+        /// The expected nonce.
         expected: Vec<u8>,
-        /// The nonce it holds.
+        /// The nonce in the quote.
         found: Vec<u8>,
     },
-    /// The quote covers PCRs of a bank this crate does not know; holds its name as tpm2-tools write it.
+    /// The quote covers PCRs of an unknown bank; contains its name as in tpm2-tools.
     #[error(
         "the quote covers PCRs of bank {0}, which is not known: quote PCRs of banks that are \
          (known: {known}; tpm2_quote -l sha256:10)",
@@ -149,27 +150,28 @@ pub enum QuoteError {
     DigestSize {
         /// The signature's hash.
         hash: Bank,
-        /// Bytes of the digest.
+        /// The size of the digest in bytes.
         found: usize,
     },
 }
 
 impl UnverifiedQuote<'_> {
-    /// Checks the quote in full: the signature, that a TPM made the message, that it is a quote, that
-    /// it is for `nonce`, and that the PCR selection is well-formed.
+    /// Verifies the quote: the signature, that a TPM made the message, that it is a quote, that it
+    /// is over
+    /// `nonce`, and that the PCR selection is well-formed.
     ///
-    /// SHA-1 signatures are refused: who can influence what is signed could have two messages
-    /// signed at once.
+    /// SHA-1 signatures are refused: with influence on the content, one signature can be valid for
+    /// two messages.
     ///
     /// # Errors
-    /// [`QuoteError`] says which of these failed, the first in this order.
+    /// [`QuoteError`]: the first of these that failed, in this order.
     pub fn verify(self, key: &PublicKey, nonce: &[u8]) -> Result<VerifiedQuote, QuoteError> {
         let quote = self.without_sizes();
         let hash = quote.check_signature(key)?;
         quote.check_message(key, hash, nonce)
     }
 
-    /// The structures as the TPM makes them: the signature is over what follows the size.
+    /// The structures without sizes: the signature is over what follows the size.
     fn without_sizes(self) -> Self {
         let unwrapped = |bytes, is_inside: fn(&[u8]) -> bool| {
             kind::without_size(bytes).filter(|inside| is_inside(inside)).unwrap_or(bytes)
@@ -180,7 +182,8 @@ impl UnverifiedQuote<'_> {
         }
     }
 
-    /// Gives the hash of the signature, which is that of the PCR digest too (TPM 2.0 Library Part 3,
+    /// Returns the hash of the signature, which is also that of the PCR digest (TPM 2.0 Library
+    /// Part 3,
     /// `TPM2_Quote`).
     fn check_signature(&self, key: &PublicKey) -> Result<Bank, QuoteError> {
         if kind::is_attestation(self.signature) && kind::is_signature(self.message) {
@@ -207,7 +210,7 @@ impl UnverifiedQuote<'_> {
         Ok(hash)
     }
 
-    /// Scheme and hash are not said: no signature is right with more than one of each.
+    /// Without scheme and hash: a signature is valid with at most one of each.
     fn check_plain_signature(&self, key: &PublicKey) -> Result<Bank, QuoteError> {
         let signatures = key.plain_signatures(self.signature);
         if signatures.is_empty() {
@@ -222,7 +225,7 @@ impl UnverifiedQuote<'_> {
             .ok_or_else(|| self.why_wrong(key))
     }
 
-    /// Why the signature does not fit: nobody is accused where the file is not a quote at all.
+    /// The reason that the signature does not match; a file that is not a quote is named first.
     fn why_wrong(&self, key: &PublicKey) -> QuoteError {
         if !kind::is_attestation(self.message) {
             return QuoteError::OtherMessage(kind::name(self.message));
@@ -268,8 +271,8 @@ impl UnverifiedQuote<'_> {
 }
 
 impl QuoteError {
-    /// Whether message or signature is a file of something else, given by mistake: then nothing is
-    /// known about the evidence.
+    /// Whether message or signature is a file of another kind, given by mistake: this is no
+    /// statement about the evidence.
     pub fn is_other_file(&self) -> bool {
         matches!(
             self,
@@ -289,7 +292,7 @@ impl VerifiedQuote {
         self.selection.iter().flat_map(PcrSelection::pcrs)
     }
 
-    /// The hash of the values of all PCRs covered, one after another.
+    /// The hash of the concatenated values of all covered PCRs.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -299,13 +302,13 @@ impl VerifiedQuote {
         self.clock
     }
 
-    /// The TPM's firmware version, as its maker counts them; not in clear for keys outside the
-    /// endorsement and platform hierarchies.
+    /// The manufacturer's firmware version; obfuscated for keys outside the endorsement and
+    /// platform hierarchies.
     pub fn firmware_version(&self) -> u64 {
         self.firmware_version
     }
 
-    /// [`PublicKey::fingerprint`] of the key the quote was verified with.
+    /// [`PublicKey::fingerprint`] of the key of the quote.
     pub fn key_fingerprint(&self) -> Digest {
         self.key_fingerprint
     }
@@ -313,7 +316,7 @@ impl VerifiedQuote {
 
 #[cfg(test)]
 impl VerifiedQuote {
-    /// As if a TPM whose PCRs have these values had made it.
+    /// A quote as of a TPM whose PCRs have these values.
     pub(crate) fn of(selection: Vec<PcrSelection>, value: impl Fn(Bank, u32) -> Digest) -> Self {
         let pcrs = selection.iter().flat_map(PcrSelection::pcrs);
         let values: Vec<Digest> = pcrs.map(|(bank, pcr)| value(bank, pcr)).collect();
@@ -342,12 +345,12 @@ pub(crate) fn bank(alg: TpmAlgId) -> Option<Bank> {
     Bank::from_tpm_alg(alg as u16)
 }
 
-/// A bank as tpm2-tools names it.
+/// The name of a bank in tpm2-tools.
 fn alg_name(alg: TpmAlgId) -> String {
     format!("{alg:?}").to_ascii_lowercase()
 }
 
-/// The hash of a signature, if it is of a scheme that is taken.
+/// The hash of a signature with a supported scheme.
 fn hash_of(signature: &TpmuSignature) -> Option<TpmAlgId> {
     match signature {
         TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Some(signature.hash),
@@ -390,7 +393,7 @@ fn selection(list: &TpmlPcrSelection) -> Result<Vec<PcrSelection>, QuoteError> {
             *to = *from;
         }
         let mask = u32::from_le_bytes(mask);
-        // Covers nothing, whichever bank it is.
+        // Covers nothing, in any bank.
         if mask == 0 {
             continue;
         }
