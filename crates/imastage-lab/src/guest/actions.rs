@@ -11,7 +11,8 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Output, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use imastage_tpm::{
@@ -179,30 +180,39 @@ fn violate(path: &Path, reader_first: bool) -> io::Result<()> {
 
 /// All files of the list and the matching PCR values: read again until no PCR changed meanwhile.
 fn snapshot() -> io::Result<(Answer, Vec<u8>)> {
-    const TRIES: usize = 10;
-    const STEP: usize = 1 << 16;
+    const TRIES: usize = 100;
+    const PAUSE: Duration = Duration::from_millis(20);
     for _ in 0..TRIES {
         let before = pcrs()?;
-        let mut files = Vec::new();
-        let mut bytes = Vec::new();
-        for name in names(Path::new(LIST))? {
-            let path = Path::new(LIST).join(&name);
-            // Kernels without CONFIG_IMA_READ_POLICY refuse to read the policy.
-            if name != "policy" {
-                let content = read_all(&path, STEP).map_err(|error| named(&path, error))?;
-                files.push((name, content.len()));
-                bytes.extend(content);
+        match list_files() {
+            Ok(mut files) if pcrs()? == before => {
+                files.extend(before.map(|pcrs| ("pcrs".to_owned(), pcrs.into_bytes())));
+                let bytes = files.iter().flat_map(|(_, content)| content).copied().collect();
+                let sizes = files.into_iter().map(|(name, content)| (name, content.len()));
+                return Ok((Answer::Files(sizes.collect()), bytes));
             }
-        }
-        if pcrs()? == before {
-            if let Some(pcrs) = before {
-                files.push(("pcrs".to_owned(), pcrs.len()));
-                bytes.extend(pcrs.as_bytes());
-            }
-            return Ok((Answer::Files(files), bytes));
+            Ok(_) => {}
+            // A service has a file open for writing.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => thread::sleep(PAUSE),
+            Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other(format!("PCRs changed during each of {TRIES} reads of the list")))
+    Err(io::Error::other(format!("the list or the PCRs changed during each of {TRIES} reads")))
+}
+
+/// The list's files: names and contents.
+fn list_files() -> io::Result<Vec<(String, Vec<u8>)>> {
+    const STEP: usize = 1 << 16;
+    let mut files = Vec::new();
+    for name in names(Path::new(LIST))? {
+        let path = Path::new(LIST).join(&name);
+        // Kernels without CONFIG_IMA_READ_POLICY refuse to read the policy.
+        if name != "policy" {
+            let content = read_all(&path, STEP).map_err(|error| named(&path, error))?;
+            files.push((name, content));
+        }
+    }
+    Ok(files)
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {

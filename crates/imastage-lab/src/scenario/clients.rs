@@ -48,7 +48,14 @@ pub fn clients(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(), La
     let keylime = match &keylime {
         Some(reader) => {
             machine.write(KEYLIME.as_bytes(), 0o600, b"")?;
-            Some(reader.start(&mut machine, &list, KEYLIME)?)
+            let keylime = reader.start(&mut machine, &list, KEYLIME)?;
+            // Its start adds records: the modules that it loads.
+            let since = Instant::now();
+            while machine.read(KEYLIME)?.is_empty() {
+                must(since.elapsed() < PATIENCE, || "Keylime's reader reads nothing".to_owned())?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            Some(keylime)
         }
         None => {
             report.saw("Keylime's reader", "SKIPPED: not installed; see scripts/install-keylime");
