@@ -39,10 +39,11 @@ impl Reader {
         let peers = workspace().join("target/peers");
         let python = peers.join("bin/python");
         let Ok(peers) = peers.canonicalize() else { return Ok(None) };
-        if !python.exists() {
+        let agent = peers.join("keylime-6.8");
+        // Installed last: without it, an installation was interrupted.
+        if !python.exists() || !agent.exists() {
             return Ok(None);
         }
-        let agent = peers.join("keylime-6.8");
         let dir = tempfile::tempdir().doing("temporary directory")?;
         let mut collect = Command::new(&python);
         collect.args(["-c", COLLECT]).arg(dir.path()).env("PYTHONPATH", &agent);
